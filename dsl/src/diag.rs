@@ -1,0 +1,76 @@
+//! Diagnostics as data: a stable code, a place, the two values that disagree, a fix.
+//!
+//! Wording: what is wrong, the values, the fix; no "you", no "might", no blame. The first
+//! message stands alone. Each code has a page under `docs/errors/` that `lightc explain` prints.
+
+use crate::source::Span;
+use serde::Serialize;
+
+/// How bad it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// Nothing is emitted.
+    Error,
+    /// Emitted, but worth a look.
+    Warning,
+}
+
+/// A place with a short text.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Label {
+    /// Where.
+    pub span: Span,
+    /// What is there, in a few words.
+    pub text: String,
+}
+
+/// One diagnostic.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Diag {
+    /// Stable code, such as `E0201`. See [`crate::diag::codes`].
+    pub code: &'static str,
+    /// Error or warning.
+    pub severity: Severity,
+    /// One sentence that stands alone.
+    pub message: String,
+    /// The place that is at fault.
+    pub primary: Label,
+    /// Further places that explain it.
+    pub related: Vec<Label>,
+    /// What to do about it.
+    pub help: Option<String>,
+}
+
+impl Diag {
+    /// An error at `span`, with `label` as the text at the place.
+    pub fn error(
+        code: &'static str,
+        message: impl Into<String>,
+        span: Span,
+        label: impl Into<String>,
+    ) -> Self {
+        Diag {
+            code,
+            severity: Severity::Error,
+            message: message.into(),
+            primary: Label { span, text: label.into() },
+            related: Vec::new(),
+            help: None,
+        }
+    }
+
+    /// Adds a further place.
+    #[must_use]
+    pub fn with_related(mut self, span: Span, text: impl Into<String>) -> Self {
+        self.related.push(Label { span, text: text.into() });
+        self
+    }
+
+    /// Says what to do.
+    #[must_use]
+    pub fn with_help(mut self, help: impl Into<String>) -> Self {
+        self.help = Some(help.into());
+        self
+    }
+}

@@ -1,0 +1,206 @@
+//! The checked model: names resolved, `extends` flattened, sizes bound or symbolic, and every
+//! block instantiated. What is left for lowering is the axes of values inside forward bodies.
+//!
+//! Values of these types come only from [`crate::resolve`] and are free of the errors that it
+//! reports.
+
+use crate::ast;
+use crate::size::Size;
+use crate::source::Span;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// An axis: a name and how long it is.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct Axis {
+    /// Its name in the scope where it stands.
+    pub name: String,
+    /// Its size.
+    pub size: Size,
+}
+
+/// One instance of a block: the block with all its formals bound. Equal instances are shared,
+/// so two layers of the same kind name the same instance and differ only in parameter path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct InstanceId(pub u32);
+
+/// A stage with everything bound.
+#[derive(Clone, Debug, Serialize)]
+pub struct StageModel {
+    /// Its name.
+    pub name: String,
+    /// Its `///` text.
+    pub doc: Option<String>,
+    /// Where its name stands.
+    pub span: Span,
+    /// The value of its binding `model`.
+    pub root: InstanceId,
+    /// All instances; children before parents.
+    pub instances: Vec<Instance>,
+}
+
+impl StageModel {
+    /// The instance of an id of this stage.
+    #[allow(clippy::indexing_slicing)]
+    pub fn instance(&self, id: InstanceId) -> &Instance {
+        &self.instances[id.0 as usize]
+    }
+}
+
+/// A block with its formals bound.
+#[derive(Clone, Debug, Serialize)]
+pub struct Instance {
+    /// The block's name.
+    pub block: String,
+    /// The block as written: its forward body is lowered from here.
+    #[serde(skip)]
+    pub ast: Arc<ast::Block>,
+    /// Axis formals and block-level `axis` definitions.
+    pub sizes: BTreeMap<String, Size>,
+    /// Number formals.
+    pub numbers: BTreeMap<String, f64>,
+    /// Parameters, in declaration order.
+    pub params: Vec<ParamDef>,
+    /// States, in declaration order.
+    pub states: Vec<StateDef>,
+    /// Tables, in declaration order.
+    pub tables: Vec<TableDef>,
+    /// Sub-blocks and stacks, in declaration order.
+    pub subs: Vec<SubDef>,
+    /// Order of parameters and sub-blocks as declared: the canonical parameter order is this
+    /// order, depth first.
+    pub order: Vec<MemberRef>,
+}
+
+/// A parameter or sub-block, in declaration order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub enum MemberRef {
+    /// Index in [`Instance::params`].
+    Param(usize),
+    /// Index in [`Instance::subs`].
+    Sub(usize),
+}
+
+/// How a parameter is kept and whether it learns. Exactly one per parameter.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "class", content = "reason")]
+pub enum Storage {
+    /// Learns; has a gradient, moments and an fp32 master.
+    Trained,
+    /// Keeps its initial or loaded value, for the stated reason.
+    Frozen(String),
+}
+
+/// How a parameter starts. Numbers are final: sizes in them have been evaluated.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "law")]
+pub enum InitLaw {
+    /// All 0.
+    Zeros,
+    /// All 1.
+    Ones,
+    /// All the same.
+    Constant {
+        /// The value.
+        value: f64,
+    },
+    /// Normal around 0.
+    Normal {
+        /// Standard deviation.
+        std: f64,
+    },
+    /// Uniform.
+    Uniform {
+        /// Lowest.
+        low: f64,
+        /// Highest.
+        high: f64,
+    },
+    /// The logarithm of a uniform draw.
+    LogUniform {
+        /// Lowest, before the logarithm.
+        low: f64,
+        /// Highest, before the logarithm.
+        high: f64,
+    },
+}
+
+/// A declared parameter.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ParamDef {
+    /// Last segment of its path.
+    pub name: String,
+    /// `///` text.
+    pub doc: Option<String>,
+    /// Storage order.
+    pub axes: Vec<Axis>,
+    /// Precision class.
+    pub dtype: ast::DType,
+    /// How it starts.
+    pub init: InitLaw,
+    /// How it is kept.
+    pub storage: Storage,
+    /// Where it is declared.
+    pub span: Span,
+}
+
+/// A declared state.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct StateDef {
+    /// Last segment of its path.
+    pub name: String,
+    /// Storage order.
+    pub axes: Vec<Axis>,
+    /// The value every element starts at.
+    pub start: f64,
+    /// Where it is declared.
+    pub span: Span,
+}
+
+/// A declared table of whole numbers.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct TableDef {
+    /// Last segment of its path.
+    pub name: String,
+    /// Storage order.
+    pub axes: Vec<Axis>,
+    /// What makes it.
+    pub from: String,
+    /// Where it is declared.
+    pub span: Span,
+}
+
+/// One sub-block, or a stack of them.
+#[derive(Clone, Debug, Serialize)]
+pub struct SubDef {
+    /// Path segment.
+    pub name: String,
+    /// `One` or the layers of a stack.
+    pub kind: SubKind,
+    /// Absent from inference.
+    pub training_only: bool,
+    /// Where it is declared.
+    pub span: Span,
+}
+
+/// One instance or a stack of layers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub enum SubKind {
+    /// `sub`
+    One(Target),
+    /// `stack`: layer `i` has path `name.i`.
+    Stack(Vec<Target>),
+}
+
+/// An instance as its parent sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Target {
+    /// Which instance.
+    pub instance: InstanceId,
+    /// Formal axis of the instance to the parent's axis, where the argument (or the captured
+    /// name) is an axis of the parent. At a call, the parent's axis is renamed to the formal on
+    /// the way in and back on the way out. An axis formal that got a number has no entry: its
+    /// own name is used on both sides.
+    pub axes: BTreeMap<String, String>,
+}
