@@ -189,6 +189,13 @@ pub trait OpDef {
     /// Why the arguments do not fit, naming the axes or sizes that disagree.
     fn infer(&self, args: &[&Type]) -> Result<Vec<Type>, TypeError>;
 
+    /// The storage order that argument `index` must have, where the op needs a certain one;
+    /// lowering permutes by it. `None` where any order will do, or the axes do not fit anyway.
+    fn arg_order(&self, index: usize, ty: &Type) -> Option<Vec<String>> {
+        let _ = (index, ty);
+        None
+    }
+
     /// Meaning, in f64.
     ///
     /// # Errors
