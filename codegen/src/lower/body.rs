@@ -398,7 +398,7 @@ impl Body<'_, '_> {
     fn near_name(&self, name: &str) -> Option<String> {
         let params = self.instance.params.iter().map(|p| p.name.as_str());
         let known = self.values.keys().map(String::as_str).chain(params);
-        lightc_dsl::diag::closest(name, known).map(str::to_owned)
+        lightc_dsl::names::closest(name, known).map(str::to_owned)
     }
 
     /// A parameter, state or table, read for the first time.

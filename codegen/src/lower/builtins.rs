@@ -13,17 +13,9 @@ use crate::ops::{
 };
 use lightc_dsl::ast::{Arg, DType, Expr, ExprKind, Ident};
 use lightc_dsl::diag::Diag;
+use lightc_dsl::names::BUILTINS;
 use lightc_dsl::model::Axis;
 use lightc_dsl::source::Span;
-
-/// Every builtin name; none of them can be defined as a block or value.
-pub const NAMES: &[&str] = &[
-    "exp", "ln", "sqrt", "rsqrt", "recip", "sigmoid", "silu", "softplus", "tanh", "square", "floor",
-    "abs", "min", "max", "clamp", "where", "f32", "act", "stop_gradient", "sum", "mean", "dot",
-    "rename", "split", "merge", "slice", "concat", "place", "pick", "broadcast", "size", "position",
-    "causal", "causal_conv", "rotary", "gated_delta_rule", "select_top", "masked_attention",
-    "sinkhorn", "linear_cross_entropy", "gather_sum", "lookup",
-];
 
 /// The arguments of one call, sorted by kind; what is not taken is an error.
 struct Args<'a> {
@@ -110,7 +102,7 @@ pub(super) fn call(
     args: &[Arg],
     span: Span,
 ) -> Option<Item> {
-    if !NAMES.contains(&callee.name.as_str()) {
+    if !BUILTINS.contains(&callee.name.as_str()) {
         let mut diag = Diag::error(
             "E0407",
             format!("`{}` is neither a builtin nor a sub-block of `{}`", callee.name, body.instance.block),
@@ -118,7 +110,7 @@ pub(super) fn call(
             "not known here",
         );
         let subs = body.instance.subs.iter().map(|sub| sub.name.as_str());
-        if let Some(near) = lightc_dsl::diag::closest(&callee.name, NAMES.iter().copied().chain(subs)) {
+        if let Some(near) = lightc_dsl::names::closest(&callee.name, BUILTINS.iter().copied().chain(subs)) {
             diag = diag.with_help(format!("there is `{near}`"));
         }
         body.report(diag);
