@@ -22,7 +22,7 @@ const SOURCE: &str = "models/lightning/lightning.llm";
 
 const CASES: [Case; 2] = [
     Case {
-        arguments: &["check", SOURCE, "--stage", "lightning_2b"],
+        arguments: &["check", SOURCE],
         limit: Duration::from_millis(500),
     },
     Case {
