@@ -40,7 +40,9 @@ pub use structure::{
 
 use crate::autodiff::Vjp;
 use crate::emit::EmitCall;
-use crate::ir::{Type, ValueId};
+use crate::ir::{Type, ValueId, promote};
+use lightc_dsl::ast::DType;
+use lightc_dsl::model::Axis;
 use lightc_dsl::size::Size;
 use ndarray::ArrayD;
 use proc_macro2::TokenStream;
@@ -189,10 +191,14 @@ pub trait OpDef {
     /// Why the arguments do not fit, naming the axes or sizes that disagree.
     fn infer(&self, args: &[&Type]) -> Result<Vec<Type>, TypeError>;
 
-    /// The storage order that argument `index` must have, where the op needs a certain one;
-    /// lowering permutes by it. `None` where any order will do, or the axes do not fit anyway.
-    fn arg_order(&self, index: usize, ty: &Type) -> Option<Vec<String>> {
-        let _ = (index, ty);
+    /// The storage order that argument `index` must have, as axis names; `None` if the op takes
+    /// any order, or if an axis that it needs is missing, which the shape rule then reports.
+    /// Lowering permutes the argument to this order; the order can be the one it already has.
+    ///
+    /// All argument types are given because an order can depend on another argument: the parts
+    /// of a `concat` lie like its first part.
+    fn arg_order(&self, index: usize, args: &[&Type]) -> Option<Vec<String>> {
+        let _ = (index, args);
         None
     }
 
@@ -309,7 +315,7 @@ pub(crate) fn need_axis<'a>(
     what: &str,
     ty: &'a Type,
     name: &str,
-) -> Result<&'a lightc_dsl::model::Axis, TypeError> {
+) -> Result<&'a Axis, TypeError> {
     ty.axis(name).ok_or_else(|| {
         let has = if ty.axes.is_empty() {
             "it has no axes".to_owned()
@@ -324,8 +330,8 @@ pub(crate) fn need_axis<'a>(
 /// Checks that two axes have one size.
 pub(crate) fn same_size(
     what: &str,
-    a: &lightc_dsl::model::Axis,
-    b: &lightc_dsl::model::Axis,
+    a: &Axis,
+    b: &Axis,
 ) -> Result<(), TypeError> {
     if a.size == b.size {
         return Ok(());
@@ -337,4 +343,150 @@ pub(crate) fn same_size(
             a.name, a.size, b.name, b.size
         ),
     ))
+}
+
+/// Checks that no two axes share a name.
+pub(crate) fn distinct(what: &str, axes: &[Axis]) -> Result<(), TypeError> {
+    for (position, axis) in axes.iter().enumerate() {
+        if axes.iter().take(position).any(|earlier| earlier.name == axis.name) {
+            return Err(TypeError::new(
+                "E0406",
+                format!("`{what}` gives a value with two axes named `{}`", axis.name),
+            )
+            .with_help(format!("rename one of them: `rename(x, {0} -> other)`", axis.name)));
+        }
+    }
+    Ok(())
+}
+
+/// The order with these axes last and all others before them as they are; `None` if one of them
+/// is missing or named twice.
+pub(crate) fn with_last(ty: &Type, last: &[&str]) -> Option<Vec<String>> {
+    let mut order: Vec<String> =
+        ty.names().into_iter().filter(|name| !last.contains(&name.as_str())).collect();
+    order.extend(last.iter().map(|name| (*name).to_owned()));
+    (order.len() == ty.axes.len() && last.iter().all(|name| ty.has(name))).then_some(order)
+}
+
+/// Checks that every argument lies in the storage order that the op asks for. In the language
+/// order does not matter, so this can only fail on IR that was not made by lowering.
+pub(crate) fn ordered(op: &dyn OpDef, args: &[&Type]) -> Result<(), TypeError> {
+    for (index, ty) in args.iter().enumerate() {
+        if let Some(order) = op.arg_order(index, args)
+            && order != ty.names()
+        {
+            return Err(TypeError::new(
+                "E0401",
+                format!(
+                    "`{}` reads its argument {index} in the order [{}], but the value is {ty}",
+                    op.mnemonic(),
+                    order.join(", ")
+                ),
+            )
+            .with_help("`permute` it first"));
+        }
+    }
+    Ok(())
+}
+
+/// Checks that the value in a role has exactly these axes in this order.
+pub(crate) fn exactly(what: &str, role: &str, ty: &Type, wanted: &[Axis]) -> Result<(), TypeError> {
+    if ty.axes.len() != wanted.len() || ty.axes.iter().zip(wanted).any(|(a, b)| a.name != b.name) {
+        let wanted = Type::new(ty.dtype, wanted.to_vec());
+        return Err(TypeError::new(
+            "E0401",
+            format!("`{what}` takes {role} as {wanted}, but the value is {ty}"),
+        ));
+    }
+    ty.axes.iter().zip(wanted).try_for_each(|(a, b)| same_size(what, b, a))
+}
+
+/// The one batch axis in front of `n_named` axes.
+pub(crate) fn one_batch<'a>(
+    what: &str,
+    ty: &'a Type,
+    n_named: usize,
+) -> Result<&'a Axis, TypeError> {
+    match ty.axes.split_first() {
+        Some((batch, rest)) if rest.len() == n_named => Ok(batch),
+        _ => Err(TypeError::new(
+            "E0401",
+            format!("`{what}` takes one batch axis beside those it names, but the value is {ty}"),
+        )
+        .with_help("`merge` several batch axes into one, or add one with `broadcast`")),
+    }
+}
+
+/// Checks that a type is of one precision class that is not floating point.
+pub(crate) fn need_dtype(what: &str, role: &str, ty: &Type, dtype: DType) -> Result<(), TypeError> {
+    if ty.dtype == dtype {
+        return Ok(());
+    }
+    let word = crate::ir::types::dtype_word(dtype);
+    Err(TypeError::new("E0404", format!("`{what}` takes {role} as {word}, but the value is {ty}")))
+}
+
+/// The dtype of joining floating-point values.
+pub(crate) fn join_floats(what: &str, types: &[&Type]) -> Result<DType, TypeError> {
+    let mut joined = DType::Act;
+    for ty in types {
+        float(what, ty)?;
+        joined = promote(joined, ty.dtype).unwrap_or(joined);
+    }
+    Ok(joined)
+}
+
+/// A size that was computed, or the error for one that overflows.
+pub(crate) fn sized(what: &str, size: Option<Size>) -> Result<Size, TypeError> {
+    size.ok_or_else(|| TypeError::new("E0402", format!("`{what}`: a size is too large")))
+}
+
+/// A product of sizes; 0 on overflow, as for all costs.
+pub(crate) fn product(factors: &[&Size]) -> Size {
+    factors
+        .iter()
+        .try_fold(Size::constant(1), |total, factor| total.checked_mul(factor))
+        .unwrap_or_default()
+}
+
+/// The number of elements of a type; 0 on overflow.
+pub(crate) fn count(ty: &Type) -> Size {
+    ty.count().unwrap_or_default()
+}
+
+/// The size of an axis; 0 where it is missing. Only for costs.
+pub(crate) fn size_of(ty: Option<&&Type>, axis: &str) -> Size {
+    ty.and_then(|ty| ty.axis(axis)).map(|axis| axis.size.clone()).unwrap_or_default()
+}
+
+/// Keeps the cotangents of arguments that need one.
+pub(crate) fn wanted(vjp: &Vjp<'_>, cotangents: Vec<ValueId>) -> Vec<Option<ValueId>> {
+    cotangents.into_iter().enumerate().map(|(i, d)| vjp.wants(i).then_some(d)).collect()
+}
+
+/// Elements in row-major order, whatever the array's own strides are.
+pub(crate) fn elements(array: &Array) -> Vec<f64> {
+    array.iter().copied().collect()
+}
+
+/// An array of row-major elements.
+pub(crate) fn array(shape: &[usize], elements: Vec<f64>) -> Result<Array, EvalError> {
+    Ok(Array::from_shape_vec(shape.to_vec(), elements)?)
+}
+
+/// Lengths of an array that has exactly `N` axes.
+pub(crate) fn lengths<const N: usize>(array: &Array) -> Result<[usize; N], EvalError> {
+    array
+        .shape()
+        .try_into()
+        .map_err(|_| EvalError(format!("an array has {} axes, not {N}", array.ndim())))
+}
+
+/// The lengths of an array with its last `N` apart: number of elements before them, and them.
+pub(crate) fn split_last<const N: usize>(array: &Array) -> Result<(usize, [usize; N]), EvalError> {
+    let (front, last) = array
+        .shape()
+        .split_last_chunk::<N>()
+        .ok_or_else(|| EvalError(format!("an array has {} axes, fewer than {N}", array.ndim())))?;
+    Ok((front.iter().product(), *last))
 }
