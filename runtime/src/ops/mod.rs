@@ -1,0 +1,1 @@
+//! The tch executor: one function per IR op.
