@@ -2,16 +2,20 @@
 //!
 //! | step | module | type |
 //! |---|---|---|
-//! | model to graph | `lower` | [`ir::Module`] |
+//! | model to graph | [`lower`] | [`ir::Module`] |
 //! | derivatives | [`autodiff`] | [`ir::Module`] with [`ir::Backward`] functions |
-//! | liveness, storage | `analysis` | diagnostics |
-//! | target `cpu` | `schedule` | schedule |
+//! | liveness, storage | [`analysis`] | diagnostics |
+//! | target `cpu` | [`schedule`] | schedule |
 //! | code | [`emit`] | Rust text |
 //!
 //! No IO, no GPU, no native library.
 
+pub mod analysis;
 pub mod autodiff;
 pub mod emit;
 pub mod interp;
 pub mod ir;
+pub mod lower;
 pub mod ops;
+pub mod pipeline;
+pub mod schedule;

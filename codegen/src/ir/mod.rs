@@ -26,6 +26,8 @@
 //! **Invariants** are listed in, and checked by, [`verify`].
 
 pub mod graph;
+pub mod paths;
+pub mod prune;
 pub mod text;
 pub mod types;
 pub mod verify;

@@ -395,7 +395,7 @@ impl OpDef for SizeValue {
     fn emit_cpu(&self, call: &EmitCall<'_>) -> TokenStream {
         let size = call.size(&self.size);
         let kind = call.kind();
-        quote!(ops::constant(#size as f64, #kind)?)
+        quote!(ops::constant((#size) as f64, #kind)?)
     }
 }
 
@@ -823,7 +823,7 @@ impl OpDef for Cast {
         let kind = call.kind();
         match self.to {
             DType::F32 => quote!(ops::to_f32(#x, #kind)?),
-            _ => quote!(ops::to_act(#x, #kind)?),
+            _ => quote!(ops::to_act(#x, #kind.kind())?),
         }
     }
 }
@@ -860,7 +860,7 @@ impl OpDef for StopGradient {
 
     fn emit_cpu(&self, call: &EmitCall<'_>) -> TokenStream {
         let x = call.arg(0);
-        quote!(ops::stop_gradient(#x)?)
+        quote!(#x.shallow_clone())
     }
 }
 
