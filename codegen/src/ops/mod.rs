@@ -235,6 +235,9 @@ macro_rules! ops {
         }
 
         impl Op {
+            /// Names of all kinds of op.
+            pub const KINDS: &[&str] = &[$(stringify!($name),)*];
+
             /// The op's definition.
             pub fn def(&self) -> &dyn OpDef {
                 match self { $(Op::$name(op) => op,)* }
