@@ -55,7 +55,7 @@ fn prune(function: Function, roots: &[ValueId]) -> (Function, BTreeMap<ValueId, 
 
 fn needed_nodes(function: &Function, roots: &[ValueId]) -> Vec<bool> {
     let mut keep = vec![false; function.nodes.len()];
-    let mut mark = |keep: &mut Vec<bool>, value: ValueId| {
+    let mark = |keep: &mut Vec<bool>, value: ValueId| {
         if let Some(slot) = keep.get_mut(function.value(value).node.0 as usize) {
             *slot = true;
         }

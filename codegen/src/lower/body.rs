@@ -427,11 +427,11 @@ impl Body<'_, '_> {
         span: Span,
     ) -> Option<ValueId> {
         let op = op.into();
-        let types: Vec<&Type> = args.iter().map(|arg| self.function.ty(*arg)).collect();
-        let orders: Vec<Option<Vec<String>>> =
-            (0..args.len()).map(|index| op.def().arg_order(index, &types)).collect();
+        let types: Vec<Type> = args.iter().map(|arg| self.function.ty(*arg).clone()).collect();
+        let types: Vec<&Type> = types.iter().collect();
         let mut ordered = Vec::new();
-        for (arg, wanted) in args.into_iter().zip(orders) {
+        for (index, arg) in args.into_iter().enumerate() {
+            let wanted = op.def().arg_order(index, &types);
             let has = self.function.ty(arg).names();
             let permutes = wanted.filter(|order| {
                 let mut sorted = (order.clone(), has.clone());
