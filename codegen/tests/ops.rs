@@ -10,6 +10,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use lightc_codegen::autodiff::differentiate;
+use lightc_codegen::emit::EmitCall;
 use lightc_codegen::interp::{Store, gradients, run};
 use lightc_codegen::ir::{Function, Module, Output, Param, Type, ValueId, text, verify};
 use lightc_codegen::ops::{
@@ -57,10 +58,7 @@ struct Arg {
 
 impl Case {
     fn new(seed: u64) -> Self {
-        Case {
-            rng: ChaCha8Rng::seed_from_u64(seed),
-            axes: BTreeMap::new(),
-        }
+        Case { rng: ChaCha8Rng::seed_from_u64(seed), axes: BTreeMap::new() }
     }
 
     fn below(&mut self, n: u64) -> u64 {
@@ -86,15 +84,8 @@ impl Case {
         if let Some((axis, _)) = self.axes.get(name) {
             return axis.clone();
         }
-        let size = if self.below(2) == 0 {
-            Size::symbol(name)
-        } else {
-            Size::constant(n)
-        };
-        let axis = Axis {
-            name: name.to_owned(),
-            size,
-        };
+        let size = if self.below(2) == 0 { Size::symbol(name) } else { Size::constant(n) };
+        let axis = Axis { name: name.to_owned(), size };
         self.axes.insert(name.to_owned(), (axis.clone(), n));
         axis
     }
@@ -108,19 +99,12 @@ impl Case {
     }
 
     fn dtype(&mut self) -> DType {
-        if self.below(2) == 0 {
-            DType::Act
-        } else {
-            DType::F32
-        }
+        if self.below(2) == 0 { DType::Act } else { DType::F32 }
     }
 
     /// A floating-point argument.
     fn float(&mut self, names: &[&str], draw: Draw) -> Arg {
-        Arg {
-            ty: Type::new(self.dtype(), self.axes(names)),
-            draw,
-        }
+        Arg { ty: Type::new(self.dtype(), self.axes(names)), draw }
     }
 
     fn normal(&mut self, names: &[&str]) -> Arg {
@@ -128,17 +112,11 @@ impl Case {
     }
 
     fn index(&mut self, names: &[&str], from: i64, to: i64) -> Arg {
-        Arg {
-            ty: Type::new(DType::Index, self.axes(names)),
-            draw: Draw::Index(from, to),
-        }
+        Arg { ty: Type::new(DType::Index, self.axes(names)), draw: Draw::Index(from, to) }
     }
 
     fn truth(&mut self, names: &[&str]) -> Arg {
-        Arg {
-            ty: Type::new(DType::Bool, self.axes(names)),
-            draw: Draw::Truth,
-        }
+        Arg { ty: Type::new(DType::Bool, self.axes(names)), draw: Draw::Truth }
     }
 
     fn number(&mut self, draw: Draw) -> f64 {
@@ -161,18 +139,12 @@ impl Case {
     }
 
     fn sizes(&self) -> BTreeMap<String, i64> {
-        self.axes
-            .iter()
-            .map(|(name, (_, n))| (name.clone(), *n))
-            .collect()
+        self.axes.iter().map(|(name, (_, n))| (name.clone(), *n)).collect()
     }
 
     fn shape(&self, ty: &Type) -> Vec<usize> {
         let sizes = self.sizes();
-        ty.axes
-            .iter()
-            .map(|axis| axis.size.evaluate(&sizes).unwrap() as usize)
-            .collect()
+        ty.axes.iter().map(|axis| axis.size.evaluate(&sizes).unwrap() as usize).collect()
     }
 
     /// The axes in a random order.
@@ -199,10 +171,7 @@ struct Subject {
 
 /// Floating-point arguments become parameters, others inputs. One more input binds the size names.
 fn subject(case: &mut Case, op: &Op, args: Vec<Arg>) -> Subject {
-    let mut function = Function {
-        name: "Subject".into(),
-        ..Function::default()
-    };
+    let mut function = Function { name: "Subject".into(), ..Function::default() };
     let mut subject = Subject {
         module: Module::default(),
         inputs: vec![],
@@ -214,15 +183,10 @@ fn subject(case: &mut Case, op: &Op, args: Vec<Arg>) -> Subject {
     let mut input = |case: &mut Case, function: &mut Function, name: &str, arg: &Arg| -> ValueId {
         let shape = case.shape(&arg.ty);
         subject.inputs.push(case.array(&shape, arg.draw));
-        let op = Input {
-            name: name.to_owned(),
-        };
+        let op = Input { name: name.to_owned() };
         function.push_typed(op.into(), vec![], vec![arg.ty.clone()], None)[0]
     };
-    let binder = Arg {
-        ty: Type::new(DType::F32, binders),
-        draw: Draw::Truth,
-    };
+    let binder = Arg { ty: Type::new(DType::F32, binders), draw: Draw::Truth };
     input(case, &mut function, "binder", &binder);
 
     // The order that the op wants, reached from a random one by a permutation.
@@ -231,53 +195,29 @@ fn subject(case: &mut Case, op: &Op, args: Vec<Arg>) -> Subject {
         .map(|i| {
             let known: Vec<&Type> = types.iter().collect();
             let fixed = op.def().arg_order(i, &known).is_none() || matches!(op, Op::Concat(_));
-            if fixed {
-                types[i].clone()
-            } else {
-                case.shuffled(&types[i])
-            }
+            if fixed { types[i].clone() } else { case.shuffled(&types[i]) }
         })
         .collect();
     let first_trained = case.below(args.len().max(1) as u64) as usize;
     let mut values = Vec::new();
     for (i, (arg, ty)) in args.iter().zip(&declared).enumerate() {
-        let declared_arg = Arg {
-            ty: ty.clone(),
-            draw: arg.draw,
-        };
+        let declared_arg = Arg { ty: ty.clone(), draw: arg.draw };
         if !ty.is_float() {
             values.push(input(case, &mut function, &format!("x{i}"), &declared_arg));
             continue;
         }
         let name = format!("p{i}");
         let learns = i == first_trained || case.below(4) > 0;
-        let storage = if learns {
-            Storage::Trained
-        } else {
-            Storage::Frozen("as a test".to_owned())
-        };
-        let list = if learns {
-            &mut subject.trained
-        } else {
-            &mut subject.frozen
-        };
+        let storage =
+            if learns { Storage::Trained } else { Storage::Frozen("as a test".to_owned()) };
+        let list = if learns { &mut subject.trained } else { &mut subject.frozen };
         list.push(name.clone());
         let shape = case.shape(ty);
-        subject
-            .store
-            .params
-            .insert(name.clone(), case.array(&shape, arg.draw));
+        subject.store.params.insert(name.clone(), case.array(&shape, arg.draw));
         let index = function.params.len();
         function.order.push(MemberRef::Param(index));
         let init = InitLaw::Zeros;
-        function.params.push(Param {
-            name,
-            ty: ty.clone(),
-            init,
-            storage,
-            doc: None,
-            span: None,
-        });
+        function.params.push(Param { name, ty: ty.clone(), init, storage, doc: None, span: None });
         let op = ParamRef { index };
         values.push(function.push_typed(op.into(), vec![], vec![ty.clone()], None)[0]);
     }
@@ -286,18 +226,11 @@ fn subject(case: &mut Case, op: &Op, args: Vec<Arg>) -> Subject {
         if let Some(order) = op.def().arg_order(i, &known)
             && order != function.ty(*value).names()
         {
-            *value = function
-                .push1(Permute { order }.into(), vec![*value], None)
-                .unwrap();
+            *value = function.push1(Permute { order }.into(), vec![*value], None).unwrap();
         }
     }
-    let y = function
-        .push1(op.clone(), values, None)
-        .unwrap_or_else(|e| panic!("{op:?}: {e:?}"));
-    function.outputs.push(Output {
-        name: Some("loss".into()),
-        value: y,
-    });
+    let y = function.push1(op.clone(), values, None).unwrap_or_else(|e| panic!("{op:?}: {e:?}"));
+    function.outputs.push(Output { name: Some("loss".into()), value: y });
     subject.module.name = "test".into();
     subject.module.functions.push(function);
     subject
@@ -306,13 +239,7 @@ fn subject(case: &mut Case, op: &Op, args: Vec<Arg>) -> Subject {
 /// Compares the derivative of an op with central differences of its meaning.
 fn check_derivative(case: &mut Case, op: impl Into<Op>, args: Vec<Arg>) {
     let op = op.into();
-    let Subject {
-        mut module,
-        inputs,
-        mut store,
-        trained,
-        frozen,
-    } = subject(case, &op, args);
+    let Subject { mut module, inputs, mut store, trained, frozen } = subject(case, &op, args);
     let backward = differentiate(&mut module, "loss").unwrap_or_else(|e| panic!("{op:?}: {e:?}"));
     let printed = text::print(&module);
     let violations = verify::verify(&module);
@@ -324,10 +251,7 @@ fn check_derivative(case: &mut Case, op: impl Into<Op>, args: Vec<Arg>) {
     let grads = gradients(&module, backward, &forward.trace, &[seed.clone()], &store)
         .unwrap_or_else(|e| panic!("{op:?}: {e:?}\n{printed}"));
     for path in &frozen {
-        assert!(
-            !grads.contains_key(path),
-            "{op:?}: a frozen parameter has a gradient"
-        );
+        assert!(!grads.contains_key(path), "{op:?}: a frozen parameter has a gradient");
     }
     let loss = |store: &Store| (&run(&module, &inputs, store).unwrap().outputs[0] * &seed).sum();
     for path in &trained {
@@ -370,10 +294,7 @@ fn words(names: &[&str]) -> Vec<String> {
 }
 
 fn constant(name: &str, n: i64) -> Axis {
-    Axis {
-        name: word(name),
-        size: Size::constant(n),
-    }
+    Axis { name: word(name), size: Size::constant(n) }
 }
 
 fn minus(size: &Size, n: i64) -> Size {
@@ -407,38 +328,16 @@ fn pointwise_derivatives() {
             }
         }
         let x = case.normal(&["b", "t"]);
-        check_derivative(
-            case,
-            Affine {
-                mul: -1.5,
-                add: 2.0,
-            },
-            vec![x],
-        );
+        check_derivative(case, Affine { mul: -1.5, add: 2.0 }, vec![x]);
         let x = case.normal(&["b", "t", "d"]);
-        check_derivative(
-            case,
-            Clamp {
-                low: -0.5,
-                high: 0.75,
-            },
-            vec![x],
-        );
+        check_derivative(case, Clamp { low: -0.5, high: 0.75 }, vec![x]);
         for to in [DType::Act, DType::F32] {
             let x = case.normal(&["b", "t"]);
             check_derivative(case, Cast { to }, vec![x]);
         }
-        let args = vec![
-            case.truth(&["t"]),
-            case.normal(&["b", "t"]),
-            case.normal(&["b"]),
-        ];
+        let args = vec![case.truth(&["t"]), case.normal(&["b", "t"]), case.normal(&["b"])];
         check_derivative(case, Where, args);
-        let args = vec![
-            case.truth(&["b", "t"]),
-            case.normal(&[]),
-            case.normal(&["b"]),
-        ];
+        let args = vec![case.truth(&["b", "t"]), case.normal(&[]), case.normal(&["b"])];
         check_derivative(case, Where, args);
     });
 }
@@ -482,68 +381,25 @@ fn shape_ops_have_the_right_derivatives() {
         check_derivative(case, Broadcast { axes }, vec![x]);
 
         let x = case.normal(&["b", "t", "d"]);
-        check_derivative(
-            case,
-            Permute {
-                order: words(&["d", "b", "t"]),
-            },
-            vec![x],
-        );
+        check_derivative(case, Permute { order: words(&["d", "b", "t"]) }, vec![x]);
 
         let x = case.normal(&["b", "t"]);
-        check_derivative(
-            case,
-            Rename {
-                from: word("t"),
-                to: word("s"),
-            },
-            vec![x],
-        );
+        check_derivative(case, Rename { from: word("t"), to: word("s") }, vec![x]);
 
         let x = case.normal(&["b", "h", "k", "t"]);
         let axes = words(&["h", "k"]);
-        check_derivative(
-            case,
-            Merge {
-                axes,
-                into: word("e"),
-            },
-            vec![x],
-        );
+        check_derivative(case, Merge { axes, into: word("e") }, vec![x]);
         // A merged axis can have the name of a part.
         let x = case.normal(&["b", "h", "k", "t"]);
         let axes = words(&["k", "b", "h"]);
-        check_derivative(
-            case,
-            Merge {
-                axes,
-                into: word("k"),
-            },
-            vec![x],
-        );
+        check_derivative(case, Merge { axes, into: word("k") }, vec![x]);
 
         let into = case.axes(&["h", "k"]);
         let size = into[0].size.checked_mul(&into[1].size).unwrap();
         let mut axes = case.axes(&["b", "t"]);
-        axes.insert(
-            1,
-            Axis {
-                name: word("e"),
-                size,
-            },
-        );
-        let x = Arg {
-            ty: Type::new(DType::Act, axes),
-            draw: Draw::Normal,
-        };
-        check_derivative(
-            case,
-            Split {
-                axis: word("e"),
-                into,
-            },
-            vec![x],
-        );
+        axes.insert(1, Axis { name: word("e"), size });
+        let x = Arg { ty: Type::new(DType::Act, axes), draw: Draw::Normal };
+        check_derivative(case, Split { axis: word("e"), into }, vec![x]);
     });
 }
 
@@ -559,74 +415,33 @@ fn cuts_and_joints_have_the_right_derivatives() {
         ];
         for (start, end) in cuts {
             let x = case.normal(&["b", "u", "d"]);
-            let op = Slice {
-                axis: word("u"),
-                start,
-                end,
-                to: word("t"),
-            };
+            let op = Slice { axis: word("u"), start, end, to: word("t") };
             check_derivative(case, op, vec![x]);
         }
-        for (before, after) in [
-            (Size::constant(2), u.clone()),
-            (u.clone(), Size::constant(0)),
-        ] {
+        for (before, after) in [(Size::constant(2), u.clone()), (u.clone(), Size::constant(0))] {
             let x = case.normal(&["b", "t"]);
-            let op = Pad {
-                axis: word("t"),
-                before,
-                after,
-                to: word("t"),
-            };
+            let op = Pad { axis: word("t"), before, after, to: word("t") };
             check_derivative(case, op, vec![x]);
         }
 
         let mut parts = Vec::new();
         for _ in 0..1 + case.below(3) {
             let size = Size::constant(case.length());
-            let d = Axis {
-                name: word("d"),
-                size,
-            };
+            let d = Axis { name: word("d"), size };
             let axes = [case.axes(&["b"]), vec![d], case.axes(&["t"])].concat();
-            parts.push(Arg {
-                ty: Type::new(case.dtype(), axes),
-                draw: Draw::Normal,
-            });
+            parts.push(Arg { ty: Type::new(case.dtype(), axes), draw: Draw::Normal });
         }
-        check_derivative(
-            case,
-            Concat {
-                axis: word("d"),
-                to: word("e"),
-            },
-            parts,
-        );
+        check_derivative(case, Concat { axis: word("d"), to: word("e") }, parts);
 
         for position in 0..3 {
             let axis = case.axis_of("u", 5);
             let index = minus(&axis.size, 2);
             let x = case.normal(&["b", "t"]);
-            check_derivative(
-                case,
-                Place {
-                    axis,
-                    index,
-                    position,
-                },
-                vec![x],
-            );
+            check_derivative(case, Place { axis, index, position }, vec![x]);
         }
         for index in [Size::constant(0), minus(&u, 1)] {
             let x = case.normal(&["b", "u", "d"]);
-            check_derivative(
-                case,
-                Pick {
-                    axis: word("u"),
-                    index,
-                },
-                vec![x],
-            );
+            check_derivative(case, Pick { axis: word("u"), index }, vec![x]);
         }
     });
 }
@@ -635,35 +450,21 @@ fn cuts_and_joints_have_the_right_derivatives() {
 fn sequence_ops_have_the_right_derivatives() {
     for_seeds(10, |case| {
         let args = vec![case.normal(&["b", "t", "e"]), case.normal(&["e", "j"])];
-        let op = CausalConv {
-            time: word("t"),
-            channel: word("e"),
-            taps: word("j"),
-        };
+        let op = CausalConv { time: word("t"), channel: word("e"), taps: word("j") };
         check_derivative(case, op, args);
 
         let n = 2 * case.length();
         case.axis_of("k", n);
         for (names, inverse) in [(&["b", "t", "h", "k"][..], false), (&["h", "t", "k"], true)] {
             let x = case.normal(names);
-            let op = Rotary {
-                time: word("t"),
-                pairs: word("k"),
-                base: 100.0,
-                inverse,
-            };
+            let op = Rotary { time: word("t"), pairs: word("k"), base: 100.0, inverse };
             check_derivative(case, op, vec![x]);
         }
     });
 }
 
 fn delta(value: &str) -> GatedDeltaRule {
-    GatedDeltaRule {
-        time: word("t"),
-        head: word("h"),
-        key: word("k"),
-        value: word(value),
-    }
+    GatedDeltaRule { time: word("t"), head: word("h"), key: word("k"), value: word(value) }
 }
 
 #[test]
@@ -697,12 +498,7 @@ fn attention_has_the_right_derivative() {
 }
 
 fn attention() -> MaskedAttention {
-    MaskedAttention {
-        query: word("t"),
-        key: word("s"),
-        head: word("h"),
-        channel: word("k"),
-    }
+    MaskedAttention { query: word("t"), key: word("s"), head: word("h"), channel: word("k") }
 }
 
 #[test]
@@ -712,16 +508,8 @@ fn selections_and_stops_have_no_gradient() {
         let n = case.length();
         case.axes.insert(word("t"), (constant("t", n), n));
         case.axes.insert(word("s"), (constant("s", n), n));
-        let select = SelectTop {
-            query: word("t"),
-            key: word("s"),
-            sinks: 1,
-            limit: 3,
-        };
-        let scores = vec![
-            case.normal(&["b", "t", "s"]),
-            case.float(&["b", "t"], Draw::Positive),
-        ];
+        let select = SelectTop { query: word("t"), key: word("s"), sinks: 1, limit: 3 };
+        let scores = vec![case.normal(&["b", "t", "s"]), case.float(&["b", "t"], Draw::Positive)];
         let x = vec![case.normal(&["b", "t"])];
         for (op, args) in [(Op::from(select), scores), (StopGradient.into(), x)] {
             let subject = subject(&mut case, &op, args);
@@ -741,12 +529,7 @@ fn sinkhorn_has_the_derivative_of_its_iterations() {
         // Few iterations and a large eps: far from the limit, where its derivative is another.
         for (iterations, eps) in [(1, 0.1), (3, 1e-2), (20, 1e-6)] {
             let x = case.normal(&["b", "t", "s", "j"]);
-            let op = Sinkhorn {
-                rows: word("s"),
-                columns: word("j"),
-                iterations,
-                eps,
-            };
+            let op = Sinkhorn { rows: word("s"), columns: word("j"), iterations, eps };
             check_derivative(case, op, vec![x]);
         }
     });
@@ -763,11 +546,7 @@ fn the_loss_has_the_right_derivative() {
                 case.normal(&["v", "d"]),
                 case.index(&["b", "t"], 0, n),
             ];
-            let op = LinearCrossEntropy {
-                channel: word("d"),
-                vocab: word("v"),
-                softcap,
-            };
+            let op = LinearCrossEntropy { channel: word("d"), vocab: word("v"), softcap };
             check_derivative(case, op, args);
         }
     });
@@ -778,18 +557,8 @@ fn gathers_have_the_right_derivatives() {
     for_seeds(12, |case| {
         case.axis("j");
         let n = case.n("j");
-        let args = vec![
-            case.normal(&["j", "d"]),
-            case.index(&["b", "t", "p"], -1, n),
-        ];
-        check_derivative(
-            case,
-            GatherSum {
-                rows: word("j"),
-                slots: word("p"),
-            },
-            args,
-        );
+        let args = vec![case.normal(&["j", "d"]), case.index(&["b", "t", "p"], -1, n)];
+        check_derivative(case, GatherSum { rows: word("j"), slots: word("p") }, args);
         let args = vec![case.normal(&["j", "d"]), case.index(&["b", "t"], 0, n)];
         check_derivative(case, Lookup { rows: word("j") }, args);
         let args = vec![case.normal(&["j", "h", "k"]), case.index(&["b"], 0, n)];
@@ -806,10 +575,7 @@ fn eval(op: impl Into<Op>, args: &[(&str, DType, &Array)]) -> Result<Vec<Array>,
         .iter()
         .map(|(names, dtype, array)| {
             let axes = names.split_whitespace().zip(array.shape());
-            Type::new(
-                *dtype,
-                axes.map(|(name, n)| constant(name, *n as i64)).collect(),
-            )
+            Type::new(*dtype, axes.map(|(name, n)| constant(name, *n as i64)).collect())
         })
         .collect();
     let types: Vec<&Type> = types.iter().collect();
@@ -817,12 +583,7 @@ fn eval(op: impl Into<Op>, args: &[(&str, DType, &Array)]) -> Result<Vec<Array>,
     let results = op.def().infer(&types).map_err(|e| e.message)?;
     let results: Vec<&Type> = results.iter().collect();
     let sizes = BTreeMap::new();
-    let call = EvalCall {
-        args: &arrays,
-        arg_types: &types,
-        result_types: &results,
-        sizes: &sizes,
-    };
+    let call = EvalCall { args: &arrays, arg_types: &types, result_types: &results, sizes: &sizes };
     op.def().eval(&call).map_err(|e| e.0)
 }
 
@@ -832,10 +593,7 @@ fn arr(shape: &[usize], values: &[f64]) -> Array {
 
 fn assert_close(a: &Array, b: &Array, tolerance: f64) {
     assert_eq!(a.shape(), b.shape());
-    let worst = a
-        .iter()
-        .zip(b)
-        .fold(0.0f64, |m, (a, b)| m.max((a - b).abs()));
+    let worst = a.iter().zip(b).fold(0.0f64, |m, (a, b)| m.max((a - b).abs()));
     assert!(worst <= tolerance, "{a} and {b} are {worst} apart");
 }
 
@@ -846,22 +604,15 @@ fn a_contraction_is_the_sum_it_says() {
     let mut case = Case::new(1);
     let a = case.array(&[2, 3, 4, 5], Draw::Normal);
     let b = case.array(&[5, 3, 2, 6], Draw::Normal);
-    let op = Contract {
-        over: words(&["k", "h"]),
-    };
+    let op = Contract { over: words(&["k", "h"]) };
     let y = eval(op, &[("b t h k", ACT, &a), ("k t b s", ACT, &b)]);
     assert_eq!(y.unwrap_err().split(' ').next(), Some("`contract`"));
 
-    let op = Contract {
-        over: words(&["k"]),
-    };
+    let op = Contract { over: words(&["k"]) };
     let y = eval(op, &[("b t h k", ACT, &a), ("k t b s", ACT, &b)]).unwrap();
     assert_eq!(y[0].shape(), [2, 3, 4, 6]);
-    for ((i, j, l, s), y) in y[0]
-        .view()
-        .into_dimensionality::<ndarray::Ix4>()
-        .unwrap()
-        .indexed_iter()
+    for ((i, j, l, s), y) in
+        y[0].view().into_dimensionality::<ndarray::Ix4>().unwrap().indexed_iter()
     {
         let wanted: f64 = (0..5).map(|k| a[[i, j, l, k]] * b[[k, j, i, s]]).sum();
         assert!((y - wanted).abs() < 1e-12);
@@ -873,56 +624,23 @@ fn shape_ops_move_what_they_say() {
     let x = arr(&[2, 3], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
     let of = |op: Op| eval(op, &[("t d", DType::Index, &x)]).unwrap().remove(0);
     let order = words(&["d", "t"]);
-    assert_eq!(
-        of(Permute { order }.into()),
-        arr(&[3, 2], &[1.0, 4.0, 2.0, 5.0, 3.0, 6.0])
-    );
-    let merged = of(Merge {
-        axes: words(&["t", "d"]),
-        into: word("e"),
-    }
-    .into());
+    assert_eq!(of(Permute { order }.into()), arr(&[3, 2], &[1.0, 4.0, 2.0, 5.0, 3.0, 6.0]));
+    let merged = of(Merge { axes: words(&["t", "d"]), into: word("e") }.into());
     assert_eq!(merged, arr(&[6], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]));
     let size = Size::constant;
-    let op = Slice {
-        axis: word("d"),
-        start: size(1),
-        end: size(3),
-        to: word("e"),
-    };
+    let op = Slice { axis: word("d"), start: size(1), end: size(3), to: word("e") };
     assert_eq!(of(op.into()), arr(&[2, 2], &[2.0, 3.0, 5.0, 6.0]));
-    let op = Pad {
-        axis: word("t"),
-        before: size(1),
-        after: size(0),
-        to: word("u"),
-    };
-    assert_eq!(
-        of(op.into()),
-        arr(&[3, 3], &[0.0, 0.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
-    );
-    let op = Place {
-        axis: constant("s", 2),
-        index: size(1),
-        position: 1,
-    };
+    let op = Pad { axis: word("t"), before: size(1), after: size(0), to: word("u") };
+    assert_eq!(of(op.into()), arr(&[3, 3], &[0.0, 0.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0]));
+    let op = Place { axis: constant("s", 2), index: size(1), position: 1 };
     let placed = [0.0, 0.0, 0.0, 1.0, 2.0, 3.0, 0.0, 0.0, 0.0, 4.0, 5.0, 6.0];
     assert_eq!(of(op.into()), arr(&[2, 2, 3], &placed));
-    let op = Pick {
-        axis: word("d"),
-        index: size(2),
-    };
+    let op = Pick { axis: word("d"), index: size(2) };
     assert_eq!(of(op.into()), arr(&[2], &[3.0, 6.0]));
-    let op = Concat {
-        axis: word("t"),
-        to: word("u"),
-    };
+    let op = Concat { axis: word("t"), to: word("u") };
     let joined = eval(op, &[("t d", ACT, &x), ("t d", ACT, &x)]).unwrap();
     assert_eq!(joined[0].shape(), [4, 3]);
-    let split = Split {
-        axis: word("d"),
-        into: vec![constant("h", 3), constant("k", 1)],
-    };
+    let split = Split { axis: word("d"), into: vec![constant("h", 3), constant("k", 1)] };
     assert_eq!(of(split.into()).shape(), [2, 3, 1]);
 }
 
@@ -930,11 +648,7 @@ fn shape_ops_move_what_they_say() {
 fn a_causal_convolution_looks_back() {
     let x = arr(&[1, 4, 1], &[1.0, 10.0, 100.0, 1000.0]);
     let w = arr(&[1, 3], &[1.0, 2.0, 3.0]);
-    let op = CausalConv {
-        time: word("t"),
-        channel: word("e"),
-        taps: word("j"),
-    };
+    let op = CausalConv { time: word("t"), channel: word("e"), taps: word("j") };
     let y = eval(op, &[("b t e", ACT, &x), ("e j", ACT, &w)]).unwrap();
     assert_eq!(y[0], arr(&[1, 4, 1], &[3.0, 32.0, 321.0, 3210.0]));
 }
@@ -942,12 +656,7 @@ fn a_causal_convolution_looks_back() {
 #[test]
 fn rotary_turns_back_and_depends_on_distance_only() {
     let mut case = Case::new(3);
-    let op = |inverse| Rotary {
-        time: word("t"),
-        pairs: word("k"),
-        base: 50.0,
-        inverse,
-    };
+    let op = |inverse| Rotary { time: word("t"), pairs: word("k"), base: 50.0, inverse };
     let x = case.array(&[2, 5, 3, 6], Draw::Normal);
     let y = eval(op(false), &[("b t h k", ACT, &x)]).unwrap();
     let back = eval(op(true), &[("b t h k", ACT, &y[0])]).unwrap();
@@ -964,28 +673,15 @@ fn rotary_turns_back_and_depends_on_distance_only() {
     // The first pair turns by one radian a step: its wave length does not depend on the base.
     let one = arr(&[2, 2], &[1.0, 0.0, 1.0, 0.0]);
     let y = eval(op(false), &[("t k", ACT, &one)]).unwrap();
-    assert_close(
-        &y[0],
-        &arr(&[2, 2], &[1.0, 0.0, 1f64.cos(), 1f64.sin()]),
-        1e-15,
-    );
+    assert_close(&y[0], &arr(&[2, 2], &[1.0, 0.0, 1f64.cos(), 1f64.sin()]), 1e-15);
 }
 
 #[test]
 fn masks_and_positions() {
-    let causal = Causal {
-        query: constant("t", 2),
-        key: constant("s", 3),
-    };
+    let causal = Causal { query: constant("t", 2), key: constant("s", 3) };
     let y = eval(causal, &[]).unwrap();
     assert_eq!(y[0], arr(&[2, 3], &[1.0, 0.0, 0.0, 1.0, 1.0, 0.0]));
-    let y = eval(
-        Position {
-            axis: constant("t", 3),
-        },
-        &[],
-    )
-    .unwrap();
+    let y = eval(Position { axis: constant("t", 3) }, &[]).unwrap();
     assert_eq!(y[0], arr(&[3], &[0.0, 1.0, 2.0]));
 }
 
@@ -1012,11 +708,7 @@ fn chunked_delta_rule(head: &Head, chunk: usize) -> Vec<Vec<f64>> {
     while start < head.n_t {
         let end = (start + chunk).min(head.n_t);
         let c = end - start;
-        let (q, k, v) = (
-            &head.q[start..end],
-            &head.k[start..end],
-            &head.v[start..end],
-        );
+        let (q, k, v) = (&head.q[start..end], &head.k[start..end], &head.v[start..end]);
         let beta = &head.beta[start..end];
         let mut total = 0.0;
         let decay: Vec<f64> = head.g[start..end]
@@ -1057,9 +749,8 @@ fn chunked_delta_rule(head: &Head, chunk: usize) -> Vec<Vec<f64>> {
         let last = decay[c - 1];
         for x in 0..n_k {
             for m in 0..n_m {
-                let written: f64 = (0..c)
-                    .map(|j| k[j][x] * (last - decay[j]).exp() * n[j][m])
-                    .sum();
+                let written: f64 =
+                    (0..c).map(|j| k[j][x] * (last - decay[j]).exp() * n[j][m]).sum();
                 state[x][m] = last.exp() * state[x][m] + written;
             }
         }
@@ -1093,9 +784,7 @@ fn the_delta_rule_is_its_chunked_form() {
         for b in 0..n_b {
             for h in 0..n_h {
                 let rows = |x: &Array, n: usize| -> Vec<Vec<f64>> {
-                    (0..n_t)
-                        .map(|t| (0..n).map(|i| x[[b, t, h, i]]).collect())
-                        .collect()
+                    (0..n_t).map(|t| (0..n).map(|i| x[[b, t, h, i]]).collect()).collect()
                 };
                 let head = Head {
                     n_t,
@@ -1120,13 +809,7 @@ fn the_delta_rule_is_its_chunked_form() {
 #[test]
 fn the_delta_rule_result_is_not_widened_by_its_decay() {
     let ty = |names: &str, dtype| {
-        Type::new(
-            dtype,
-            names
-                .split_whitespace()
-                .map(|name| constant(name, 2))
-                .collect(),
-        )
+        Type::new(dtype, names.split_whitespace().map(|name| constant(name, 2)).collect())
     };
     let (row, gate) = (ty("b t h k", DType::Act), ty("b t h", DType::F32));
     let op = Op::from(delta("k"));
@@ -1140,28 +823,17 @@ fn the_delta_rule_result_is_not_widened_by_its_decay() {
 #[test]
 fn selection_takes_the_best_with_ties_to_the_left() {
     let select = |sinks, limit, score: &Array, budget: &Array| {
-        let op = SelectTop {
-            query: word("t"),
-            key: word("s"),
-            sinks,
-            limit,
-        };
-        eval(op, &[("b t s", ACT, score), ("b t", DType::F32, budget)])
-            .unwrap()
-            .remove(0)
+        let op = SelectTop { query: word("t"), key: word("s"), sinks, limit };
+        eval(op, &[("b t s", ACT, score), ("b t", DType::F32, budget)]).unwrap().remove(0)
     };
     // The last query sees all; scores beyond the query never count.
     let score = arr(
         &[1, 4, 4],
-        &[
-            0.0, 9.0, 9.0, 9.0, 1.0, 2.0, 9.0, 9.0, 5.0, 5.0, 5.0, 9.0, 1.0, 3.0, 2.0, 3.0,
-        ],
+        &[0.0, 9.0, 9.0, 9.0, 1.0, 2.0, 9.0, 9.0, 5.0, 5.0, 5.0, 9.0, 1.0, 3.0, 2.0, 3.0],
     );
     let budget = arr(&[1, 4], &[0.0, -7.0, 2.9, 2.0]);
     let chosen = select(0, 8, &score, &budget);
-    let wanted = [
-        1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 1.0,
-    ];
+    let wanted = [1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 1.0];
     assert_eq!(chosen, arr(&[1, 4, 4], &wanted));
     // A sink ranks first and uses up budget.
     let chosen = select(1, 8, &score, &budget);
@@ -1171,13 +843,13 @@ fn selection_takes_the_best_with_ties_to_the_left() {
     let chosen = select(0, 1, &score, &arr(&[1, 4], &[9.0; 4]));
     assert_eq!(chosen.sum(), 4.0);
     // 0 and -0 are equal.
-    let chosen = select(
-        0,
-        8,
-        &arr(&[1, 2, 2], &[0.0, 0.0, -0.0, 0.0]),
-        &arr(&[1, 2], &[1.0; 2]),
-    );
+    let chosen = select(0, 8, &arr(&[1, 2, 2], &[0.0, 0.0, -0.0, 0.0]), &arr(&[1, 2], &[1.0; 2]));
     assert_eq!(chosen, arr(&[1, 2, 2], &[1.0, 0.0, 1.0, 0.0]));
+
+    // What is not a number ranks first.
+    let score = arr(&[1, 2, 2], &[0.0, 0.0, 7.0, -f64::NAN]);
+    let chosen = select(0, 8, &score, &arr(&[1, 2], &[1.0; 2]));
+    assert_eq!(chosen, arr(&[1, 2, 2], &[1.0, 0.0, 0.0, 1.0]));
 
     // Against counting how many candidates are better.
     let mut case = Case::new(5);
@@ -1188,11 +860,7 @@ fn selection_takes_the_best_with_ties_to_the_left() {
         for t in 0..9 {
             let n = (budget[[b, t]].max(1.0) as usize).min(6).min(t + 1);
             let rank = |s: usize| {
-                if s < 2 {
-                    f64::INFINITY
-                } else {
-                    score[[b, t, s]]
-                }
+                if s < 2 { f64::INFINITY } else { score[[b, t, s]] }
             };
             for s in 0..9 {
                 let better = |other: &usize| {
@@ -1228,28 +896,14 @@ fn attention_to_nothing_is_zero() {
 fn sinkhorn_is_doubly_stochastic_when_it_has_converged() {
     let mut case = Case::new(4);
     let x = case.array(&[3, 4, 4], Draw::Normal);
-    let op = Sinkhorn {
-        rows: word("s"),
-        columns: word("j"),
-        iterations: 200,
-        eps: 0.0,
-    };
+    let op = Sinkhorn { rows: word("s"), columns: word("j"), iterations: 200, eps: 0.0 };
     let y = eval(op, &[("t s j", ACT, &x)]).unwrap().remove(0);
     for axis in [1, 2] {
-        assert!(
-            y.sum_axis(ndarray::Axis(axis))
-                .iter()
-                .all(|sum| (sum - 1.0).abs() < 1e-9)
-        );
+        assert!(y.sum_axis(ndarray::Axis(axis)).iter().all(|sum| (sum - 1.0).abs() < 1e-9));
     }
     // One iteration by hand.
     let x = arr(&[2, 2], &[0.0, 0.0, 0.0, f64::ln(3.0)]);
-    let op = Sinkhorn {
-        rows: word("s"),
-        columns: word("j"),
-        iterations: 1,
-        eps: 0.0,
-    };
+    let op = Sinkhorn { rows: word("s"), columns: word("j"), iterations: 1, eps: 0.0 };
     let y = eval(op, &[("s j", ACT, &x)]).unwrap().remove(0);
     // K = [[1, 1], [1/3, 1]], u = [1, 3/2], v = [2/3, 2/5]
     assert_close(&y, &arr(&[2, 2], &[2.0 / 3.0, 0.4, 1.0 / 3.0, 0.6]), 1e-15);
@@ -1261,17 +915,9 @@ fn the_loss_ignores_what_does_not_count() {
     let h = case.array(&[1, 3, 2], Draw::Normal);
     let w = case.array(&[4, 2], Draw::Normal);
     let loss = |softcap: f64, h: &Array, targets: [f64; 3]| {
-        let op = LinearCrossEntropy {
-            channel: word("d"),
-            vocab: word("v"),
-            softcap,
-        };
+        let op = LinearCrossEntropy { channel: word("d"), vocab: word("v"), softcap };
         let targets = arr(&[1, 3], &targets);
-        let args = [
-            ("b t d", ACT, h),
-            ("v d", ACT, &w),
-            ("b t", DType::Index, &targets),
-        ];
+        let args = [("b t d", ACT, h), ("v d", ACT, &w), ("b t", DType::Index, &targets)];
         eval(op, &args).map(|y| y[0].sum())
     };
     // All logits equal: ln of the vocabulary.
@@ -1286,19 +932,11 @@ fn the_loss_ignores_what_does_not_count() {
     };
     assert!((all - (one(0, 1.0) + one(1, 2.0) + one(2, 3.0)) / 3.0).abs() < 1e-14);
     assert_eq!(loss(15.0, &h, [-100.0; 3]), Ok(0.0));
-    assert!(
-        loss(0.0, &h, [0.0, 4.0, 0.0])
-            .unwrap_err()
-            .contains("vocabulary of 4")
-    );
+    assert!(loss(0.0, &h, [0.0, 4.0, 0.0]).unwrap_err().contains("vocabulary of 4"));
     assert!(loss(0.0, &h, [0.0, -1.0, 0.0]).is_err());
 
     // Nothing counts: no gradient, and no division by 0.
-    let op = LinearCrossEntropyGrad {
-        channel: word("d"),
-        vocab: word("v"),
-        softcap: 0.0,
-    };
+    let op = LinearCrossEntropyGrad { channel: word("d"), vocab: word("v"), softcap: 0.0 };
     let (targets, one) = (arr(&[1, 3], &[-100.0; 3]), arr(&[], &[1.0]));
     let args = [
         ("b t d", ACT, &h),
@@ -1310,11 +948,7 @@ fn the_loss_ignores_what_does_not_count() {
     assert!(grads.iter().all(|d| d.iter().all(|d| *d == 0.0)));
 
     // Some targets count: the gradient is that of the mean over those.
-    let op = || LinearCrossEntropyGrad {
-        channel: word("d"),
-        vocab: word("v"),
-        softcap: 2.0,
-    };
+    let op = || LinearCrossEntropyGrad { channel: word("d"), vocab: word("v"), softcap: 2.0 };
     let grad = |targets: [f64; 3]| {
         let targets = arr(&[1, 3], &targets);
         let args = [
@@ -1335,24 +969,17 @@ fn the_loss_ignores_what_does_not_count() {
 #[test]
 fn gathers_add_rows_and_skip_empty_slots() {
     let w = arr(&[3, 2], &[1.0, 2.0, 10.0, 20.0, 100.0, 200.0]);
-    let index = arr(&[2, 3], &[0.0, 2.0, 2.0, -1.0, 1.0, -1.0]);
-    let op = || GatherSum {
-        rows: word("j"),
-        slots: word("p"),
-    };
-    let y = eval(op(), &[("j d", ACT, &w), ("t p", DType::Index, &index)]).unwrap();
-    assert_eq!(y[0], arr(&[2, 2], &[201.0, 402.0, 10.0, 20.0]));
-    let beyond = arr(&[1, 1], &[3.0]);
-    let error = eval(op(), &[("j d", ACT, &w), ("t p", DType::Index, &beyond)]).unwrap_err();
+    let index = arr(&[1, 2, 3], &[0.0, 2.0, 2.0, -1.0, 1.0, -1.0]);
+    let op = || GatherSum { rows: word("j"), slots: word("p") };
+    let y = eval(op(), &[("j d", ACT, &w), ("b t p", DType::Index, &index)]).unwrap();
+    assert_eq!(y[0], arr(&[1, 2, 2], &[201.0, 402.0, 10.0, 20.0]));
+    let beyond = arr(&[1, 1, 1], &[3.0]);
+    let error = eval(op(), &[("j d", ACT, &w), ("b t p", DType::Index, &beyond)]).unwrap_err();
     assert!(error.contains("index 3 is not a row of 3"), "{error}");
 
     let ids = arr(&[2], &[2.0, 0.0]);
     let op = || Lookup { rows: word("v") };
-    let y = eval(
-        op(),
-        &[("v d", DType::Index, &w), ("t", DType::Index, &ids)],
-    )
-    .unwrap();
+    let y = eval(op(), &[("v d", DType::Index, &w), ("t", DType::Index, &ids)]).unwrap();
     assert_eq!(y[0], arr(&[2, 2], &[100.0, 200.0, 1.0, 2.0]));
     let negative = arr(&[1], &[-1.0]);
     assert!(eval(op(), &[("v d", ACT, &w), ("t", DType::Index, &negative)]).is_err());
@@ -1436,31 +1063,135 @@ fn attributes_round_trip() {
         let def = op.def();
         assert_eq!(parse_op(def.mnemonic(), def.attrs()).as_ref(), Ok(op));
         let extra = def.attrs().int("nonsense", 1);
-        assert!(
-            parse_op(def.mnemonic(), extra).is_err(),
-            "{} takes anything",
-            def.mnemonic()
-        );
+        assert!(parse_op(def.mnemonic(), extra).is_err(), "{} takes anything", def.mnemonic());
         // No attribute can be left out.
         for missing in 0..def.attrs().0.len() {
             let mut attrs = def.attrs();
             attrs.0.remove(missing);
-            assert!(
-                parse_op(def.mnemonic(), attrs).is_err(),
-                "{}",
-                def.mnemonic()
-            );
+            assert!(parse_op(def.mnemonic(), attrs).is_err(), "{}", def.mnemonic());
         }
     }
     assert!(parse_op("no_such_op", Attrs::default()).is_err());
     // Every kind of op is here: its name is printed as the first word of its debug text.
     for kind in Op::KINDS {
         let start = format!("{kind}(");
-        assert!(
-            ops.iter().any(|op| format!("{op:?}").starts_with(&start)),
-            "no {kind}"
-        );
+        assert!(ops.iter().any(|op| format!("{op:?}").starts_with(&start)), "no {kind}");
     }
+}
+
+// Emitted calls.
+
+/// Emits an op on arguments `a0`, `a1`, ... of these types; without white space.
+fn emitted(op: &Op, args: &str) -> String {
+    let types = types(args);
+    let types: Vec<&Type> = types.iter().collect();
+    let results = op.def().infer(&types).unwrap_or_else(|e| panic!("{op:?}: {e:?}"));
+    let results: Vec<&Type> = results.iter().collect();
+    let names: Vec<proc_macro2::TokenStream> =
+        (0..types.len()).map(|i| format!("a{i}").parse().unwrap()).collect();
+    let call = EmitCall { args: &names, arg_types: &types, result_types: &results };
+    let text = op.def().emit_cpu(&call).to_string();
+    text.split_whitespace().collect()
+}
+
+#[track_caller]
+fn check_emitted(op: impl Into<Op>, args: &str, wanted: &str) {
+    assert_eq!(emitted(&op.into(), args), wanted.split_whitespace().collect::<String>());
+}
+
+#[test]
+fn emitted_calls_name_positions() {
+    let size = Size::constant;
+    let x = "act b=b t=t d=8";
+    check_emitted(Sum { over: words(&["d", "b"]) }, x, "ops::sum(a0, &[2, 0])?");
+    check_emitted(Mean { over: words(&["t"]) }, x, "ops::mean(a0, &[1])?");
+    let over = words(&["d"]);
+    let args = "act b=b t=t d=8; act f=2 d=8";
+    check_emitted(Contract { over }, args, r#"ops::contract(a0, a1, "btd,fd->btf")?"#);
+    let axes = vec![constant("n", 4), constant("d", 8), constant("t", 3)];
+    check_emitted(
+        Broadcast { axes },
+        "act t=3 d=8",
+        "ops::broadcast(a0, &[-1, 1, 0], &[4, 8, 3])?",
+    );
+    check_emitted(Permute { order: words(&["d", "b", "t"]) }, x, "ops::permute(a0, &[2, 0, 1])?");
+    check_emitted(Rename { from: word("t"), to: word("s") }, x, "a0.shallow_clone()");
+    let into = vec![constant("h", 2), constant("k", 4)];
+    check_emitted(Split { axis: word("d"), into }, x, "ops::split(a0, 2, &[2, 4])?");
+    let merge = Merge { axes: words(&["t", "d"]), into: word("e") };
+    check_emitted(merge, x, "ops::merge(a0, 1, 2)?");
+    let t = || Size::symbol("t");
+    let slice = Slice { axis: word("t"), start: size(1), end: minus(&t(), 1), to: word("s") };
+    check_emitted(slice, x, "ops::slice(a0, 1, 1, size_t - 1)?");
+    let pad = Pad { axis: word("t"), before: size(1), after: t(), to: word("s") };
+    check_emitted(pad, x, "ops::pad(a0, 1, 1, size_t)?");
+    let concat = Concat { axis: word("t"), to: word("s") };
+    check_emitted(concat.clone(), "act b=2 t=t; act b=2 t=3", "ops::concat(&[a0, a1], 1)?");
+    let place = Place { axis: constant("n", 4), index: size(3), position: 1 };
+    check_emitted(place, x, "ops::place(a0, 1, 3, 4)?");
+    check_emitted(Pick { axis: word("d"), index: size(7) }, x, "ops::pick(a0, 2, 7)?");
+    let conv = CausalConv { time: word("t"), channel: word("d"), taps: word("j") };
+    check_emitted(conv, "act b=b t=t d=8; act d=8 j=4", "ops::causal_conv(a0, a1)?");
+    let taps = constant("j", 4);
+    let conv = CausalConvWeightGrad { time: word("t"), channel: word("d"), taps };
+    check_emitted(conv, &format!("{x}; {x}"), "ops::causal_conv_weight_grad(a0, a1, 4)?");
+    let rotary = Rotary { time: word("t"), pairs: word("d"), base: 100.0, inverse: true };
+    check_emitted(rotary, x, "ops::rotary(a0, 1, 100f64, true)?");
+    let causal = Causal { query: Axis { name: word("t"), size: t() }, key: constant("s", 3) };
+    check_emitted(causal, "", "ops::causal(size_t, 3, like)?");
+    check_emitted(Position { axis: constant("t", 3) }, "", "ops::position(3, like)?");
+    let select = SelectTop { query: word("t"), key: word("s"), sinks: 4, limit: 8 };
+    let args = "act b=1 t=3 s=3; f32 b=1 t=3";
+    check_emitted(select, args, "ops::select_top(a0, a1, 4, 8)?");
+    let sinkhorn = Sinkhorn { rows: word("t"), columns: word("d"), iterations: 20, eps: 0.5 };
+    check_emitted(sinkhorn, x, "ops::sinkhorn(a0, 20, 0.5f64)?");
+    let grad = SinkhornGrad { rows: word("t"), columns: word("d"), iterations: 20, eps: 0.5 };
+    check_emitted(grad, &format!("{x}; {x}"), "ops::sinkhorn_grad(a0, a1, 20, 0.5f64)?");
+    let args = "act b=b t=t d=8; act v=9 d=8; index b=b t=t";
+    let loss = LinearCrossEntropy { channel: word("d"), vocab: word("v"), softcap: 15.0 };
+    check_emitted(loss, args, "ops::linear_cross_entropy(a0, a1, a2, 15f64)?");
+    let loss = LinearCrossEntropyGrad { channel: word("d"), vocab: word("v"), softcap: 0.0 };
+    let args = format!("{args}; f32");
+    check_emitted(loss, &args, "ops::linear_cross_entropy_grad(a0, a1, a2, a3, 0f64)?");
+    let gather = GatherSum { rows: word("j"), slots: word("p") };
+    check_emitted(gather, "act j=5 d=8; index b=b t=t p=3", "ops::gather_sum(a0, a1)?");
+    let gather = GatherSumGrad { rows: constant("j", 5), slots: word("p") };
+    check_emitted(gather, &format!("index b=b t=t p=3; {x}"), "ops::gather_sum_grad(a0, a1, 5)?");
+    check_emitted(Lookup { rows: word("v") }, "act v=5 d=8; index b=b", "ops::lookup(a0, a1)?");
+    let grad = LookupGrad { rows: constant("v", 5) };
+    check_emitted(grad, "index b=b; act b=b d=8", "ops::lookup_grad(a0, a1, 5)?");
+}
+
+#[test]
+fn emitted_calls_join_precision_classes() {
+    // The runtime takes tensors of one kind: narrow ones are widened first.
+    let over = words(&["d"]);
+    let wanted = r#"ops::contract(&ops::to_f32(a0)?, a1, "td,fd->tf")?"#;
+    check_emitted(Contract { over }, "act t=3 d=8; f32 f=2 d=8", wanted);
+    let concat = Concat { axis: word("t"), to: word("s") };
+    let wanted = "ops::concat(&[a0, &ops::to_f32(a1)?], 0)?";
+    check_emitted(concat, "f32 t=3; act t=2", wanted);
+    // Of a result that is not widened, what comes back wide is narrowed.
+    let (row, gate) = ("act b=1 t=3 h=2 k=4", "f32 b=1 t=3 h=2");
+    let args = format!("{row}; {row}; {row}; {gate}; {gate}");
+    let widened = "&ops::to_f32(a0)?, &ops::to_f32(a1)?, &ops::to_f32(a2)?, a3, a4";
+    let wanted = format!("ops::to_act(&ops::gated_delta_rule({widened})?, like.kind())?");
+    check_emitted(delta("k"), &args, &wanted);
+    let grad =
+        GatedDeltaRuleGrad { time: word("t"), head: word("h"), key: word("k"), value: word("k") };
+    let narrowed: String =
+        (0..3).map(|i| format!("ops::to_act(&wide_{i}, like.kind())?,")).collect();
+    let wanted = format!(
+        "{{ let (wide_0, wide_1, wide_2, wide_3, wide_4) =
+            ops::gated_delta_rule_grad({widened}, &ops::to_f32(a5)?)?;
+            ({narrowed} wide_3, wide_4) }}"
+    );
+    check_emitted(grad, &format!("{args}; {row}"), &wanted);
+    // One class: as it is. The mask does not count.
+    let row = "act b=1 t=3 h=2 k=4";
+    let keys = "act b=1 s=5 h=2 k=4";
+    let args = format!("{row}; {keys}; {keys}; bool b=1 t=3 s=5");
+    check_emitted(attention(), &args, "ops::masked_attention(a0, a1, a2, a3)?");
 }
 
 // Errors.
@@ -1475,13 +1206,8 @@ fn types(text: &str) -> Vec<Type> {
             let dtype = lightc_codegen::ir::types::dtype_from_word(dtype).unwrap();
             let axes = parts.map(|axis| {
                 let (name, size) = axis.split_once('=').unwrap();
-                let size = size
-                    .parse()
-                    .map_or_else(|_| Size::symbol(size), Size::constant);
-                Axis {
-                    name: word(name),
-                    size,
-                }
+                let size = size.parse().map_or_else(|_| Size::symbol(size), Size::constant);
+                Axis { name: word(name), size }
             });
             Type::new(dtype, axes.collect())
         })
@@ -1492,11 +1218,7 @@ fn types(text: &str) -> Vec<Type> {
 fn check_error(op: impl Into<Op>, args: &str, code: &str, says: &str) {
     let types = types(args);
     let types: Vec<&Type> = types.iter().collect();
-    let error = op
-        .into()
-        .def()
-        .infer(&types)
-        .expect_err("the shape rule accepts it");
+    let error = op.into().def().infer(&types).expect_err("the shape rule accepts it");
     assert_eq!(error.code, code, "{}", error.message);
     assert!(error.message.contains(says), "{}", error.message);
 }
@@ -1505,21 +1227,11 @@ fn check_error(op: impl Into<Op>, args: &str, code: &str, says: &str) {
 fn shape_rules_name_what_disagrees() {
     let size = Size::constant;
     let sum = |over: &[&str]| Sum { over: words(over) };
-    check_error(
-        sum(&["d"]),
-        "act t=3",
-        "E0401",
-        "needs axis `d`, but the value is act[t=3]",
-    );
+    check_error(sum(&["d"]), "act t=3", "E0401", "needs axis `d`, but the value is act[t=3]");
     check_error(sum(&["t", "t"]), "act t=3", "E0406", "axis `t` twice");
     check_error(sum(&["t"]), "bool t=3", "E0404", "floating-point");
     check_error(sum(&[]), "act t=3", "E0405", "no axis");
-    check_error(
-        sum(&["t"]),
-        "act t=3; act t=3",
-        "E0405",
-        "1 tensor arguments, here are 2",
-    );
+    check_error(sum(&["t"]), "act t=3; act t=3", "E0405", "1 tensor arguments, here are 2");
 
     let dot = |over: &[&str]| Contract { over: words(over) };
     check_error(dot(&["d"]), "act t=3 d=4; act f=2", "E0401", "`d`");
@@ -1527,102 +1239,38 @@ fn shape_rules_name_what_disagrees() {
     check_error(dot(&[]), "act d=n; act d=m", "E0402", "size n");
     check_error(dot(&["d"]), "act d=4; index d=4", "E0404", "index[d=4]");
 
-    let split = |k| Split {
-        axis: word("e"),
-        into: vec![constant("h", 2), constant("k", k)],
-    };
+    let split = |k| Split { axis: word("e"), into: vec![constant("h", 2), constant("k", k)] };
     check_error(split(3), "act e=8", "E0402", "product 6");
     check_error(split(4), "act e=8 h=2", "E0406", "two axes named `h`");
     check_error(
-        Merge {
-            axes: words(&["h", "k"]),
-            into: word("e"),
-        },
+        Merge { axes: words(&["h", "k"]), into: word("e") },
         "act h=2 t=3 k=2",
         "E0401",
         "in the order [h, k, t]",
     );
-    let slice = |start, end| Slice {
-        axis: word("t"),
-        start,
-        end,
-        to: word("s"),
-    };
-    check_error(
-        slice(size(2), size(5)),
-        "act t=4",
-        "E0402",
-        "the end 5 lies after the size 4",
-    );
+    let slice = |start, end| Slice { axis: word("t"), start, end, to: word("s") };
+    check_error(slice(size(2), size(5)), "act t=4", "E0402", "the end 5 lies after the size 4");
     check_error(slice(size(-1), size(2)), "act t=4", "E0402", "start -1");
     check_error(slice(size(3), size(2)), "act t=4", "E0402", "the start 3");
     let end = Size::symbol("t").checked_add(&size(1)).unwrap();
     check_error(slice(size(0), end), "act t=t", "E0402", "t+1");
-    let place = |index| Place {
-        axis: constant("s", 2),
-        index,
-        position: 0,
-    };
-    check_error(
-        place(size(2)),
-        "act t=3",
-        "E0402",
-        "index 2 is not on axis `s` of size 2",
-    );
+    let place = |index| Place { axis: constant("s", 2), index, position: 0 };
+    check_error(place(size(2)), "act t=3", "E0402", "index 2 is not on axis `s` of size 2");
     check_error(place(size(0)), "act s=2", "E0406", "`s`");
-    let concat = || Concat {
-        axis: word("d"),
-        to: word("d"),
-    };
+    let concat = || Concat { axis: word("d"), to: word("d") };
     check_error(concat(), "act t=3 d=1; act t=4 d=2", "E0402", "size 3");
     check_error(concat(), "act d=1; index d=2", "E0404", "different kinds");
     check_error(concat(), "", "E0405", "at least one");
-    let broadcast = Broadcast {
-        axes: vec![constant("b", 2)],
-    };
+    let broadcast = Broadcast { axes: vec![constant("b", 2)] };
     check_error(broadcast, "act t=2", "E0401", "leaves out axis `t`");
-    check_error(
-        Permute {
-            order: words(&["t"]),
-        },
-        "act t=2 d=3",
-        "E0401",
-        "leaves out",
-    );
-    check_error(
-        Rename {
-            from: word("t"),
-            to: word("d"),
-        },
-        "act t=2 d=3",
-        "E0406",
-        "`d`",
-    );
+    check_error(Permute { order: words(&["t"]) }, "act t=2 d=3", "E0401", "leaves out");
+    check_error(Rename { from: word("t"), to: word("d") }, "act t=2 d=3", "E0406", "`d`");
 
-    let conv = || CausalConv {
-        time: word("t"),
-        channel: word("e"),
-        taps: word("j"),
-    };
+    let conv = || CausalConv { time: word("t"), channel: word("e"), taps: word("j") };
     check_error(conv(), "act b=1 t=3 e=2; act e=3 j=4", "E0402", "size 2");
-    check_error(
-        conv(),
-        "act t=3 e=2; act e=2 j=4",
-        "E0401",
-        "one batch axis",
-    );
-    check_error(
-        conv(),
-        "act b=1 e=2 t=3; act e=2 j=4",
-        "E0401",
-        "in the order [b, t, e]",
-    );
-    let rotary = Rotary {
-        time: word("t"),
-        pairs: word("k"),
-        base: 1e4,
-        inverse: false,
-    };
+    check_error(conv(), "act t=3 e=2; act e=2 j=4", "E0401", "one batch axis");
+    check_error(conv(), "act b=1 e=2 t=3; act e=2 j=4", "E0401", "in the order [b, t, e]");
+    let rotary = Rotary { time: word("t"), pairs: word("k"), base: 1e4, inverse: false };
     check_error(rotary, "act t=3 k=5", "E0402", "size 5 is odd");
 
     let row = "act b=1 t=3 h=2 k=4";
@@ -1639,58 +1287,16 @@ fn shape_rules_name_what_disagrees() {
     check_error(attention(), &wrong, "E0404", "its mask as bool");
     let wrong = format!("{row}; {keys}; act b=1 s=6 h=2 k=4; {mask}");
     check_error(attention(), &wrong, "E0402", "size 5");
-    let select = SelectTop {
-        query: word("t"),
-        key: word("s"),
-        sinks: 4,
-        limit: 8,
-    };
+    let select = SelectTop { query: word("t"), key: word("s"), sinks: 4, limit: 8 };
     check_error(select, "act b=1 t=3 s=4; f32 b=1 t=3", "E0402", "size 3");
-    let sinkhorn = Sinkhorn {
-        rows: word("s"),
-        columns: word("j"),
-        iterations: 0,
-        eps: 1e-6,
-    };
+    let sinkhorn = Sinkhorn { rows: word("s"), columns: word("j"), iterations: 0, eps: 1e-6 };
     check_error(sinkhorn, "act s=2 j=2", "E0405", "at least 1 iteration");
-    let loss = || LinearCrossEntropy {
-        channel: word("d"),
-        vocab: word("v"),
-        softcap: 0.0,
-    };
+    let loss = || LinearCrossEntropy { channel: word("d"), vocab: word("v"), softcap: 0.0 };
     let w = "act v=9 d=4";
-    check_error(
-        loss(),
-        &format!("act t=3 d=4; {w}; act t=3"),
-        "E0404",
-        "its targets as index",
-    );
-    check_error(
-        loss(),
-        &format!("act t=3 d=4; {w}; index t=2"),
-        "E0402",
-        "size 3",
-    );
-    check_error(
-        loss(),
-        &format!("act v=9 d=4; {w}; index v=9"),
-        "E0406",
-        "`v`",
-    );
-    let gather = GatherSum {
-        rows: word("j"),
-        slots: word("p"),
-    };
-    check_error(
-        gather,
-        "act j=3; index t=2 p=2",
-        "E0401",
-        "one axis beside `j`",
-    );
-    check_error(
-        Lookup { rows: word("v") },
-        "act v=3 d=2; act t=2",
-        "E0404",
-        "its ids as index",
-    );
+    check_error(loss(), &format!("act t=3 d=4; {w}; act t=3"), "E0404", "its targets as index");
+    check_error(loss(), &format!("act t=3 d=4; {w}; index t=2"), "E0402", "size 3");
+    check_error(loss(), &format!("act v=9 d=4; {w}; index v=9"), "E0406", "`v`");
+    let gather = GatherSum { rows: word("j"), slots: word("p") };
+    check_error(gather, "act j=3; index b=1 t=2 p=2", "E0401", "one axis beside `j`");
+    check_error(Lookup { rows: word("v") }, "act v=3 d=2; act t=2", "E0404", "its ids as index");
 }
