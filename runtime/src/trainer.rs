@@ -20,3 +20,8 @@ pub struct Batch {
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct StepReport {}
+
+/// One step.
+pub fn step(_: &dyn crate::Stage, _: &mut TrainState, _: &Batch) -> crate::Result<StepReport> {
+    Ok(StepReport {})
+}

@@ -860,7 +860,7 @@ impl OpDef for StopGradient {
 
     fn emit_cpu(&self, call: &EmitCall<'_>) -> TokenStream {
         let x = call.arg(0);
-        quote!(#x.shallow_clone())
+        quote!(Tensor::shallow_clone(#x))
     }
 }
 

@@ -303,7 +303,7 @@ impl OpDef for Rename {
 
     fn emit_cpu(&self, call: &EmitCall<'_>) -> TokenStream {
         let x = call.arg(0);
-        quote!(#x.shallow_clone())
+        quote!(Tensor::shallow_clone(#x))
     }
 }
 
