@@ -1115,7 +1115,9 @@ fn emitted_calls_name_positions() {
         "ops::broadcast(a0, &[-1, 1, 0], &[4, 8, 3])?",
     );
     check_emitted(Permute { order: words(&["d", "b", "t"]) }, x, "ops::permute(a0, &[2, 0, 1])?");
-    check_emitted(Rename { from: word("t"), to: word("s") }, x, "a0.shallow_clone()");
+    check_emitted(Rename { from: word("t"), to: word("s") }, x, "Tensor::shallow_clone(a0)");
+    check_emitted(Cast { to: DType::F32 }, x, "ops::to_f32(a0)?");
+    check_emitted(Cast { to: DType::Act }, "f32 t=3", "ops::to_act(a0, like.kind())?");
     let into = vec![constant("h", 2), constant("k", 4)];
     check_emitted(Split { axis: word("d"), into }, x, "ops::split(a0, 2, &[2, 4])?");
     let merge = Merge { axes: words(&["t", "d"]), into: word("e") };
