@@ -248,7 +248,7 @@ fn check_derivative(case: &mut Case, op: impl Into<Op>, args: Vec<Arg>) {
 
     let forward = run(&module, &inputs, &store).unwrap_or_else(|e| panic!("{op:?}: {e:?}"));
     let seed = case.array(forward.outputs[0].shape(), Draw::Normal);
-    let grads = gradients(&module, backward, &forward.trace, &[seed.clone()], &store)
+    let grads = gradients(&module, backward, &forward.trace, std::slice::from_ref(&seed), &store)
         .unwrap_or_else(|e| panic!("{op:?}: {e:?}\n{printed}"));
     for path in &frozen {
         assert!(!grads.contains_key(path), "{op:?}: a frozen parameter has a gradient");
