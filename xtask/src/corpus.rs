@@ -116,6 +116,17 @@ mod tests {
     }
 
     #[test]
+    fn both_parts_are_written_from_the_tracked_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let corpus = write(dir.path()).unwrap();
+        for part in [&corpus.train, &corpus.held_out] {
+            assert!(part.n_files > 0);
+            assert_eq!(fs::read_to_string(&part.path).unwrap().len(), part.n_bytes);
+        }
+        assert!(corpus.train.n_files >= 9 * corpus.held_out.n_files);
+    }
+
+    #[test]
     fn only_sources_and_documents_are_text() {
         for (path, expected) in [
             ("a/b.llm", true),
