@@ -7,8 +7,13 @@
 //! of the step, so that a run is a function of its configuration and its
 //! shards, and resuming needs no replay.
 
+pub mod bind;
+pub mod config;
 pub mod error;
 pub mod ops;
+pub mod optimizer;
+pub mod random;
+pub mod schedule;
 pub mod stage;
 pub mod trainer;
 

@@ -217,27 +217,36 @@ impl Emitter<'_> {
     fn forward(&self, backward_text: &str) -> TokenStream {
         let names = value_names(self.function);
         let mut locals = Locals::new(self.function, &names);
-        let mut statements = self.size_bindings(&names);
+        let mut statements = Vec::new();
         for (id, node) in self.function.nodes() {
             statements.push(self.forward_node(id, node, &mut locals));
         }
+        let kept = saved_values(self.module, self.id);
+        let updated = self.function.updates.iter().map(|(_, value)| *value);
+        let returned = self.function.outputs.iter().map(|output| output.value);
+        locals.handed_over(updated.chain(kept.iter().copied()).chain(returned));
         for (index, value) in &self.function.updates {
             let Some(state) = self.function.states.get(*index) else { continue };
             let (field, value) = (ident(&state.name), locals.owned(*value));
             statements.push(quote!(next.#field = Some(#value);));
         }
-        let saved = saved_values(self.module, self.id).into_iter().map(|value| {
+        let mut saved = Vec::new();
+        for value in kept {
             let (field, value) = (&names[&value], locals.owned(value));
-            quote!(#field: #value)
-        });
-        let sizes = self.saved_sizes(backward_text).into_iter().map(|name| size_variable(&name));
+            saved.push(quote!(#field: #value));
+        }
+        let saved_sizes = self.saved_sizes(backward_text);
+        let sizes = saved_sizes.iter().map(|name| size_variable(name));
         let mut calls = Vec::new();
         for (id, node) in self.function.nodes() {
             if self.is_called_backward(id) {
                 calls.extend(self.call_fields(id, node).into_iter().map(|(field, _)| field));
             }
         }
-        let outputs = self.function.outputs.iter().map(|output| locals.owned(output.value));
+        let mut outputs = Vec::new();
+        for output in &self.function.outputs {
+            outputs.push(locals.owned(output.value));
+        }
         let inputs = self.function.inputs().map(|(_, value)| {
             let name = &names[&value];
             quote!(#name: &Tensor)
@@ -245,7 +254,9 @@ impl Emitter<'_> {
         let results = self.function.outputs.iter().map(|_| quote!(Tensor));
         let next = has_states(self.module, self.id)
             .then(|| quote!(next: &mut Tensors<Option<Tensor>>,));
+        let sizes_used = self.size_bindings(&names, &quote!(#(#statements)*), &saved_sizes);
         let body = quote! {
+            #(#sizes_used)*
             #(#statements)*
             let saved = Saved { #(#saved,)* #(#sizes,)* #(#calls,)* };
             Ok((#(#outputs,)* saved))
@@ -284,10 +295,20 @@ impl Emitter<'_> {
         doc_lines(&format!("{} -> {}.", inputs.join(", "), outputs.join(", ")))
     }
 
-    /// `let size_t = x.size()[1]` for every size name that the body uses.
-    fn size_bindings(&self, names: &BTreeMap<ValueId, Ident>) -> Vec<TokenStream> {
+    /// The length of every axis whose size name the body uses or the backward needs.
+    fn size_bindings(
+        &self,
+        names: &BTreeMap<ValueId, Ident>,
+        body: &TokenStream,
+        saved: &[String],
+    ) -> Vec<TokenStream> {
+        let text = body.to_string();
         let mut statements = Vec::new();
         for (symbol, value, position) in self.function.bound_symbols() {
+            let used = contains_word(&text, &size_variable(&symbol).to_string());
+            if !used && !saved.contains(&symbol) {
+                continue;
+            }
             let (variable, input) = (size_variable(&symbol), &names[&value]);
             let position = Literal::i64_unsuffixed(position as i64);
             statements.push(quote!(let #variable = ops::length(#input, #position)?;));
@@ -375,13 +396,17 @@ impl Emitter<'_> {
         for node in &body.nodes {
             statements.push(self.backward_node(node, &forward_names, &mut locals));
         }
+        let added = backward.grads.iter().map(|(_, value)| *value);
+        locals.handed_over(added.chain(body.outputs.iter().map(|output| output.value)));
         for (index, value) in &backward.grads {
             let Some(param) = self.function.params.get(*index) else { continue };
             let (field, value) = (ident(&param.name), locals.owned(*value));
             statements.push(quote!(accumulate(&mut grads.#field, #value)?;));
         }
-        let outputs: Vec<TokenStream> =
-            body.outputs.iter().map(|output| locals.owned(output.value)).collect();
+        let mut outputs = Vec::new();
+        for output in &body.outputs {
+            outputs.push(locals.owned(output.value));
+        }
         let inputs = body.inputs().map(|(_, value)| {
             let name = &names[&value];
             quote!(#name: &Tensor)
@@ -554,6 +579,9 @@ struct Locals<'a> {
     names: &'a BTreeMap<ValueId, Ident>,
     /// Values that are not locals: by reference, and owned.
     others: BTreeMap<ValueId, (TokenStream, TokenStream)>,
+    /// How often each local is still handed over at the end of the function: the last time it
+    /// is moved.
+    remaining: BTreeMap<ValueId, usize>,
 }
 
 impl<'a> Locals<'a> {
@@ -563,7 +591,7 @@ impl<'a> Locals<'a> {
             let name = &names[&value];
             others.insert(value, (quote!(#name), quote!(#name.shallow_clone())));
         }
-        Locals { function, names, others }
+        Locals { function, names, others, remaining: BTreeMap::new() }
     }
 
     fn name(&self, value: ValueId) -> Ident {
@@ -599,11 +627,21 @@ impl<'a> Locals<'a> {
         quote!(&#name)
     }
 
-    fn owned(&self, value: ValueId) -> TokenStream {
+    /// Announces the values that the end of the function gives away, each as often as it does.
+    fn handed_over(&mut self, values: impl Iterator<Item = ValueId>) {
+        for value in values {
+            *self.remaining.entry(value).or_default() += 1;
+        }
+    }
+
+    /// A value as an owned tensor: a move the last time, else another handle on it.
+    fn owned(&mut self, value: ValueId) -> TokenStream {
         if let Some((_, owned)) = self.others.get(&value) {
             return owned.clone();
         }
         let name = &self.names[&value];
-        quote!(#name.shallow_clone())
+        let remaining = self.remaining.entry(value).or_default();
+        *remaining = remaining.saturating_sub(1);
+        if *remaining == 0 { quote!(#name) } else { quote!(#name.shallow_clone()) }
     }
 }

@@ -2,7 +2,6 @@
 
 use super::function::{emit_function, entry_backward, has_states};
 use super::names::{ident, module_ident};
-use crate::ir::types::dtype_word;
 use crate::ir::{FuncId, Function, Type};
 use crate::pipeline::Compiled;
 use lightc_dsl::ast::DType;
@@ -247,8 +246,7 @@ fn stage_items(compiled: &Compiled, origin: &Origin) -> Result<TokenStream, Stri
             }
         }
     });
-    let doc = format!(" Stage `{name}`: {} parameters tensors.", params.len());
-    let _ = dtype_word;
+    let doc = format!(" Stage `{name}`: {} parameter tensors.", params.len());
     Ok(quote! {
         use lightc_runtime::bind::{Empty, FlatSource, FlatStates, ParamGrads};
         use lightc_runtime::{

@@ -14,6 +14,7 @@
 
 mod attention;
 mod contract;
+mod delta;
 mod gather;
 mod loss;
 mod native;
@@ -21,13 +22,16 @@ mod pointwise;
 mod reduce;
 mod sequence;
 mod shape;
+mod sinkhorn;
 mod support;
 
 pub use attention::*;
 pub use contract::*;
+pub use delta::*;
 pub use gather::*;
 pub use loss::*;
 pub use pointwise::*;
 pub use reduce::*;
 pub use sequence::*;
 pub use shape::*;
+pub use sinkhorn::*;

@@ -33,8 +33,6 @@ pub(crate) trait Real:
     const ONE: Self;
     /// The nearest value.
     fn of(value: f64) -> Self;
-    /// The value as f64.
-    fn wide(self) -> f64;
     /// e to the power of it.
     fn exp(self) -> Self;
 }
@@ -46,10 +44,6 @@ macro_rules! real {
             #[inline(always)]
             fn of(value: f64) -> Self {
                 value as $name
-            }
-            #[inline(always)]
-            fn wide(self) -> f64 {
-                self.into()
             }
             #[inline(always)]
             fn exp(self) -> Self {
