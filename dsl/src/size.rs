@@ -131,6 +131,34 @@ impl Size {
         Some(total)
     }
 
+    /// Every name that `bindings` has replaced by its size there. A product that overflows
+    /// keeps its name.
+    #[must_use]
+    pub fn substitute(&self, bindings: &BTreeMap<String, Size>) -> Size {
+        self.try_substitute(bindings).unwrap_or_else(|| self.clone())
+    }
+
+    fn try_substitute(&self, bindings: &BTreeMap<String, Size>) -> Option<Size> {
+        let mut total = Size::default();
+        for (monomial, &coefficient) in &self.terms {
+            let mut product = Size::constant(coefficient);
+            for (name, &power) in monomial {
+                let symbol = Size::symbol(name);
+                let factor = bindings.get(name).unwrap_or(&symbol);
+                for _ in 0..power {
+                    product = product.checked_mul(factor)?;
+                }
+            }
+            total = total.checked_add(&product)?;
+        }
+        Some(total)
+    }
+
+    /// The terms in canonical order, as pairs of monomial and coefficient.
+    pub fn terms(&self) -> impl Iterator<Item = (&Monomial, i64)> {
+        self.terms.iter().map(|(monomial, &coefficient)| (monomial, coefficient))
+    }
+
     /// Small enough to work with: products of sums grow without bound, and no real size has
     /// more than a few terms.
     pub fn is_small(&self) -> bool {

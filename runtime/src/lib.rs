@@ -1,1 +1,25 @@
-//! Skeleton.
+//! The runtime of compiled stages: ops on libtorch, optimizer, schedules,
+//! checkpoints, data and the trainer.
+//!
+//! Generated code implements [`stage::Stage`] with the functions of [`ops`];
+//! everything else here serves any stage. Randomness is a function of its key
+//! ([`random`]), the learning rate a function of the step, a batch a function
+//! of the step, so that a run is a function of its configuration and its
+//! shards, and resuming needs no replay.
+
+pub mod bind;
+pub mod config;
+pub mod error;
+pub mod ops;
+pub mod optimizer;
+pub mod random;
+pub mod schedule;
+pub mod stage;
+pub mod trainer;
+
+pub use error::{Error, Result};
+pub use stage::{
+    CarrySpec, Init, Inputs, Outputs, ParamSpec, Precision, Stage, StateSpec, Storage, TableSpec,
+};
+pub use tch::{Device, Kind, Tensor};
+pub use trainer::{Batch, StepReport, TrainState};
