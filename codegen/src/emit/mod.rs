@@ -10,4 +10,4 @@ mod names;
 mod stage;
 
 pub use call::EmitCall;
-pub use stage::{CrateFile, Origin, emit_crate, emit_stage};
+pub use stage::{CrateFile, Origin, emit_blocks, emit_crate, emit_stage};
