@@ -36,7 +36,7 @@ pub(super) fn stage(program: &Program, name: &str) -> Result<StageModel, Vec<Dia
     if program.is_damaged(name) {
         return Err(program.errors.clone());
     }
-    let bindings = program.bindings(name).map_err(|d| vec![d])?;
+    let bindings = program.bindings(name).map_err(|d| vec![*d])?;
     let Some(def) = program.stage(name) else {
         return Err(Vec::new());
     };
