@@ -128,7 +128,7 @@ impl<'p> Resolver<'p> {
 
     /// What to return where there is no model.
     fn failed(mut self) -> Vec<Diag> {
-        crate::diag::dedup(&mut self.diags);
+        crate::diag::normalize(&mut self.diags);
         self.diags
             .retain(|d| !self.program.reported.contains(&(d.code, d.primary.span)));
         if self.diags.is_empty() {

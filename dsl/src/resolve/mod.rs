@@ -162,7 +162,7 @@ impl Program {
             }
         }
         diags.retain(|d| !self.reported.contains(&(d.code, d.primary.span)));
-        crate::diag::dedup(&mut diags);
+        crate::diag::normalize(&mut diags);
         (models, diags)
     }
 
