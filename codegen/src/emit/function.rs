@@ -57,12 +57,15 @@ impl Emitter<'_> {
         let saved = self.saved_struct(&text);
         let callees = self.callee_modules();
         let uses = if callees.is_empty() { quote!() } else { quote!(use super::{#(#callees),*};) };
+        let bodies = format!("{text} {forward}");
+        let accumulate = contains_word(&text, "accumulate").then(|| quote!(, accumulate));
+        let ops = contains_word(&bodies, "ops").then(|| quote!(, ops));
         quote! {
             #doc
             pub mod #name {
                 #uses
-                use lightc_runtime::bind::{Sink, Source, accumulate};
-                use lightc_runtime::{Result, Tensor, ops};
+                use lightc_runtime::bind::{Sink, Source #accumulate};
+                use lightc_runtime::{Result, Tensor #ops};
                 #tensors
                 #saved
                 #forward
@@ -218,13 +221,13 @@ impl Emitter<'_> {
         let names = value_names(self.function);
         let mut locals = Locals::new(self.function, &names);
         let mut statements = Vec::new();
-        for (id, node) in self.function.nodes() {
-            statements.push(self.forward_node(id, node, &mut locals));
-        }
         let kept = saved_values(self.module, self.id);
         let updated = self.function.updates.iter().map(|(_, value)| *value);
         let returned = self.function.outputs.iter().map(|output| output.value);
         locals.handed_over(updated.chain(kept.iter().copied()).chain(returned));
+        for (id, node) in self.function.nodes() {
+            statements.push(self.forward_node(id, node, &mut locals));
+        }
         for (index, value) in &self.function.updates {
             let Some(state) = self.function.states.get(*index) else { continue };
             let (field, value) = (ident(&state.name), locals.owned(*value));
@@ -382,7 +385,7 @@ impl Emitter<'_> {
             current = quote!(&#result);
         }
         if statements.is_empty() {
-            return quote!(let #result = #current.shallow_clone(););
+            return quote!(let #result = Tensor::shallow_clone(#current););
         }
         quote!(#(#statements)*)
     }
@@ -393,11 +396,11 @@ impl Emitter<'_> {
         let forward_names = value_names(self.function);
         let mut locals = Locals::new(body, &names);
         let mut statements = Vec::new();
+        let added = backward.grads.iter().map(|(_, value)| *value);
+        locals.handed_over(added.chain(body.outputs.iter().map(|output| output.value)));
         for node in &body.nodes {
             statements.push(self.backward_node(node, &forward_names, &mut locals));
         }
-        let added = backward.grads.iter().map(|(_, value)| *value);
-        locals.handed_over(added.chain(body.outputs.iter().map(|output| output.value)));
         for (index, value) in &backward.grads {
             let Some(param) = self.function.params.get(*index) else { continue };
             let (field, value) = (ident(&param.name), locals.owned(*value));
@@ -513,7 +516,8 @@ impl Emitter<'_> {
         };
         let Some(sub) = self.function.subs.get(sub) else { return quote!() };
         let results: Vec<Ident> = node.results.iter().map(|r| locals.name(*r)).collect();
-        let pattern = match results.as_slice() {
+        let bindings: Vec<TokenStream> = node.results.iter().map(|r| locals.binding(*r)).collect();
+        let pattern = match bindings.as_slice() {
             [one] => quote!(#one),
             many => quote!((#(#many),*)),
         };
@@ -598,8 +602,12 @@ impl<'a> Locals<'a> {
         self.names[&value].clone()
     }
 
-    /// The name on the left of `let`; results that nothing reads are not bound.
+    /// The name on the left of `let`; a result that nothing reads is not bound.
     fn binding(&self, value: ValueId) -> TokenStream {
+        let read = self.function.nodes.iter().any(|node| node.args.contains(&value));
+        if !read && !self.remaining.contains_key(&value) {
+            return quote!(_);
+        }
         let name = self.name(value);
         quote!(#name)
     }

@@ -822,7 +822,7 @@ impl OpDef for Cast {
         let x = call.arg(0);
         let kind = call.kind();
         match self.to {
-            DType::F32 => quote!(ops::to_f32(#x, #kind)?),
+            DType::F32 => quote!(ops::to_f32(#x)?),
             _ => quote!(ops::to_act(#x, #kind.kind())?),
         }
     }
@@ -860,7 +860,7 @@ impl OpDef for StopGradient {
 
     fn emit_cpu(&self, call: &EmitCall<'_>) -> TokenStream {
         let x = call.arg(0);
-        quote!(#x.shallow_clone())
+        quote!(Tensor::shallow_clone(#x))
     }
 }
 

@@ -37,6 +37,8 @@ pub(super) struct Resolver<'p> {
     /// A symbolic size was used in a number.
     pub(super) symbolic: bool,
     pub(super) depth: usize,
+    /// A chain of bindings is over the limit, which is reported once.
+    pub(super) chain_too_long: bool,
 }
 
 /// What a kind of formal takes, in words.
@@ -168,12 +170,14 @@ impl<'p> Resolver<'p> {
     /// parser; chains of bindings are limited here.
     fn deeper<T>(&mut self, span: Span, f: impl FnOnce(&mut Self) -> Option<T>) -> Option<T> {
         if self.depth >= MAX_DEPTH {
-            self.report(Diag::error(
-                codes::OVER_LIMIT,
-                format!("more than {MAX_DEPTH} bindings and operations lead to one value"),
-                span,
-                "the chain is too long here",
-            ));
+            if !std::mem::replace(&mut self.chain_too_long, true) {
+                self.report(Diag::error(
+                    codes::OVER_LIMIT,
+                    format!("more than {MAX_DEPTH} bindings and operations lead to one value"),
+                    span,
+                    "the chain is too long here",
+                ));
+            }
             return None;
         }
         self.depth += 1;

@@ -111,6 +111,7 @@ impl<'p> Resolver<'p> {
             known: BTreeMap::new(),
             diags: Vec::new(),
             chain: Vec::new(),
+            chain_too_long: false,
             n_instantiated: 0,
             stop: false,
             multiples: BTreeMap::new(),
@@ -179,7 +180,7 @@ impl<'p> Resolver<'p> {
         &mut self,
         bindings: &BTreeMap<&'p str, &'p crate::ast::Binding>,
     ) -> BTreeSet<&'p str> {
-        let mut needs: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        let mut needs: BTreeMap<&'p str, Vec<&'p str>> = BTreeMap::new();
         for (name, binding) in bindings {
             let mut names = Vec::new();
             check::names_of(&binding.value, &mut names);
@@ -187,17 +188,25 @@ impl<'p> Resolver<'p> {
             needs.insert(name, names.into_iter().map(|(n, _)| n).collect());
         }
         // Bindings whose needs are all met fall away; what is left is on a cycle or needs one.
-        loop {
-            let met: Vec<&str> = needs
-                .iter()
-                .filter(|(_, names)| !names.iter().any(|n| needs.contains_key(n)))
-                .map(|(name, _)| *name)
-                .collect();
-            if met.is_empty() {
-                break;
+        let mut users: BTreeMap<&'p str, Vec<&'p str>> = BTreeMap::new();
+        let mut open: BTreeMap<&'p str, usize> = BTreeMap::new();
+        for (&name, names) in &needs {
+            open.insert(name, names.len());
+            for &used in names {
+                users.entry(used).or_default().push(name);
             }
-            for name in met {
-                needs.remove(name);
+        }
+        let is_met = |(name, n): (&&'p str, &usize)| (*n == 0).then_some(*name);
+        let mut met: Vec<&'p str> = open.iter().filter_map(is_met).collect();
+        while let Some(name) = met.pop() {
+            needs.remove(name);
+            for &user in users.get(name).map_or(&[][..], Vec::as_slice) {
+                if let Some(n) = open.get_mut(user) {
+                    *n -= 1;
+                    if *n == 0 {
+                        met.push(user);
+                    }
+                }
             }
         }
         let broken: BTreeSet<&'p str> = needs.keys().copied().collect();

@@ -166,18 +166,27 @@ fn nearest(word: &str, known: &[String]) -> Option<String> {
     (distance * 3 <= best.chars().count().max(word.chars().count())).then(|| best.clone())
 }
 
-/// Levenshtein's distance.
+/// The edit distance with insertions, deletions, replacements and swaps of
+/// neighbours.
 fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, from) in a.chars().enumerate() {
-        let mut diagonal = i;
-        row[0] = i + 1;
-        for (j, to) in b.iter().enumerate() {
-            let replaced = diagonal + usize::from(from != *to);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
+    let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
+    let mut table = vec![vec![0; b.len() + 1]; a.len() + 1];
+    for i in 0..=a.len() {
+        for j in 0..=b.len() {
+            table[i][j] = cell(&table, &a, &b, i, j);
         }
     }
-    row[b.len()]
+    table[a.len()][b.len()]
+}
+
+fn cell(table: &[Vec<usize>], a: &[char], b: &[char], i: usize, j: usize) -> usize {
+    if i == 0 || j == 0 {
+        return i + j;
+    }
+    let replaced = table[i - 1][j - 1] + usize::from(a[i - 1] != b[j - 1]);
+    let best = replaced.min(table[i - 1][j] + 1).min(table[i][j - 1] + 1);
+    if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
+        return best.min(table[i - 2][j - 2] + 1);
+    }
+    best
 }
