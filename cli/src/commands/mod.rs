@@ -9,6 +9,7 @@ mod fmt;
 mod hash;
 mod inspect;
 mod params;
+mod prepare;
 mod snapshot;
 mod train;
 
@@ -23,6 +24,7 @@ pub(crate) enum Command {
     Params(params::Arguments),
     Inspect(inspect::Arguments),
     Build(build::Arguments),
+    Prepare(prepare::Arguments),
     Train(train::Arguments),
     Evaluate(evaluate::Arguments),
     Snapshot(snapshot::Arguments),
@@ -39,6 +41,7 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
         Command::Params(arguments) => params::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Build(arguments) => build::run(&arguments),
+        Command::Prepare(arguments) => prepare::run(&arguments),
         Command::Train(arguments) => train::run(&arguments),
         Command::Evaluate(arguments) => evaluate::run(&arguments),
         Command::Snapshot(arguments) => snapshot::run(&arguments),
