@@ -7,9 +7,26 @@
 //! of the step, so that a run is a function of its configuration and its
 //! shards, and resuming needs no replay.
 
+pub mod bind;
+pub mod checkpoint;
+pub mod config;
+pub mod data;
 pub mod error;
+pub mod evaluate;
+pub mod metrics;
 pub mod ops;
+pub mod optimizer;
+pub mod program;
+pub mod progress;
+pub mod random;
+pub mod run;
+pub mod schedule;
+pub mod shards;
 pub mod stage;
+pub mod tables;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+pub mod tokenizer;
 pub mod trainer;
 
 pub use error::{Error, Result};

@@ -52,11 +52,11 @@ pub enum Init {
         /// Upper end, excluded.
         high: f64,
     },
-    /// `exp` of a uniform draw on `[ln low, ln high)`; both ends are positive.
+    /// `ln` of a uniform draw on `(low, high]`, so that `low` can be 0.
     LogUniform {
-        /// Lower end, included.
+        /// Lower end of the draw, excluded.
         low: f64,
-        /// Upper end, excluded.
+        /// Upper end of the draw, included.
         high: f64,
     },
 }
@@ -97,15 +97,16 @@ pub struct StateSpec {
     pub start: f64,
 }
 
-/// One constant table that the runtime computes before the first step.
+/// One constant table of whole numbers (i64) that the runtime computes before
+/// the first step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TableSpec {
     /// Path, unique among the tables.
     pub path: &'static str,
     /// Size per axis, in storage order.
     pub shape: &'static [i64],
-    /// `tokenizer.byte_codes` (i64 `[v, 32]`) or `tokenizer.byte_counts`
-    /// (activation kind, `[v]`).
+    /// `tokenizer.byte_codes` (`[v, p]`) or `tokenizer.byte_counts` (`[v]`);
+    /// see [`crate::tokenizer`].
     pub source: &'static str,
 }
 
@@ -130,7 +131,7 @@ pub struct Inputs<'a> {
     /// Token ids, i64 `[b, u]`.
     pub tokens: &'a Tensor,
     /// Activation kind `[b]`: 1 where the lane goes on from its previous
-    /// sequence, 0 where it starts anew (and the carries are to be read as 0).
+    /// sequence, 0 where it starts anew and must not read the carries.
     pub continues: &'a Tensor,
     /// One tensor per [`CarrySpec`].
     pub carries: &'a [Tensor],

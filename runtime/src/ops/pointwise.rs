@@ -155,13 +155,10 @@ pub fn where_(c: &Tensor, a: &Tensor, b: &Tensor) -> Result<Tensor> {
     a.f_where_self(c, b).named("where", &[c, a, b])
 }
 
-/// `x` as f32: bf16, bool and index tensors are converted, f32 stays, and so
-/// does f64 (in an f64 run every float is f64).
-pub fn to_f32(x: &Tensor) -> Result<Tensor> {
-    match x.kind() {
-        Kind::Float | Kind::Double => Ok(x.shallow_clone()),
-        _ => Ok(x.f_to_kind(Kind::Float)?),
-    }
+/// `x` as f32, or as f64 in an f64 run; `like` is any tensor of the run's
+/// activation kind.
+pub fn to_f32(x: &Tensor, like: &Tensor) -> Result<Tensor> {
+    super::support::cast(x, crate::Precision::F32.kind(like.kind()))
 }
 
 /// `x` in the activations' kind.

@@ -6,6 +6,11 @@ use tch::Tensor;
 use super::support::{Named, describe, ensure, ensure_dim, op_error};
 use crate::Result;
 
+/// Length of a dimension.
+pub fn length(x: &Tensor, dim: i64) -> Result<i64> {
+    ensure_dim("length", x, dim)
+}
+
 /// A view of `x` ready to broadcast: entry `i >= 0` of `dims` takes dimension
 /// `i` of `x`, entry `-1` inserts one of size 1. Every dimension of `x` is
 /// taken once.

@@ -1,0 +1,202 @@
+//! A [`TrainState`] as a checkpoint, and back.
+//!
+//! Five files: `params` (master weights), `moments_m` and `moments_v` (trained
+//! parameters), `states`, `carries`. The position of schedule, data and
+//! randomness is the step.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use lightc_checkpoint::{
+    Checkpoint, Dtype, Expected, ExpectedTensor, FileContents, Head, TensorData,
+};
+
+use crate::error::{Error, Result};
+use crate::shards::Corpus;
+use crate::stage::Stage;
+use crate::trainer::TrainState;
+use crate::{Kind, Tensor};
+
+const PARAMS: &str = "params.safetensors";
+const MOMENTS_M: &str = "moments_m.safetensors";
+const MOMENTS_V: &str = "moments_v.safetensors";
+const STATES: &str = "states.safetensors";
+const CARRIES: &str = "carries.safetensors";
+
+/// What must be the same to resume.
+#[derive(Debug, Clone, Copy)]
+pub struct Strictness {
+    /// The stage's sources.
+    pub source: bool,
+    /// The shards, and the settings that shape the run.
+    pub run: bool,
+    /// The settings that shape the run, where `run` is set.
+    pub settings: bool,
+}
+
+/// The head of a checkpoint of this state.
+pub fn head(
+    stage: &dyn Stage,
+    state: &TrainState,
+    corpus: &Corpus,
+    settings: BTreeMap<String, String>,
+) -> Head {
+    Head {
+        stage: stage.name().to_owned(),
+        source_hash: stage.source_hash().to_owned(),
+        compiler: env!("CARGO_PKG_VERSION").to_owned(),
+        step: state.step,
+        seed: state.setup.seed,
+        tokenizer_hash: corpus.tokenizer.hash().to_owned(),
+        corpus_digest: corpus.digest.clone(),
+        settings,
+    }
+}
+
+/// One tensor of a state: its file, its name, itself.
+type Named<'a> = (&'static str, &'static str, &'a Tensor);
+
+/// Every tensor of a state, in a fixed order.
+fn named(state: &TrainState) -> Vec<Named<'_>> {
+    let info = &state.info;
+    let params = || info.params.iter().map(|spec| spec.path);
+    let mut all: Vec<Named<'_>> = Vec::new();
+    all.extend(
+        params()
+            .zip(&state.master)
+            .map(|(path, tensor)| (PARAMS, path, tensor)),
+    );
+    for (file, moments) in [(MOMENTS_M, &state.moments_m), (MOMENTS_V, &state.moments_v)] {
+        let trained = params().zip(moments);
+        all.extend(trained.filter_map(|(path, moment)| Some((file, path, moment.as_ref()?))));
+    }
+    let states = info.states.iter().map(|spec| spec.path).zip(&state.states);
+    all.extend(states.map(|(path, tensor)| (STATES, path, tensor)));
+    let carries = info
+        .carries
+        .iter()
+        .map(|spec| spec.name)
+        .zip(&state.carries);
+    all.extend(carries.map(|(name, tensor)| (CARRIES, name, tensor)));
+    all
+}
+
+/// The files of a checkpoint of this state.
+pub fn files(state: &TrainState) -> Result<Vec<FileContents<'static>>> {
+    let mut files: Vec<FileContents<'static>> = [PARAMS, MOMENTS_M, MOMENTS_V, STATES, CARRIES]
+        .map(|name| FileContents {
+            name: name.to_owned(),
+            tensors: Vec::new(),
+        })
+        .into();
+    for (file, name, tensor) in named(state) {
+        let data = TensorData {
+            name: name.to_owned(),
+            dtype: dtype(tensor.f_kind()?)?,
+            shape: shape(tensor),
+            bytes: Cow::Owned(bytes(tensor)?),
+        };
+        files
+            .iter_mut()
+            .filter(|contents| contents.name == file)
+            .for_each(|contents| {
+                contents.tensors.push(data.clone());
+            });
+    }
+    Ok(files)
+}
+
+/// Checks a checkpoint against the stage, the corpus and the settings, and
+/// takes over its tensors and step. On an error the state is as it was.
+pub fn restore(
+    stage: &dyn Stage,
+    state: &mut TrainState,
+    checkpoint: &Checkpoint,
+    corpus: &Corpus,
+    settings: &BTreeMap<String, String>,
+    strictness: Strictness,
+) -> Result<()> {
+    let tensors = expected_tensors(state)?;
+    checkpoint.check(&Expected {
+        stage: stage.name(),
+        source_hash: strictness.source.then(|| stage.source_hash()),
+        tokenizer_hash: corpus.tokenizer.hash(),
+        corpus_digest: strictness.run.then_some(corpus.digest.as_str()),
+        settings: (strictness.run && strictness.settings).then_some(settings),
+        tensors: &tensors,
+    })?;
+    let loaded = named(state)
+        .into_iter()
+        .map(|(file, name, like)| load(checkpoint, file, name, like))
+        .collect::<Result<Vec<Tensor>>>()?;
+    put(state, loaded);
+    state.step = checkpoint.manifest().head.step;
+    state.refresh_params()
+}
+
+fn expected_tensors(state: &TrainState) -> Result<Vec<ExpectedTensor>> {
+    named(state)
+        .into_iter()
+        .map(|(file, name, tensor)| {
+            Ok(ExpectedTensor {
+                file: file.to_owned(),
+                name: name.to_owned(),
+                dtype: dtype(tensor.f_kind()?)?,
+                shape: shape(tensor),
+            })
+        })
+        .collect()
+}
+
+fn load(checkpoint: &Checkpoint, file: &str, name: &str, like: &Tensor) -> Result<Tensor> {
+    let found = checkpoint.tensor(file, name)?;
+    Ok(Tensor::f_from_data_size(
+        found.bytes,
+        &like.size(),
+        like.f_kind()?,
+    )?)
+}
+
+/// Puts tensors, in the order of [`named`], in their places.
+fn put(state: &mut TrainState, tensors: Vec<Tensor>) {
+    let places = state
+        .master
+        .iter_mut()
+        .chain(state.moments_m.iter_mut().flatten())
+        .chain(state.moments_v.iter_mut().flatten())
+        .chain(&mut state.states)
+        .chain(&mut state.carries);
+    for (place, tensor) in places.zip(tensors) {
+        *place = tensor;
+    }
+}
+
+fn shape(tensor: &Tensor) -> Vec<usize> {
+    tensor
+        .size()
+        .into_iter()
+        .map(|size| size as usize)
+        .collect()
+}
+
+fn bytes(tensor: &Tensor) -> Result<Vec<u8>> {
+    let tensor = tensor.f_contiguous()?;
+    let n_elements = tensor.numel();
+    let mut bytes = vec![0; n_elements * tensor.f_kind()?.elt_size_in_bytes()];
+    tensor.f_copy_data_u8(&mut bytes, n_elements)?;
+    Ok(bytes)
+}
+
+fn dtype(kind: Kind) -> Result<Dtype> {
+    match kind {
+        Kind::Float => Ok(Dtype::F32),
+        Kind::Double => Ok(Dtype::F64),
+        Kind::Half => Ok(Dtype::F16),
+        Kind::BFloat16 => Ok(Dtype::BF16),
+        Kind::Int64 => Ok(Dtype::I64),
+        other => Err(Error::Op {
+            op: "checkpoint",
+            detail: format!("a tensor of kind {other:?} has no place in a checkpoint"),
+        }),
+    }
+}

@@ -1,0 +1,143 @@
+use super::*;
+use crate::data::Plan;
+use crate::run::Session;
+use crate::testing::{BigramStage, Poison, TestCorpus};
+
+fn close(found: &Tensor, expected: &Tensor) {
+    let difference = (found - expected).abs().max().double_value(&[]);
+    assert!(difference < 1e-6, "the largest difference is {difference}");
+}
+
+#[test]
+fn the_test_stage_has_the_gradients_of_autograd() {
+    let corpus = TestCorpus::new();
+    let config = corpus.own_config();
+    let session = Session::open(&BigramStage::GOOD, &config).expect("opens");
+    let mut state = session.fresh_state().expect("makes");
+    let split = &session.corpus().train;
+    let plan = Plan::new(split, &config.data, 1).expect("fits");
+    let batch = plan.batch(split, 1, Kind::Float).expect("reads");
+    state.carries[0] = Tensor::full_like(&state.carries[0], 0.3);
+    let stage = BigramStage::GOOD;
+    let outputs = stage.forward(&state.inputs(&batch)).expect("runs");
+    let gradients = stage
+        .backward(&state.inputs(&batch), outputs.saved)
+        .expect("runs");
+    let leaves: Vec<Tensor> = state
+        .params()
+        .iter()
+        .map(|param| param.copy().set_requires_grad(true))
+        .collect();
+    let inputs = Inputs {
+        params: &leaves,
+        ..state.inputs(&batch)
+    };
+    stage.forward(&inputs).expect("runs").values[0].1.backward();
+    for (gradient, leaf) in gradients.iter().zip(&leaves) {
+        if let Some(gradient) = gradient {
+            close(gradient, &leaf.grad());
+        }
+    }
+}
+
+#[test]
+fn a_step_moves_trained_parameters_and_no_other() {
+    let corpus = TestCorpus::new();
+    let config = corpus.own_config();
+    let session = Session::open(&BigramStage::GOOD, &config).expect("opens");
+    let mut state = session.fresh_state().expect("makes");
+    let before: Vec<Tensor> = state.params().iter().map(Tensor::copy).collect();
+    let split = &session.corpus().train;
+    let plan = Plan::new(split, &config.data, 1).expect("fits");
+    let batch = plan.batch(split, 0, Kind::Float).expect("reads");
+    let report = BigramStage::GOOD
+        .train_step(&mut state, &batch)
+        .expect("steps");
+    assert_eq!((report.step, state.step()), (1, 1));
+    assert_eq!(
+        report.lr,
+        [("scales".to_owned(), 0.005), ("rest".to_owned(), 0.01)]
+    );
+    let moved: Vec<bool> = before
+        .iter()
+        .zip(state.params())
+        .map(|(a, b)| a != b)
+        .collect();
+    assert_eq!(moved, [true, true, false, true]);
+    assert_eq!(state.states()[0].double_value(&[]), 1.0);
+    assert!(state.moments_m[2].is_none());
+}
+
+#[test]
+fn numbers_that_are_not_finite_stop_the_step_before_it_changes_anything() {
+    let corpus = TestCorpus::new();
+    let config = corpus.own_config();
+    let poisons = [
+        Poison::Loss(1),
+        Poison::State(1),
+        Poison::Carry(1),
+        Poison::Gradient(1),
+    ];
+    let mut text = String::new();
+    for poison in poisons {
+        let stage = BigramStage::poisoned(poison);
+        let session = Session::open(&stage, &config).expect("opens");
+        let mut state = session.fresh_state().expect("makes");
+        let before: Vec<Tensor> = state.master.iter().map(Tensor::copy).collect();
+        let split = &session.corpus().train;
+        let plan = Plan::new(split, &config.data, 1).expect("fits");
+        let batch = plan.batch(split, 0, Kind::Float).expect("reads");
+        let error = stage.train_step(&mut state, &batch).expect_err("stops");
+        text += &error.rendered();
+        assert_eq!(state.master, before);
+        assert_eq!(state.step(), 0);
+        assert_eq!(state.states()[0].double_value(&[]), 0.0);
+    }
+    insta::assert_snapshot!("not_finite", text);
+}
+
+#[test]
+fn generated_code_that_breaks_the_contract_is_told_apart() {
+    let corpus = TestCorpus::new();
+    let config = corpus.own_config();
+    let session = Session::open(&BigramStage::GOOD, &config).expect("opens");
+    let state = session.fresh_state().expect("makes");
+    let gradients = || -> Vec<Option<Tensor>> {
+        let like = |(index, param): (usize, &Tensor)| (index != 2).then(|| param.zeros_like());
+        state.params().iter().enumerate().map(like).collect()
+    };
+    let mut few = gradients();
+    few.pop();
+    let mut absent = gradients();
+    absent[0] = None;
+    let mut frozen = gradients();
+    frozen[2] = Some(state.params()[2].zeros_like());
+    let mut shape = gradients();
+    shape[1] = Some(state.params()[0].zeros_like());
+    let mut text = String::new();
+    for bad in [few, absent, frozen, shape] {
+        text += &state.clip(bad).expect_err("is refused").rendered();
+    }
+    let outputs = Outputs {
+        values: Vec::new(),
+        carries: Vec::new(),
+        states: state.states().iter().map(Tensor::copy).collect(),
+        saved: Box::new(()),
+    };
+    text += &state.take(outputs).expect_err("is refused").rendered();
+    insta::assert_snapshot!("contract", text);
+}
+
+#[test]
+fn the_clipped_norm_is_the_global_one() {
+    let corpus = TestCorpus::new();
+    let config = corpus.own_config();
+    let session = Session::open(&BigramStage::GOOD, &config).expect("opens");
+    let state = session.fresh_state().expect("makes");
+    let like = |(index, param): (usize, &Tensor)| (index != 2).then(|| param.ones_like());
+    let gradients = state.params().iter().enumerate().map(like).collect();
+    let clipped = state.clip(gradients).expect("clips");
+    let n_elements = 300.0 * 8.0 * 2.0 + 8.0;
+    assert_eq!(clipped.norm, f64::sqrt(n_elements));
+    assert_eq!(clipped.scale, 1.0 / f64::sqrt(n_elements));
+}
