@@ -1,1 +1,21 @@
-//! Skeleton.
+//! From checked model to code: IR, interpreter, autodiff, analyses, schedule, emitted Rust.
+//!
+//! | step | module | type |
+//! |---|---|---|
+//! | model to graph | [`lower`] | [`ir::Module`] |
+//! | derivatives | [`autodiff`] | [`ir::Module`] with [`ir::Backward`] functions |
+//! | liveness, storage | [`analysis`] | diagnostics |
+//! | target `cpu` | [`schedule`] | schedule |
+//! | code | [`emit`] | Rust text |
+//!
+//! No IO, no GPU, no native library.
+
+pub mod analysis;
+pub mod autodiff;
+pub mod emit;
+pub mod interp;
+pub mod ir;
+pub mod lower;
+pub mod ops;
+pub mod pipeline;
+pub mod schedule;

@@ -15,7 +15,9 @@
 pub mod ast;
 pub mod diag;
 pub mod format;
+mod layout;
 pub mod model;
+pub mod names;
 pub mod resolve;
 pub mod size;
 pub mod source;

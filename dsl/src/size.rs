@@ -28,7 +28,9 @@ impl Size {
 
     /// A size that is bound later, by its name.
     pub fn symbol(name: impl Into<String>) -> Self {
-        Size { terms: BTreeMap::from([(Monomial::from([(name.into(), 1)]), 1)]) }
+        Size {
+            terms: BTreeMap::from([(Monomial::from([(name.into(), 1)]), 1)]),
+        }
     }
 
     /// The number, where no name is left.
@@ -44,7 +46,11 @@ impl Size {
     pub fn checked_add(&self, other: &Size) -> Option<Size> {
         let mut terms = self.terms.clone();
         for (monomial, &coefficient) in &other.terms {
-            let sum = terms.get(monomial).copied().unwrap_or(0).checked_add(coefficient)?;
+            let sum = terms
+                .get(monomial)
+                .copied()
+                .unwrap_or(0)
+                .checked_add(coefficient)?;
             if sum == 0 {
                 terms.remove(monomial);
             } else {
@@ -66,10 +72,16 @@ impl Size {
             for (right, &b) in &other.terms {
                 let mut monomial = left.clone();
                 for (name, &power) in right {
-                    let total = monomial.get(name).copied().unwrap_or(0).checked_add(power)?;
+                    let total = monomial
+                        .get(name)
+                        .copied()
+                        .unwrap_or(0)
+                        .checked_add(power)?;
                     monomial.insert(name.clone(), total);
                 }
-                let term = Size { terms: BTreeMap::from([(monomial, a.checked_mul(b)?)]) };
+                let term = Size {
+                    terms: BTreeMap::from([(monomial, a.checked_mul(b)?)]),
+                };
                 result = result.checked_add(&term)?;
             }
         }
@@ -90,7 +102,11 @@ impl Size {
             }
             let mut quotient = monomial.clone();
             for (name, &power) in divisor_monomial {
-                let left = quotient.get(name).copied().unwrap_or(0).checked_sub(power)?;
+                let left = quotient
+                    .get(name)
+                    .copied()
+                    .unwrap_or(0)
+                    .checked_sub(power)?;
                 if left == 0 {
                     quotient.remove(name);
                 } else {
@@ -115,10 +131,48 @@ impl Size {
         Some(total)
     }
 
+    /// Every name that `bindings` has replaced by its size there. A product that overflows
+    /// keeps its name.
+    #[must_use]
+    pub fn substitute(&self, bindings: &BTreeMap<String, Size>) -> Size {
+        self.try_substitute(bindings).unwrap_or_else(|| self.clone())
+    }
+
+    fn try_substitute(&self, bindings: &BTreeMap<String, Size>) -> Option<Size> {
+        let mut total = Size::default();
+        for (monomial, &coefficient) in &self.terms {
+            let mut product = Size::constant(coefficient);
+            for (name, &power) in monomial {
+                let symbol = Size::symbol(name);
+                let factor = bindings.get(name).unwrap_or(&symbol);
+                for _ in 0..power {
+                    product = product.checked_mul(factor)?;
+                }
+            }
+            total = total.checked_add(&product)?;
+        }
+        Some(total)
+    }
+
+    /// The terms in canonical order, as pairs of monomial and coefficient.
+    pub fn terms(&self) -> impl Iterator<Item = (&Monomial, i64)> {
+        self.terms.iter().map(|(monomial, &coefficient)| (monomial, coefficient))
+    }
+
+    /// Small enough to work with: products of sums grow without bound, and no real size has
+    /// more than a few terms.
+    pub fn is_small(&self) -> bool {
+        let degree = |m: &Monomial| m.values().fold(0_u32, |sum, &p| sum.saturating_add(p));
+        self.terms.len() <= 64 && self.terms.keys().all(|m| degree(m) <= 16)
+    }
+
     /// The names in it, in order.
     pub fn symbols(&self) -> impl Iterator<Item = &str> {
-        let names: std::collections::BTreeSet<&str> =
-            self.terms.keys().flat_map(|m| m.keys().map(String::as_str)).collect();
+        let names: std::collections::BTreeSet<&str> = self
+            .terms
+            .keys()
+            .flat_map(|m| m.keys().map(String::as_str))
+            .collect();
         names.into_iter()
     }
 }

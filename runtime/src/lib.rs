@@ -7,6 +7,7 @@
 //! of the step, so that a run is a function of its configuration and its
 //! shards, and resuming needs no replay.
 
+pub mod bind;
 pub mod checkpoint;
 pub mod config;
 pub mod data;

@@ -347,11 +347,6 @@ impl Stage for BigramStage {
     }
 
     fn train_step(&self, train: &mut TrainState, batch: &Batch) -> Result<StepReport> {
-        let outputs = self.forward(&train.inputs(batch))?;
-        let (forwarded, saved) = train.take(outputs)?;
-        let gradients = self.backward(&train.inputs(batch), saved)?;
-        let clipped = train.clip(gradients)?;
-        train.update(&clipped)?;
-        Ok(train.advance(forwarded, &clipped))
+        crate::trainer::step(self, train, batch)
     }
 }

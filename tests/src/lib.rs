@@ -1,1 +1,185 @@
-//! Skeleton.
+//! Shared by the cross-crate tests: stages from `models/`, random tensors, and the way between
+//! the interpreter's arrays and libtorch's tensors.
+
+use lightc_codegen::interp::{Store, Tensors};
+use lightc_codegen::ops::Array;
+use lightc_codegen::pipeline::{Compiled, compile};
+use lightc_dsl::diag::Diag;
+use lightc_dsl::source::{MapLoader, Sources};
+use lightc_runtime::{Init, ParamSpec, StateSpec};
+use ndarray::ArrayD;
+use rand_chacha::ChaCha8Rng;
+use rand_core::{RngCore, SeedableRng};
+use std::path::{Path, PathBuf};
+use tch::{Device, Kind, Tensor};
+
+/// The root of the repository.
+pub fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// All sources under `models/`, named from the repository's root.
+pub fn models() -> MapLoader {
+    let mut loader = MapLoader::default();
+    let mut folders = vec![root().join("models")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).expect("models/ is readable") {
+            let path = entry.expect("entry").path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|e| e == "llm") {
+                let name = path.strip_prefix(root()).expect("below the root");
+                let text = std::fs::read_to_string(&path).expect("a source is readable");
+                loader = loader.with(name.display().to_string(), text);
+            }
+        }
+    }
+    loader
+}
+
+/// Compiles a stage of a source; its diagnostics otherwise.
+pub fn compile_stage(
+    loader: &MapLoader,
+    source: &str,
+    stage: &str,
+) -> Result<Compiled, (Vec<Diag>, Sources)> {
+    use lightc_dsl::source::Loader;
+    let (name, text) = loader.load("", source).expect("the source is known");
+    let (program, sources, diags) = lightc_dsl::resolve::load_program(&name, &text, loader);
+    if !diags.is_empty() {
+        return Err((diags, sources));
+    }
+    let model = program.resolve_stage(stage).map_err(|d| (d, sources.clone()))?;
+    compile(&model).map_err(|d| (d, sources))
+}
+
+/// Random numbers for tests: a stream per seed.
+pub struct Random(ChaCha8Rng);
+
+impl Random {
+    /// The stream of a seed.
+    pub fn new(seed: u64) -> Self {
+        Random(ChaCha8Rng::seed_from_u64(seed))
+    }
+
+    /// A seed that differs from run to run, printed so that a failure can be repeated with
+    /// `LIGHTC_TEST_SEED`.
+    pub fn fresh_seed() -> u64 {
+        let seed = match std::env::var("LIGHTC_TEST_SEED") {
+            Ok(text) => text.parse().expect("LIGHTC_TEST_SEED is a whole number"),
+            Err(_) => {
+                let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+                now.map_or(0, |d| d.as_nanos() as u64) % 1_000_000_007
+            }
+        };
+        println!("LIGHTC_TEST_SEED={seed}");
+        seed
+    }
+
+    /// Uniform on [0, 1).
+    pub fn uniform(&mut self) -> f64 {
+        (self.0.next_u64() >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    /// Standard normal.
+    pub fn normal(&mut self) -> f64 {
+        let radius = (-2.0 * (1.0 - self.uniform()).ln()).sqrt();
+        radius * (std::f64::consts::TAU * self.uniform()).cos()
+    }
+
+    /// Uniform on 0, 1, .., n - 1.
+    pub fn below(&mut self, n: usize) -> usize {
+        (self.0.next_u64() % n as u64) as usize
+    }
+
+    /// An array drawn element by element.
+    pub fn array(&mut self, shape: &[usize], mut draw: impl FnMut(&mut Self) -> f64) -> Array {
+        let count = shape.iter().product();
+        let data: Vec<f64> = (0..count).map(|_| draw(self)).collect();
+        ArrayD::from_shape_vec(shape.to_vec(), data).expect("the count fits")
+    }
+}
+
+/// An array as a libtorch tensor of a kind.
+pub fn to_tensor(array: &Array, kind: Kind) -> Tensor {
+    let shape: Vec<i64> = array.shape().iter().map(|n| *n as i64).collect();
+    let data: Vec<f64> = array.iter().copied().collect();
+    Tensor::f_from_slice(&data)
+        .and_then(|t| t.f_reshape(shape))
+        .and_then(|t| t.f_to_kind(kind))
+        .and_then(|t| t.f_to_device(Device::Cpu))
+        .expect("a tensor from an array")
+}
+
+/// A libtorch tensor as an array.
+pub fn to_array(tensor: &Tensor) -> Array {
+    let shape: Vec<usize> = tensor.size().iter().map(|n| *n as usize).collect();
+    let flat = tensor
+        .f_to_kind(Kind::Double)
+        .and_then(|t| t.f_contiguous())
+        .and_then(|t| t.f_reshape([-1]))
+        .expect("a flat tensor");
+    let data = Vec::<f64>::try_from(&flat).expect("numbers");
+    ArrayD::from_shape_vec(shape, data).expect("the count fits")
+}
+
+/// The largest difference of two arrays, relative to the larger of 1 and the largest element.
+pub fn difference(a: &Array, b: &Array) -> f64 {
+    assert_eq!(a.shape(), b.shape(), "shapes differ");
+    let scale = a.iter().chain(b).fold(1.0f64, |m, x| m.max(x.abs()));
+    let worst = a.iter().zip(b).fold(0.0f64, |m, (x, y)| {
+        let d = (x - y).abs();
+        if d.is_nan() { f64::INFINITY } else { m.max(d) }
+    });
+    worst / scale
+}
+
+/// The largest difference of two arrays relative to the largest element of the second.
+pub fn relative_difference(a: &Array, b: &Array) -> f64 {
+    assert_eq!(a.shape(), b.shape(), "shapes differ");
+    let scale = b.iter().fold(f64::MIN_POSITIVE, |m, x| m.max(x.abs()));
+    a.iter().zip(b).fold(0.0f64, |m, (x, y)| {
+        let d = (x - y).abs() / scale;
+        if d.is_nan() { f64::INFINITY } else { m.max(d) }
+    })
+}
+
+/// A value for every parameter: its init law, widened so that no path is nearly dead.
+pub fn random_params(specs: &[ParamSpec], random: &mut Random) -> Tensors {
+    let mut tensors = Tensors::new();
+    for spec in specs {
+        let shape: Vec<usize> = spec.shape.iter().map(|n| *n as usize).collect();
+        let array = match spec.init {
+            Init::Zeros => random.array(&shape, |r| 0.1 * r.normal()),
+            Init::Ones => random.array(&shape, |r| 1.0 + 0.1 * r.normal()),
+            Init::Constant(value) => random.array(&shape, |r| value + 0.1 * r.normal()),
+            Init::Normal { std } => {
+                let fan = (*shape.last().unwrap_or(&1) as f64).sqrt();
+                random.array(&shape, |r| std.max(0.5 / fan) * r.normal())
+            }
+            Init::Uniform { low, high } => random.array(&shape, |r| low + (high - low) * r.uniform()),
+            Init::LogUniform { high, .. } => {
+                random.array(&shape, |r| (high * (0.02 + 0.2 * r.uniform())).ln())
+            }
+        };
+        let _ = tensors.insert(spec.path.to_owned(), array);
+    }
+    tensors
+}
+
+/// Start values of states.
+pub fn start_states(specs: &[StateSpec]) -> Tensors {
+    let array = |spec: &StateSpec| {
+        let shape: Vec<usize> = spec.shape.iter().map(|n| *n as usize).collect();
+        (spec.path.to_owned(), ArrayD::from_elem(shape, spec.start))
+    };
+    specs.iter().map(array).collect()
+}
+
+/// Everything that one run of a stage reads.
+pub struct Example {
+    /// Parameters, states, tables by path.
+    pub store: Store,
+    /// Inputs by name.
+    pub inputs: Vec<(String, Array)>,
+}

@@ -1,1 +1,37 @@
-//! The tch executor: one function per IR op.
+//! The ops that generated code calls, on libtorch.
+//!
+//! Dimensions are positions. Every function is fallible: a shape or kind that
+//! an op does not accept is an [`crate::Error`] naming the op and the shapes.
+//! No op writes to its inputs, and results do not depend on the number of
+//! threads beyond libtorch's own kernels.
+//!
+//! **Two implementations.** Where many tiny libtorch calls would dominate on
+//! the CPU, an op has a native kernel beside its composition of libtorch
+//! calls (`..._composite`). The choice is by rule and nowhere silent:
+//! the native kernel runs when every tensor is on the CPU, is f32 or f64, and
+//! takes no part in libtorch autograd; otherwise the composition runs. Both
+//! give one meaning and are tested against each other.
+
+mod attention;
+mod contract;
+mod delta;
+mod gather;
+mod loss;
+mod native;
+mod pointwise;
+mod reduce;
+mod sequence;
+mod shape;
+mod sinkhorn;
+mod support;
+
+pub use attention::*;
+pub use contract::*;
+pub use delta::*;
+pub use gather::*;
+pub use loss::*;
+pub use pointwise::*;
+pub use reduce::*;
+pub use sequence::*;
+pub use shape::*;
+pub use sinkhorn::*;

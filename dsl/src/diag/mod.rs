@@ -6,6 +6,8 @@
 use crate::source::Span;
 use serde::Serialize;
 
+pub mod codes;
+
 /// How bad it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -54,7 +56,10 @@ impl Diag {
             code,
             severity: Severity::Error,
             message: message.into(),
-            primary: Label { span, text: label.into() },
+            primary: Label {
+                span,
+                text: label.into(),
+            },
             related: Vec::new(),
             help: None,
         }
@@ -63,7 +68,10 @@ impl Diag {
     /// Adds a further place.
     #[must_use]
     pub fn with_related(mut self, span: Span, text: impl Into<String>) -> Self {
-        self.related.push(Label { span, text: text.into() });
+        self.related.push(Label {
+            span,
+            text: text.into(),
+        });
         self
     }
 
@@ -73,4 +81,10 @@ impl Diag {
         self.help = Some(help.into());
         self
     }
+}
+
+/// Keeps the first of diagnostics that say the same about the same place, in their order.
+pub fn dedup(diags: &mut Vec<Diag>) {
+    let mut seen = std::collections::BTreeSet::new();
+    diags.retain(|d| seen.insert((d.code, d.primary.span, d.message.clone())));
 }

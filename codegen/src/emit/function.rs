@@ -1,0 +1,655 @@
+//! One block as a Rust module: its tensors, its forward, its backward.
+
+use super::call::{EmitCall, size_variable};
+use super::names::{ident, module_ident, value_names};
+use crate::ir::{
+    Backward, BackwardId, FuncId, Function, Module, Node, NodeId, Sub, Type, ValueId,
+};
+use crate::ops::Op;
+use crate::schedule::saved_values;
+use lightc_dsl::model::{MemberRef, Storage};
+use proc_macro2::{Ident, Literal, TokenStream};
+use quote::{format_ident, quote};
+use std::collections::BTreeMap;
+
+/// Emits the module of one function.
+pub(crate) fn emit_function(module: &Module, id: FuncId) -> TokenStream {
+    let emitter = Emitter { module, id, function: module.function(id) };
+    emitter.module()
+}
+
+struct Emitter<'m> {
+    module: &'m Module,
+    id: FuncId,
+    function: &'m Function,
+}
+
+/// Fields of the tensors struct of a sub: one per layer of a stack.
+pub(crate) fn sub_fields(sub: &Sub) -> Vec<(Ident, FuncId)> {
+    if !sub.is_stack {
+        return sub.callees.first().map(|callee| (ident(&sub.name), *callee)).into_iter().collect();
+    }
+    let layers = sub.callees.iter().enumerate();
+    layers.map(|(layer, callee)| (format_ident!("{}_{}", sub.name, layer), *callee)).collect()
+}
+
+/// Whether a function or anything below it has a state.
+pub(crate) fn has_states(module: &Module, id: FuncId) -> bool {
+    let function = module.function(id);
+    let below = function.subs.iter().flat_map(|sub| &sub.callees);
+    !function.states.is_empty() || below.into_iter().any(|callee| has_states(module, *callee))
+}
+
+fn doc_lines(text: &str) -> TokenStream {
+    let lines = text.lines().map(|line| format!(" {line}"));
+    quote!(#(#[doc = #lines])*)
+}
+
+impl Emitter<'_> {
+    fn module(&self) -> TokenStream {
+        let name = module_ident(&self.function.name);
+        let doc = doc_lines(self.function.doc.as_deref().unwrap_or("A block without a description."));
+        let tensors = self.tensors();
+        let backwards: Vec<TokenStream> =
+            self.backwards().map(|(id, backward)| self.backward(id, backward)).collect();
+        let text: String = backwards.iter().map(ToString::to_string).collect();
+        let forward = self.forward(&text);
+        let saved = self.saved_struct(&text);
+        let callees = self.callee_modules();
+        let uses = if callees.is_empty() { quote!() } else { quote!(use super::{#(#callees),*};) };
+        let bodies = format!("{text} {forward}");
+        let accumulate = contains_word(&text, "accumulate").then(|| quote!(, accumulate));
+        let ops = contains_word(&bodies, "ops").then(|| quote!(, ops));
+        quote! {
+            #doc
+            pub mod #name {
+                #uses
+                use lightc_runtime::bind::{Sink, Source #accumulate};
+                use lightc_runtime::{Result, Tensor #ops};
+                #tensors
+                #saved
+                #forward
+                #(#backwards)*
+            }
+        }
+    }
+
+    fn callee_modules(&self) -> Vec<Ident> {
+        let mut names: Vec<Ident> = self
+            .function
+            .subs
+            .iter()
+            .flat_map(|sub| &sub.callees)
+            .map(|callee| module_ident(&self.module.function(*callee).name))
+            .collect();
+        names.sort();
+        names.dedup();
+        names
+    }
+
+    fn backwards(&self) -> impl Iterator<Item = (BackwardId, &Backward)> {
+        let all = (0u32..).map(BackwardId).zip(&self.module.backward);
+        all.filter(|(_, backward)| backward.of == self.id)
+    }
+
+    /// The struct of the block's tensors, generic in what stands for a tensor.
+    fn tensors(&self) -> TokenStream {
+        let mut fields = Vec::new();
+        let mut build = Vec::new();
+        let mut take = Vec::new();
+        for state in &self.function.states {
+            let field = ident(&state.name);
+            let doc = format!(" State {}, starts at {:?}.", state.ty, state.start);
+            fields.push(quote!(#[doc = #doc] pub #field: T));
+            build.push(quote!(#field: source.state()?));
+            take.push(quote!(sink.state(self.#field);));
+        }
+        for table in &self.function.tables {
+            let field = ident(&table.name);
+            let doc = format!(" Table {} from {}.", table.ty, table.from);
+            fields.push(quote!(#[doc = #doc] pub #field: T));
+            build.push(quote!(#field: source.table()?));
+            take.push(quote!(sink.table(self.#field);));
+        }
+        for member in &self.function.order {
+            match member {
+                MemberRef::Param(index) => {
+                    let Some(param) = self.function.params.get(*index) else { continue };
+                    let field = ident(&param.name);
+                    let init = crate::ir::text::init_text(&param.init);
+                    let storage = match &param.storage {
+                        Storage::Trained => "trained".to_owned(),
+                        Storage::Frozen(reason) => format!("frozen: {reason}"),
+                    };
+                    let doc = format!(" Parameter {}, {init}, {storage}.", param.ty);
+                    fields.push(quote!(#[doc = #doc] pub #field: T));
+                    build.push(quote!(#field: source.param()?));
+                    take.push(quote!(sink.param(self.#field);));
+                }
+                MemberRef::Sub(index) => {
+                    let Some(sub) = self.function.subs.get(*index) else { continue };
+                    for (field, callee) in sub_fields(sub) {
+                        let callee = module_ident(&self.module.function(callee).name);
+                        let doc = format!(" `{}`", sub.name);
+                        fields.push(quote!(#[doc = #doc] pub #field: #callee::Tensors<T>));
+                        build.push(quote!(#field: #callee::Tensors::build(source)?));
+                        take.push(quote!(self.#field.take(sink);));
+                    }
+                }
+            }
+        }
+        quote! {
+            /// The tensors of the block: itself, gradients or next states, by what `T` is.
+            pub struct Tensors<T> { #(#fields),* }
+
+            impl<T> Tensors<T> {
+                /// Takes every tensor from a source, in canonical order.
+                pub fn build(source: &mut impl Source<T>) -> Result<Self> {
+                    Ok(Tensors { #(#build),* })
+                }
+
+                /// Gives every tensor to a sink, in canonical order.
+                pub fn take(self, sink: &mut impl Sink<T>) { #(#take)* }
+            }
+        }
+    }
+
+    /// Fields of `Saved` for calls: one per call node and layer whose saved values are read.
+    fn call_fields(&self, id: NodeId, node: &Node) -> Vec<(Ident, FuncId)> {
+        let sub = match &node.op {
+            Op::Call(op) => op.sub,
+            Op::Stack(op) => op.sub,
+            _ => return Vec::new(),
+        };
+        let Some(sub) = self.function.subs.get(sub) else { return Vec::new() };
+        let fields = sub_fields(sub);
+        let calls = self.function.nodes().filter(|(_, other)| other.op == node.op);
+        let number = calls.take_while(|(other, _)| *other != id).count();
+        let suffix = if number == 0 { String::new() } else { format!("_{}", number + 1) };
+        fields.into_iter().map(|(f, callee)| (format_ident!("{f}_call{suffix}"), callee)).collect()
+    }
+
+    /// Size names that a backward reads.
+    fn saved_sizes(&self, backward_text: &str) -> Vec<String> {
+        let bound = self.function.bound_symbols().into_iter();
+        let read = |name: &String| {
+            let variable = size_variable(name).to_string();
+            backward_text.split(|c: char| !(c.is_alphanumeric() || c == '_')).any(|w| w == variable)
+        };
+        bound.map(|(name, _, _)| name).filter(read).collect()
+    }
+
+    fn is_called_backward(&self, id: NodeId) -> bool {
+        self.backwards().any(|(_, backward)| {
+            backward.body.nodes.iter().any(|node| match &node.op {
+                Op::CallBackward(op) => op.call == id,
+                Op::StackBackward(op) => op.call == id,
+                _ => false,
+            })
+        })
+    }
+
+    fn saved_struct(&self, backward_text: &str) -> TokenStream {
+        let names = value_names(self.function);
+        let values = saved_values(self.module, self.id).into_iter().map(|value| {
+            let field = &names[&value];
+            let doc = format!(" {}", self.function.ty(value));
+            quote!(#[doc = #doc] pub #field: Tensor)
+        });
+        let sizes = self.saved_sizes(backward_text).into_iter().map(|name| {
+            let field = size_variable(&name);
+            let doc = format!(" Length of axis `{name}`.");
+            quote!(#[doc = #doc] pub #field: i64)
+        });
+        let mut calls = Vec::new();
+        for (id, node) in self.function.nodes() {
+            if !self.is_called_backward(id) {
+                continue;
+            }
+            for (field, callee) in self.call_fields(id, node) {
+                let callee = module_ident(&self.module.function(callee).name);
+                calls.push(quote!(#[doc = " What the call keeps."] pub #field: #callee::Saved));
+            }
+        }
+        quote! {
+            /// What the forward keeps for the backward.
+            pub struct Saved { #(#values,)* #(#sizes,)* #(#calls,)* }
+        }
+    }
+
+    fn forward(&self, backward_text: &str) -> TokenStream {
+        let names = value_names(self.function);
+        let mut locals = Locals::new(self.function, &names);
+        let mut statements = Vec::new();
+        let kept = saved_values(self.module, self.id);
+        let updated = self.function.updates.iter().map(|(_, value)| *value);
+        let returned = self.function.outputs.iter().map(|output| output.value);
+        locals.handed_over(updated.chain(kept.iter().copied()).chain(returned));
+        for (id, node) in self.function.nodes() {
+            statements.push(self.forward_node(id, node, &mut locals));
+        }
+        for (index, value) in &self.function.updates {
+            let Some(state) = self.function.states.get(*index) else { continue };
+            let (field, value) = (ident(&state.name), locals.owned(*value));
+            statements.push(quote!(next.#field = Some(#value);));
+        }
+        let mut saved = Vec::new();
+        for value in kept {
+            let (field, value) = (&names[&value], locals.owned(value));
+            saved.push(quote!(#field: #value));
+        }
+        let saved_sizes = self.saved_sizes(backward_text);
+        let sizes = saved_sizes.iter().map(|name| size_variable(name));
+        let mut calls = Vec::new();
+        for (id, node) in self.function.nodes() {
+            if self.is_called_backward(id) {
+                calls.extend(self.call_fields(id, node).into_iter().map(|(field, _)| field));
+            }
+        }
+        let mut outputs = Vec::new();
+        for output in &self.function.outputs {
+            outputs.push(locals.owned(output.value));
+        }
+        let inputs = self.function.inputs().map(|(_, value)| {
+            let name = &names[&value];
+            quote!(#name: &Tensor)
+        });
+        let results = self.function.outputs.iter().map(|_| quote!(Tensor));
+        let next = has_states(self.module, self.id)
+            .then(|| quote!(next: &mut Tensors<Option<Tensor>>,));
+        let sizes_used = self.size_bindings(&names, &quote!(#(#statements)*), &saved_sizes);
+        let body = quote! {
+            #(#sizes_used)*
+            #(#statements)*
+            let saved = Saved { #(#saved,)* #(#sizes,)* #(#calls,)* };
+            Ok((#(#outputs,)* saved))
+        };
+        let like = used(&body, "like");
+        let weights = used(&body, "weights");
+        let doc = self.forward_doc();
+        quote! {
+            #doc
+            pub fn forward(
+                #like: &Tensor,
+                #weights: &Tensors<&Tensor>,
+                #next
+                #(#inputs),*
+            ) -> Result<(#(#results,)* Saved)> {
+                #body
+            }
+        }
+    }
+
+    fn forward_doc(&self) -> TokenStream {
+        let inputs: Vec<String> = self
+            .function
+            .inputs()
+            .map(|(name, value)| format!("`{name}` {}", self.function.ty(value)))
+            .collect();
+        let outputs: Vec<String> = self
+            .function
+            .outputs
+            .iter()
+            .map(|o| match &o.name {
+                Some(name) => format!("`{name}` {}", self.function.ty(o.value)),
+                None => self.function.ty(o.value).to_string(),
+            })
+            .collect();
+        doc_lines(&format!("{} -> {}.", inputs.join(", "), outputs.join(", ")))
+    }
+
+    /// The length of every axis whose size name the body uses or the backward needs.
+    fn size_bindings(
+        &self,
+        names: &BTreeMap<ValueId, Ident>,
+        body: &TokenStream,
+        saved: &[String],
+    ) -> Vec<TokenStream> {
+        let text = body.to_string();
+        let mut statements = Vec::new();
+        for (symbol, value, position) in self.function.bound_symbols() {
+            let used = contains_word(&text, &size_variable(&symbol).to_string());
+            if !used && !saved.contains(&symbol) {
+                continue;
+            }
+            let (variable, input) = (size_variable(&symbol), &names[&value]);
+            let position = Literal::i64_unsuffixed(position as i64);
+            statements.push(quote!(let #variable = ops::length(#input, #position)?;));
+        }
+        statements
+    }
+
+    fn forward_node(&self, id: NodeId, node: &Node, locals: &mut Locals<'_>) -> TokenStream {
+        match &node.op {
+            Op::Input(_) => quote!(),
+            Op::ParamRef(op) => {
+                locals.set_member(node, self.function.params.get(op.index).map(|p| &p.name))
+            }
+            Op::StateRef(op) => {
+                locals.set_member(node, self.function.states.get(op.index).map(|s| &s.name))
+            }
+            Op::TableRef(op) => {
+                locals.set_member(node, self.function.tables.get(op.index).map(|t| &t.name))
+            }
+            Op::Call(op) => {
+                let saved = self.call_fields(id, node);
+                let Some(sub) = self.function.subs.get(op.sub) else { return quote!() };
+                let fields = sub_fields(sub);
+                let (Some((saved, _)), Some((field, callee))) = (saved.first(), fields.first())
+                else {
+                    return quote!();
+                };
+                let results: Vec<Ident> = node.results.iter().map(|r| locals.name(*r)).collect();
+                let args: Vec<TokenStream> = node.args.iter().map(|a| locals.by_ref(*a)).collect();
+                self.call_statement(id, saved, field, *callee, &results, &args)
+            }
+            Op::Stack(op) => self.stack_statements(id, node, op.sub, locals),
+            op => compute(op, self.function, node, locals),
+        }
+    }
+
+    fn call_statement(
+        &self,
+        id: NodeId,
+        saved: &Ident,
+        field: &Ident,
+        callee: FuncId,
+        results: &[Ident],
+        args: &[TokenStream],
+    ) -> TokenStream {
+        let module = module_ident(&self.module.function(callee).name);
+        let next = has_states(self.module, callee).then(|| quote!(&mut next.#field,));
+        let saved = if self.is_called_backward(id) { quote!(#saved) } else { quote!(_) };
+        quote! {
+            let (#(#results,)* #saved) = #module::forward(like, &weights.#field, #next #(#args),*)?;
+        }
+    }
+
+    fn stack_statements(
+        &self,
+        id: NodeId,
+        node: &Node,
+        sub: usize,
+        locals: &mut Locals<'_>,
+    ) -> TokenStream {
+        let Some(sub) = self.function.subs.get(sub) else { return quote!() };
+        let (Some(x), Some(result)) = (node.args.first(), node.results.first()) else {
+            return quote!();
+        };
+        let result = locals.name(*result);
+        let mut current = locals.by_ref(*x);
+        let mut statements = Vec::new();
+        for ((saved, callee), (field, _)) in self.call_fields(id, node).iter().zip(sub_fields(sub)) {
+            let results = [result.clone()];
+            statements.push(self.call_statement(id, saved, &field, *callee, &results, &[current]));
+            current = quote!(&#result);
+        }
+        if statements.is_empty() {
+            return quote!(let #result = Tensor::shallow_clone(#current););
+        }
+        quote!(#(#statements)*)
+    }
+
+    fn backward(&self, _: BackwardId, backward: &Backward) -> TokenStream {
+        let body = &backward.body;
+        let names = value_names(body);
+        let forward_names = value_names(self.function);
+        let mut locals = Locals::new(body, &names);
+        let mut statements = Vec::new();
+        let added = backward.grads.iter().map(|(_, value)| *value);
+        locals.handed_over(added.chain(body.outputs.iter().map(|output| output.value)));
+        for node in &body.nodes {
+            statements.push(self.backward_node(node, &forward_names, &mut locals));
+        }
+        for (index, value) in &backward.grads {
+            let Some(param) = self.function.params.get(*index) else { continue };
+            let (field, value) = (ident(&param.name), locals.owned(*value));
+            statements.push(quote!(accumulate(&mut grads.#field, #value)?;));
+        }
+        let mut outputs = Vec::new();
+        for output in &body.outputs {
+            outputs.push(locals.owned(output.value));
+        }
+        let inputs = body.inputs().map(|(_, value)| {
+            let name = &names[&value];
+            quote!(#name: &Tensor)
+        });
+        let (result_type, result) = match outputs.as_slice() {
+            [one] => (quote!(Tensor), quote!(#one)),
+            many => {
+                let types = many.iter().map(|_| quote!(Tensor));
+                (quote!((#(#types),*)), quote!((#(#many),*)))
+            }
+        };
+        let computed = quote!(#(#statements)* Ok(#result));
+        let text = computed.to_string();
+        let sizes = self.function.bound_symbols().into_iter().filter_map(|(symbol, _, _)| {
+            let variable = size_variable(&symbol);
+            contains_word(&text, &variable.to_string())
+                .then(|| quote!(let #variable = saved.#variable;))
+        });
+        let sizes: Vec<TokenStream> = sizes.collect();
+        let (like, weights) = (used(&computed, "like"), used(&computed, "weights"));
+        let grads = used(&computed, "grads");
+        let saved =
+            if sizes.is_empty() { used(&computed, "saved") } else { format_ident!("saved") };
+        let name = backward_ident(backward, self.function);
+        let doc = doc_lines(&self.backward_doc(backward));
+        quote! {
+            #doc
+            pub fn #name(
+                #like: &Tensor,
+                #weights: &Tensors<&Tensor>,
+                #saved: &Saved,
+                #grads: &mut Tensors<Option<Tensor>>,
+                #(#inputs),*
+            ) -> Result<#result_type> {
+                #(#sizes)*
+                #computed
+            }
+        }
+    }
+
+    fn backward_doc(&self, backward: &Backward) -> String {
+        let names = |function: &Function, values: Vec<(String, ValueId)>| {
+            let parts: Vec<String> = values
+                .into_iter()
+                .map(|(name, value)| format!("`{name}` {}", function.ty(value)))
+                .collect();
+            if parts.is_empty() { "nothing".to_owned() } else { parts.join(", ") }
+        };
+        let body = &backward.body;
+        let takes = body.inputs().map(|(name, value)| (name.to_owned(), value)).collect();
+        let gives = body
+            .outputs
+            .iter()
+            .map(|output| (output.name.clone().unwrap_or_default(), output.value))
+            .collect();
+        format!(
+            "Takes {}, gives {}; adds parameter gradients to `grads`.",
+            names(body, takes),
+            names(body, gives)
+        )
+    }
+
+    fn backward_node(
+        &self,
+        node: &Node,
+        forward_names: &BTreeMap<ValueId, Ident>,
+        locals: &mut Locals<'_>,
+    ) -> TokenStream {
+        match &node.op {
+            Op::Input(_) => quote!(),
+            Op::Saved(op) => {
+                let field = &forward_names[&op.value];
+                locals.set(node, quote!(&saved.#field), quote!(saved.#field.shallow_clone()));
+                quote!()
+            }
+            Op::ParamRef(op) => {
+                locals.set_member(node, self.function.params.get(op.index).map(|p| &p.name))
+            }
+            Op::StateRef(op) => {
+                locals.set_member(node, self.function.states.get(op.index).map(|s| &s.name))
+            }
+            Op::TableRef(op) => {
+                locals.set_member(node, self.function.tables.get(op.index).map(|t| &t.name))
+            }
+            Op::CallBackward(op) => self.call_backward(node, op.call, &[op.backward], locals),
+            Op::StackBackward(op) => self.call_backward(node, op.call, &op.layers, locals),
+            op => compute(op, locals.function, node, locals),
+        }
+    }
+
+    /// The backward of a call or, last layer first, of a stack.
+    fn call_backward(
+        &self,
+        node: &Node,
+        call: NodeId,
+        layers: &[BackwardId],
+        locals: &mut Locals<'_>,
+    ) -> TokenStream {
+        let forward_node = self.function.node(call);
+        let sub = match &forward_node.op {
+            Op::Call(op) => op.sub,
+            Op::Stack(op) => op.sub,
+            _ => return quote!(),
+        };
+        let Some(sub) = self.function.subs.get(sub) else { return quote!() };
+        let results: Vec<Ident> = node.results.iter().map(|r| locals.name(*r)).collect();
+        let bindings: Vec<TokenStream> = node.results.iter().map(|r| locals.binding(*r)).collect();
+        let pattern = match bindings.as_slice() {
+            [one] => quote!(#one),
+            many => quote!((#(#many),*)),
+        };
+        let mut args: Vec<TokenStream> = node.args.iter().map(|a| locals.by_ref(*a)).collect();
+        let fields = sub_fields(sub);
+        let saved = self.call_fields(call, forward_node);
+        let mut statements = Vec::new();
+        for ((layer, (field, callee)), (saved, _)) in
+            layers.iter().zip(&fields).zip(&saved).rev()
+        {
+            let callee_function = self.module.function(*callee);
+            let module = module_ident(&callee_function.name);
+            let Some(backward) = self.module.backward.get(layer.0 as usize) else { continue };
+            let name = backward_ident(backward, callee_function);
+            let call = quote! {
+                #module::#name(like, &weights.#field, &saved.#saved, &mut grads.#field, #(#args),*)?
+            };
+            statements.push(if results.is_empty() { quote!(#call;) } else { quote!(let #pattern = #call;) });
+            args = results.iter().map(|r| quote!(&#r)).collect();
+        }
+        quote!(#(#statements)*)
+    }
+}
+
+/// `backward`, or `backward_loss` where only some outputs have a cotangent.
+fn backward_ident(backward: &Backward, forward: &Function) -> Ident {
+    let suffix = backward.body.name.strip_prefix(&format!("{}.", forward.name));
+    ident(suffix.unwrap_or("backward"))
+}
+
+/// The backward function's name as other emitted code calls it.
+pub(crate) fn entry_backward(module: &Module, id: BackwardId) -> Option<Ident> {
+    let backward = module.backward.get(id.0 as usize)?;
+    Some(backward_ident(backward, module.function(backward.of)))
+}
+
+fn contains_word(text: &str, word: &str) -> bool {
+    text.split(|c: char| !(c.is_alphanumeric() || c == '_')).any(|w| w == word)
+}
+
+/// A parameter name, with an underscore in front where the body does not use it.
+fn used(body: &TokenStream, name: &str) -> Ident {
+    if contains_word(&body.to_string(), name) { format_ident!("{name}") } else { format_ident!("_{name}") }
+}
+
+/// The statement of an op that computes.
+fn compute(op: &Op, function: &Function, node: &Node, locals: &Locals<'_>) -> TokenStream {
+    let args: Vec<TokenStream> = node.args.iter().map(|arg| locals.by_ref(*arg)).collect();
+    let arg_types: Vec<&Type> = node.args.iter().map(|arg| function.ty(*arg)).collect();
+    let result_types: Vec<&Type> = node.results.iter().map(|r| function.ty(*r)).collect();
+    let call = EmitCall { args: &args, arg_types: &arg_types, result_types: &result_types };
+    let expression = op.def().emit_cpu(&call);
+    let results: Vec<TokenStream> = node.results.iter().map(|r| locals.binding(*r)).collect();
+    match results.as_slice() {
+        [one] => quote!(let #one = #expression;),
+        many => quote!(let (#(#many),*) = #expression;),
+    }
+}
+
+/// How the values of a function are written in Rust.
+struct Locals<'a> {
+    function: &'a Function,
+    names: &'a BTreeMap<ValueId, Ident>,
+    /// Values that are not locals: by reference, and owned.
+    others: BTreeMap<ValueId, (TokenStream, TokenStream)>,
+    /// How often each local is still handed over at the end of the function: the last time it
+    /// is moved.
+    remaining: BTreeMap<ValueId, usize>,
+}
+
+impl<'a> Locals<'a> {
+    fn new(function: &'a Function, names: &'a BTreeMap<ValueId, Ident>) -> Self {
+        let mut others = BTreeMap::new();
+        for (_, value) in function.inputs() {
+            let name = &names[&value];
+            others.insert(value, (quote!(#name), quote!(#name.shallow_clone())));
+        }
+        Locals { function, names, others, remaining: BTreeMap::new() }
+    }
+
+    fn name(&self, value: ValueId) -> Ident {
+        self.names[&value].clone()
+    }
+
+    /// The name on the left of `let`; a result that nothing reads is not bound.
+    fn binding(&self, value: ValueId) -> TokenStream {
+        let read = self.function.nodes.iter().any(|node| node.args.contains(&value));
+        if !read && !self.remaining.contains_key(&value) {
+            return quote!(_);
+        }
+        let name = self.name(value);
+        quote!(#name)
+    }
+
+    fn set(&mut self, node: &Node, by_ref: TokenStream, owned: TokenStream) {
+        if let Some(result) = node.results.first() {
+            self.others.insert(*result, (by_ref, owned));
+        }
+    }
+
+    /// A parameter, state or table: read where it is used.
+    fn set_member(&mut self, node: &Node, name: Option<&String>) -> TokenStream {
+        if let Some(name) = name {
+            let field = ident(name);
+            self.set(node, quote!(weights.#field), quote!(weights.#field.shallow_clone()));
+        }
+        quote!()
+    }
+
+    fn by_ref(&self, value: ValueId) -> TokenStream {
+        if let Some((by_ref, _)) = self.others.get(&value) {
+            return by_ref.clone();
+        }
+        let name = &self.names[&value];
+        quote!(&#name)
+    }
+
+    /// Announces the values that the end of the function gives away, each as often as it does.
+    fn handed_over(&mut self, values: impl Iterator<Item = ValueId>) {
+        for value in values {
+            *self.remaining.entry(value).or_default() += 1;
+        }
+    }
+
+    /// A value as an owned tensor: a move the last time, else another handle on it.
+    fn owned(&mut self, value: ValueId) -> TokenStream {
+        if let Some((_, owned)) = self.others.get(&value) {
+            return owned.clone();
+        }
+        let name = &self.names[&value];
+        let remaining = self.remaining.entry(value).or_default();
+        *remaining = remaining.saturating_sub(1);
+        if *remaining == 0 { quote!(#name) } else { quote!(#name.shallow_clone()) }
+    }
+}

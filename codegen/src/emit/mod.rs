@@ -1,0 +1,13 @@
+//! Emitted code for the target `cpu`: one Rust file per stage, over `lightc_runtime`.
+//!
+//! The text is a function of the module alone: same source, same bytes. It is built with `quote`
+//! and laid out by `prettyplease`, so it is Rust by construction; a header names the
+//! source, its digest and the compiler.
+
+mod call;
+mod function;
+mod names;
+mod stage;
+
+pub use call::EmitCall;
+pub use stage::{CrateFile, Origin, emit_crate, emit_stage};

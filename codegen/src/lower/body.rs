@@ -1,0 +1,698 @@
+//! Forward bodies: statements and expressions.
+
+use super::builtins;
+use super::scope::size_of;
+use super::{Lowerer, at, declare, forward_of, pattern_text};
+use crate::ir::{FuncId, Function, Output, Type, ValueId};
+use crate::ops::{
+    Affine, Binary, BinaryFn, Call, Cast, Const, Input, Op, ParamRef, Permute, Stack, StateRef,
+    TableRef, TypeError,
+};
+use lightc_dsl::ast::{self, AxisPattern, BinaryOp, DType, Expr, ExprKind, Stmt};
+use lightc_dsl::diag::Diag;
+use lightc_dsl::model::{Axis, Instance, SubKind, Target};
+use lightc_dsl::size::Size;
+use lightc_dsl::source::Span;
+use std::collections::BTreeMap;
+
+/// What an expression is: a number that is known, or a value of the graph.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Item {
+    /// Known when compiling; takes the precision class of what it meets.
+    Number(f64),
+    /// Computed.
+    Value(ValueId),
+}
+
+/// One forward body while it is lowered.
+pub(super) struct Body<'l, 'm> {
+    pub(super) lowerer: &'l mut Lowerer<'m>,
+    pub(super) instance: Instance,
+    pub(super) function: Function,
+    /// Axes in scope with their sizes.
+    pub(super) axes: BTreeMap<String, Size>,
+    /// Values and numbers in scope. `None` where the definition failed.
+    values: BTreeMap<String, (Option<Item>, Span)>,
+    used: BTreeMap<String, bool>,
+}
+
+impl Lowerer<'_> {
+    /// Lowers the forward of an instance for given input types.
+    pub(super) fn lower_body(&mut self, instance: &Instance, types: &[Type]) -> Option<Function> {
+        let forward = forward_of(instance)?.clone();
+        let function = declare(self, instance);
+        let mut body = Body {
+            lowerer: self,
+            instance: instance.clone(),
+            function,
+            axes: instance.sizes.clone(),
+            values: BTreeMap::new(),
+            used: BTreeMap::new(),
+        };
+        body.inputs(&forward, types);
+        for statement in &forward.body {
+            body.statement(statement);
+        }
+        body.result(&forward);
+        body.check_used();
+        Some(body.function)
+    }
+}
+
+impl Body<'_, '_> {
+    pub(super) fn report(&mut self, diag: Diag) {
+        self.lowerer.report(diag);
+    }
+
+    /// Records a rule's error at a place; the value is then missing.
+    pub(super) fn keep<T>(&mut self, result: Result<T, TypeError>, span: Span) -> Option<T> {
+        match result {
+            Ok(value) => Some(value),
+            Err(error) => {
+                self.report(at(error, span));
+                None
+            }
+        }
+    }
+
+    fn inputs(&mut self, forward: &ast::Forward, types: &[Type]) {
+        for (port, ty) in forward.inputs.iter().zip(types) {
+            let Some(name) = &port.name else { continue };
+            for axis in &ty.axes {
+                self.axes.entry(axis.name.clone()).or_insert_with(|| axis.size.clone());
+            }
+            let op = Input { name: name.name.clone() };
+            let values = self.function.push_typed(op.into(), vec![], vec![ty.clone()], Some(name.span));
+            for value in values {
+                self.function.name_value(value, &name.name);
+                self.bind(&name.name, Some(Item::Value(value)), name.span);
+            }
+        }
+    }
+
+    fn bind(&mut self, name: &str, item: Option<Item>, span: Span) {
+        let declared = self.declared_span(name);
+        let before = self.values.get(name).map(|(_, span)| *span).or(declared);
+        if let Some(before) = before {
+            self.report(
+                Diag::error(
+                    "E0409",
+                    format!("value `{name}` is bound twice in one block"),
+                    span,
+                    "bound again here",
+                )
+                .with_related(before, "first bound here")
+                .with_help("give the second value a name of its own"),
+            );
+            return;
+        }
+        self.values.insert(name.to_owned(), (item, span));
+    }
+
+    /// Where a parameter, state, table or number formal of that name is declared.
+    fn declared_span(&self, name: &str) -> Option<Span> {
+        let params = self.instance.params.iter().map(|p| (&p.name, p.span));
+        let states = self.instance.states.iter().map(|s| (&s.name, s.span));
+        let tables = self.instance.tables.iter().map(|t| (&t.name, t.span));
+        let mut all = params.chain(states).chain(tables);
+        all.find(|(known, _)| *known == name).map(|(_, span)| span)
+    }
+
+    fn statement(&mut self, statement: &Stmt) {
+        match statement {
+            Stmt::Axis(def) => self.axis(def),
+            Stmt::Let { targets, value } => self.bind_targets(targets, value),
+            Stmt::Update { name, value } => self.update(name, value),
+        }
+    }
+
+    fn axis(&mut self, def: &ast::AxisDef) {
+        if self.axes.contains_key(&def.name.name) {
+            let message = format!("axis `{}` is already in scope", def.name.name);
+            self.report(Diag::error("E0406", message, def.name.span, "declared again here"));
+            return;
+        }
+        let size = size_of(&def.size, &self.axes);
+        if let Some(size) = self.keep(size, def.size.span) {
+            self.axes.insert(def.name.name.clone(), size);
+        }
+    }
+
+    fn bind_targets(&mut self, targets: &[ast::Target], value: &Expr) {
+        let items = self.several(value, targets.len());
+        for (position, target) in targets.iter().enumerate() {
+            let item = items.as_ref().and_then(|items| items.get(position).copied());
+            let item = match (&target.axes, item) {
+                (Some(pattern), Some(item)) => self.stated_axes(item, pattern, target.name.span),
+                (_, item) => item,
+            };
+            if let Some(Item::Value(value)) = item {
+                self.function.name_value(value, &target.name.name);
+            }
+            self.bind(&target.name.name, item, target.name.span);
+            self.used.insert(target.name.name.clone(), false);
+        }
+    }
+
+    /// The values of an expression that stands for `count` of them.
+    fn several(&mut self, expr: &Expr, count: usize) -> Option<Vec<Item>> {
+        if count == 1 {
+            return self.item(expr).map(|item| vec![item]);
+        }
+        let values = match &expr.kind {
+            ExprKind::Call { callee, args } if self.sub_index(&callee.name).is_some() => {
+                self.sub_call(callee, args, expr.span)?
+            }
+            _ => {
+                let message = format!("{count} names are bound, but the expression gives one value");
+                self.report(Diag::error("E0408", message, expr.span, "one value"));
+                return None;
+            }
+        };
+        if values.len() != count {
+            let message = format!("{count} names are bound to {} values", values.len());
+            self.report(Diag::error("E0408", message, expr.span, "this call"));
+            return None;
+        }
+        Some(values.into_iter().map(Item::Value).collect())
+    }
+
+    /// Checks stated axes as a set and brings the value into the stated order.
+    fn stated_axes(&mut self, item: Item, pattern: &AxisPattern, span: Span) -> Option<Item> {
+        let value = self.value_of(item, DType::Act, span)?;
+        self.ordered(value, pattern).map(Item::Value)
+    }
+
+    fn ordered(&mut self, value: ValueId, pattern: &AxisPattern) -> Option<ValueId> {
+        let ty = self.function.ty(value).clone();
+        let stated: Vec<String> = pattern.axes.iter().map(|axis| axis.name.clone()).collect();
+        let missing = stated.iter().find(|name| !ty.has(name));
+        let rest: Vec<String> =
+            ty.names().into_iter().filter(|name| !stated.contains(name)).collect();
+        if missing.is_some() || (!pattern.open && !rest.is_empty()) {
+            let message =
+                format!("the value is {ty}, but [{}] is stated", pattern_text(pattern));
+            self.report(
+                Diag::error("E0401", message, pattern.span, "stated here")
+                    .with_help("state the value's axes, or change the expression"),
+            );
+            return None;
+        }
+        let order: Vec<String> = rest.into_iter().chain(stated).collect();
+        self.permuted(value, &order, pattern.span)
+    }
+
+    /// The value with its axes in the given order.
+    pub(super) fn permuted(
+        &mut self,
+        value: ValueId,
+        order: &[String],
+        span: Span,
+    ) -> Option<ValueId> {
+        if self.function.ty(value).names() == order {
+            return Some(value);
+        }
+        self.push(Permute { order: order.to_vec() }, vec![value], span)
+    }
+
+    fn update(&mut self, name: &ast::Ident, value: &Expr) {
+        let Some(index) = self.instance.states.iter().position(|s| s.name == name.name) else {
+            let message = format!("`{}` is not a state of this block", name.name);
+            self.report(
+                Diag::error("E0407", message, name.span, "not a state")
+                    .with_help(format!("declare it with `state {}[] = 0`", name.name)),
+            );
+            return;
+        };
+        if self.function.updates.iter().any(|(known, _)| *known == index) {
+            let message = format!("state `{}` is updated twice", name.name);
+            self.report(Diag::error("E0409", message, name.span, "updated again here"));
+            return;
+        }
+        let Some(item) = self.item(value) else { return };
+        let Some(value_id) = self.value_of(item, DType::F32, value.span) else { return };
+        let Some(wide) = self.cast(value_id, DType::F32, value.span) else { return };
+        let wanted = self.function.states.get(index).map(|s| s.ty.clone());
+        if wanted.as_ref() != Some(self.function.ty(wide)) {
+            let wanted = wanted.map(|ty| ty.to_string()).unwrap_or_default();
+            let message = format!(
+                "state `{}` is {wanted}, but its next value is {}",
+                name.name,
+                self.function.ty(wide)
+            );
+            self.report(Diag::error("E0402", message, value.span, "its next value"));
+            return;
+        }
+        self.function.updates.push((index, wide));
+    }
+
+    fn result(&mut self, forward: &ast::Forward) {
+        let items = if forward.result.len() == 1 && forward.outputs.len() > 1 {
+            forward.result.first().and_then(|expr| self.several(expr, forward.outputs.len()))
+        } else if forward.result.len() != forward.outputs.len() {
+            let message = format!(
+                "the forward declares {} outputs, but its result has {}",
+                forward.outputs.len(),
+                forward.result.len()
+            );
+            self.report(Diag::error("E0408", message, forward.span, "declared here"));
+            return;
+        } else {
+            let items: Vec<Option<Item>> = forward.result.iter().map(|e| self.item(e)).collect();
+            items.into_iter().collect()
+        };
+        let Some(items) = items else { return };
+        for (position, (port, item)) in forward.outputs.iter().zip(items).enumerate() {
+            let span = forward.result.get(position).map_or(forward.span, |expr| expr.span);
+            let Some(value) = self.value_of(item, DType::Act, span) else { continue };
+            let Some(value) = self.output(port, value, span) else { continue };
+            let name = port.name.as_ref().map(|name| name.name.clone());
+            self.function.outputs.push(Output { name, value });
+        }
+    }
+
+    fn output(&mut self, port: &ast::Port, value: ValueId, span: Span) -> Option<ValueId> {
+        let value = self.ordered(value, &port.axes)?;
+        let ty = self.function.ty(value).clone();
+        match port.dtype {
+            Some(DType::F32) if ty.dtype == DType::Act => self.cast(value, DType::F32, span),
+            Some(wanted) if wanted != ty.dtype => {
+                let word = crate::ir::types::dtype_word(wanted);
+                let message = format!("the output is declared {word}, but the result is {ty}");
+                self.report(
+                    Diag::error("E0404", message, span, "the result")
+                        .with_help("convert it with `act(...)` or `f32(...)`"),
+                );
+                None
+            }
+            _ => Some(value),
+        }
+    }
+
+    /// Every bound name and every declared parameter must be used.
+    fn check_used(&mut self) {
+        let unused: Vec<String> =
+            self.used.iter().filter(|(_, used)| !**used).map(|(name, _)| name.clone()).collect();
+        for name in unused {
+            let Some((Some(_), span)) = self.values.get(&name).copied() else { continue };
+            let message = format!("value `{name}` is never used");
+            self.report(
+                Diag::error("E0410", message, span, "computed for nothing")
+                    .with_help("use it or remove it"),
+            );
+        }
+        for index in 0..self.instance.params.len() {
+            let used = self
+                .function
+                .nodes
+                .iter()
+                .any(|node| matches!(&node.op, Op::ParamRef(p) if p.index == index));
+            let Some(param) = self.instance.params.get(index) else { continue };
+            if !used && self.lowerer.diags.is_empty() {
+                let message = format!("parameter `{}` is never used", param.name);
+                let span = param.span;
+                self.report(
+                    Diag::error("E0504", message, span, "stored, but read by nothing")
+                        .with_help("use it in the forward or remove it"),
+                );
+            }
+        }
+        for index in 0..self.instance.subs.len() {
+            let unused = self.function.subs.get(index).is_some_and(|s| s.callees.is_empty());
+            let Some(sub) = self.instance.subs.get(index) else { continue };
+            if unused && self.lowerer.diags.is_empty() {
+                let message = format!("sub-block `{}` is never called", sub.name);
+                let span = sub.span;
+                self.report(
+                    Diag::error("E0504", message, span, "its parameters are read by nothing")
+                        .with_help("call it in the forward or remove it"),
+                );
+            }
+        }
+    }
+
+    // Expressions.
+
+    /// Lowers an expression; `None` after a reported error.
+    pub(super) fn item(&mut self, expr: &Expr) -> Option<Item> {
+        match &expr.kind {
+            ExprKind::Number { value, .. } => Some(Item::Number(*value)),
+            ExprKind::Name(name) => self.name(name, expr.span),
+            ExprKind::Negate(inner) => match self.item(inner)? {
+                Item::Number(value) => Some(Item::Number(-value)),
+                Item::Value(value) => self
+                    .push(Affine { mul: -1.0, add: 0.0 }, vec![value], expr.span)
+                    .map(Item::Value),
+            },
+            ExprKind::Binary(op, left, right) => {
+                let (left, right) = (self.item(left), self.item(right));
+                self.binary(*op, left?, right?, expr.span)
+            }
+            ExprKind::Call { callee, args } => self.call(callee, args, expr.span),
+            ExprKind::List(_) => {
+                self.report(Diag::error("E0405", "a list is not a value", expr.span, "a list"));
+                None
+            }
+        }
+    }
+
+    /// Lowers an expression that must be a value of the graph.
+    pub(super) fn value(&mut self, expr: &Expr) -> Option<ValueId> {
+        let item = self.item(expr)?;
+        self.value_of(item, DType::Act, expr.span)
+    }
+
+    /// A number becomes a constant of precision class `dtype`.
+    pub(super) fn value_of(&mut self, item: Item, dtype: DType, span: Span) -> Option<ValueId> {
+        match item {
+            Item::Value(value) => Some(value),
+            Item::Number(value) => self.push(Const { value, dtype }, vec![], span),
+        }
+    }
+
+    fn name(&mut self, name: &str, span: Span) -> Option<Item> {
+        if let Some(used) = self.used.get_mut(name) {
+            *used = true;
+        }
+        if let Some((item, _)) = self.values.get(name) {
+            return *item;
+        }
+        if let Some(number) = self.instance.numbers.get(name) {
+            return Some(Item::Number(*number));
+        }
+        if let Some(value) = self.declared(name, span) {
+            self.values.insert(name.to_owned(), (Some(Item::Value(value)), span));
+            return Some(Item::Value(value));
+        }
+        let mut diag =
+            Diag::error("E0407", format!("value `{name}` is not known"), span, "not known here");
+        if self.axes.contains_key(name) {
+            diag = diag.with_help(format!("`{name}` is an axis; its length is `size({name})`"));
+        } else if let Some(near) = self.near_name(name) {
+            diag = diag.with_help(format!("a value `{near}` is in scope"));
+        }
+        self.report(diag);
+        None
+    }
+
+    fn near_name(&self, name: &str) -> Option<String> {
+        let params = self.instance.params.iter().map(|p| p.name.as_str());
+        let known = self.values.keys().map(String::as_str).chain(params);
+        lightc_dsl::names::closest(name, known).map(str::to_owned)
+    }
+
+    /// A parameter, state or table, read for the first time.
+    fn declared(&mut self, name: &str, span: Span) -> Option<ValueId> {
+        let param = self.function.params.iter().position(|p| p.name == name);
+        let state = self.function.states.iter().position(|s| s.name == name);
+        let table = self.function.tables.iter().position(|t| t.name == name);
+        let (op, ty): (Op, Type) = if let Some(index) = param {
+            (ParamRef { index }.into(), self.function.params.get(index)?.ty.clone())
+        } else if let Some(index) = state {
+            (StateRef { index }.into(), self.function.states.get(index)?.ty.clone())
+        } else {
+            let index = table?;
+            (TableRef { index }.into(), self.function.tables.get(index)?.ty.clone())
+        };
+        let value = self.function.push_typed(op, vec![], vec![ty], Some(span)).first().copied()?;
+        self.function.name_value(value, name);
+        Some(value)
+    }
+
+    /// Adds an op with one result, its arguments brought into the storage order it wants.
+    pub(super) fn push(
+        &mut self,
+        op: impl Into<Op>,
+        args: Vec<ValueId>,
+        span: Span,
+    ) -> Option<ValueId> {
+        let op = op.into();
+        let types: Vec<Type> = args.iter().map(|arg| self.function.ty(*arg).clone()).collect();
+        let types: Vec<&Type> = types.iter().collect();
+        let mut ordered = Vec::new();
+        for (index, arg) in args.into_iter().enumerate() {
+            let wanted = op.def().arg_order(index, &types);
+            let has = self.function.ty(arg).names();
+            let permutes = wanted.filter(|order| {
+                let mut sorted = (order.clone(), has.clone());
+                sorted.0.sort();
+                sorted.1.sort();
+                sorted.0 == sorted.1
+            });
+            ordered.push(match permutes {
+                Some(order) => self.permuted(arg, &order, span)?,
+                None => arg,
+            });
+        }
+        let result = self.function.push1(op, ordered, Some(span));
+        self.keep(result, span)
+    }
+
+    /// The value in another precision class.
+    pub(super) fn cast(&mut self, value: ValueId, to: DType, span: Span) -> Option<ValueId> {
+        if self.function.ty(value).dtype == to {
+            return Some(value);
+        }
+        self.push(Cast { to }, vec![value], span)
+    }
+
+    fn binary(&mut self, op: BinaryOp, left: Item, right: Item, span: Span) -> Option<Item> {
+        use Item::{Number, Value};
+        let affine = |mul, add| Affine { mul, add };
+        let simple = match (op, left, right) {
+            (BinaryOp::Add, Number(a), Number(b)) => return Some(Number(a + b)),
+            (BinaryOp::Sub, Number(a), Number(b)) => return Some(Number(a - b)),
+            (BinaryOp::Mul, Number(a), Number(b)) => return Some(Number(a * b)),
+            (BinaryOp::Div, Number(a), Number(b)) => return Some(Number(a / b)),
+            (BinaryOp::Add, Value(x), Number(c)) | (BinaryOp::Add, Number(c), Value(x)) => {
+                Some((x, affine(1.0, c)))
+            }
+            (BinaryOp::Sub, Value(x), Number(c)) => Some((x, affine(1.0, -c))),
+            (BinaryOp::Sub, Number(c), Value(x)) => Some((x, affine(-1.0, c))),
+            (BinaryOp::Mul, Value(x), Number(c)) | (BinaryOp::Mul, Number(c), Value(x)) => {
+                Some((x, affine(c, 0.0)))
+            }
+            (BinaryOp::Div, Value(x), Number(c)) => Some((x, affine(1.0 / c, 0.0))),
+            _ => None,
+        };
+        if let Some((x, op)) = simple {
+            return self.push(op, vec![x], span).map(Value);
+        }
+        let function = match op {
+            BinaryOp::Add => BinaryFn::Add,
+            BinaryOp::Sub => BinaryFn::Sub,
+            BinaryOp::Mul => BinaryFn::Mul,
+            BinaryOp::Div => BinaryFn::Div,
+            BinaryOp::Less => BinaryFn::Less,
+            BinaryOp::LessEqual => BinaryFn::LessEqual,
+            BinaryOp::Greater => BinaryFn::Greater,
+            BinaryOp::GreaterEqual => BinaryFn::GreaterEqual,
+        };
+        self.two_values(function, left, right, span).map(Value)
+    }
+
+    /// A two-operand op in which a number takes the precision class of the other operand.
+    pub(super) fn two_values(
+        &mut self,
+        function: BinaryFn,
+        left: Item,
+        right: Item,
+        span: Span,
+    ) -> Option<ValueId> {
+        let dtype = self.common_dtype(&[left, right]);
+        let left = self.value_of(left, dtype, span)?;
+        let right = self.value_of(right, dtype, span)?;
+        self.push(Binary { function }, vec![left, right], span)
+    }
+
+    /// The precision class that numbers among `items` take.
+    pub(super) fn common_dtype(&self, items: &[Item]) -> DType {
+        let found = items.iter().find_map(|item| match item {
+            Item::Value(value) => Some(self.function.ty(*value).dtype),
+            Item::Number(_) => None,
+        });
+        found.unwrap_or(DType::Act)
+    }
+
+    fn sub_index(&self, name: &str) -> Option<usize> {
+        self.instance.subs.iter().position(|sub| sub.name == name)
+    }
+
+    fn call(&mut self, callee: &ast::Ident, args: &[ast::Arg], span: Span) -> Option<Item> {
+        if self.sub_index(&callee.name).is_some() {
+            let values = self.sub_call(callee, args, span)?;
+            if values.len() != 1 {
+                let message =
+                    format!("`{}` gives {} values, one is wanted here", callee.name, values.len());
+                self.report(
+                    Diag::error("E0408", message, span, "this call")
+                        .with_help("bind them with `a, b = ...`"),
+                );
+                return None;
+            }
+            return values.first().copied().map(Item::Value);
+        }
+        builtins::call(self, callee, args, span)
+    }
+
+    /// Calls a sub-block or a stack.
+    fn sub_call(
+        &mut self,
+        callee: &ast::Ident,
+        args: &[ast::Arg],
+        span: Span,
+    ) -> Option<Vec<ValueId>> {
+        let index = self.sub_index(&callee.name)?;
+        let mut values = Vec::new();
+        for arg in args {
+            let ast::Arg::Value(expr) = arg else {
+                let message = format!("`{}` is a sub-block: its arguments are values", callee.name);
+                self.report(Diag::error("E0405", message, span, "this call"));
+                return None;
+            };
+            values.push((self.value(expr), expr.span));
+        }
+        let args: Option<Vec<(ValueId, Span)>> =
+            values.into_iter().map(|(value, span)| value.map(|v| (v, span))).collect();
+        let args = args?;
+        let kind = self.instance.subs.get(index)?.kind.clone();
+        match kind {
+            SubKind::One(target) => self.call_one(index, &target, args, span),
+            SubKind::Stack(targets) => {
+                let [(x, x_span)] = args.as_slice() else {
+                    let message =
+                        format!("stack `{}` takes one value, here are {}", callee.name, args.len());
+                    self.report(Diag::error("E0408", message, span, "this call"));
+                    return None;
+                };
+                self.call_stack(index, &targets, *x, *x_span, span).map(|value| vec![value])
+            }
+        }
+    }
+
+    fn call_one(
+        &mut self,
+        index: usize,
+        target: &Target,
+        args: Vec<(ValueId, Span)>,
+        span: Span,
+    ) -> Option<Vec<ValueId>> {
+        let (id, args, types) = self.prepare(target, args, span)?;
+        self.set_callees(index, vec![id], span)?;
+        let results = self.function.push_typed(Call { sub: index }.into(), args, types, Some(span));
+        Some(results)
+    }
+
+    /// Lowers the callee for these arguments: its id, the arguments in its order, and the types
+    /// of its results in the caller's names and sizes.
+    fn prepare(
+        &mut self,
+        target: &Target,
+        args: Vec<(ValueId, Span)>,
+        span: Span,
+    ) -> Option<(FuncId, Vec<ValueId>, Vec<Type>)> {
+        let typed: Vec<(Type, Span)> =
+            args.iter().map(|(v, span)| (self.function.ty(*v).clone(), *span)).collect();
+        let signature = self.lowerer.signature(target, &typed, span)?;
+        let mut ordered = Vec::new();
+        for (((value, span), order), ty) in
+            args.iter().zip(&signature.orders).zip(&signature.types)
+        {
+            let value = self.permuted(*value, order, *span)?;
+            ordered.push(self.cast(value, ty.dtype, *span)?);
+        }
+        self.lowerer.calls.push(span);
+        let id = self.lowerer.function(target.instance, signature.types);
+        self.lowerer.calls.pop();
+        let id = id?;
+        let callee = self.lowerer.module.function(id);
+        let mut types = Vec::new();
+        for output in &callee.outputs {
+            let ty = callee.ty(output.value).substitute(&signature.bindings);
+            types.push(outside_names(&ty, target));
+        }
+        for ty in &types {
+            self.check_distinct(ty, span)?;
+        }
+        Some((id, ordered, types))
+    }
+
+    fn check_distinct(&mut self, ty: &Type, span: Span) -> Option<()> {
+        let names = ty.names();
+        let twice = names.iter().enumerate().find(|(i, n)| names.iter().skip(i + 1).any(|m| m == *n));
+        let Some((_, name)) = twice else { return Some(()) };
+        let message = format!("the result has axis `{name}` twice: {ty}");
+        self.report(Diag::error("E0406", message, span, "this call"));
+        None
+    }
+
+    /// A sub that is called again must be the same function: its parameters are.
+    fn set_callees(&mut self, index: usize, callees: Vec<FuncId>, span: Span) -> Option<()> {
+        let sub = self.function.subs.get_mut(index)?;
+        if sub.callees.is_empty() {
+            sub.callees = callees;
+        } else if sub.callees != callees {
+            let message = format!(
+                "sub-block `{}` is called with values of different shapes in one forward",
+                sub.name
+            );
+            self.report(
+                Diag::error("E0408", message, span, "another shape than before")
+                    .with_help("bring both arguments to the same axes, in the same classes"),
+            );
+            return None;
+        }
+        Some(())
+    }
+
+    fn call_stack(
+        &mut self,
+        index: usize,
+        targets: &[Target],
+        x: ValueId,
+        x_span: Span,
+        span: Span,
+    ) -> Option<ValueId> {
+        let mut callees = Vec::new();
+        let mut x = x;
+        for target in targets {
+            let (id, args, types) = self.prepare(target, vec![(x, x_span)], span)?;
+            x = args.first().copied()?;
+            let ty = self.function.ty(x).clone();
+            if types != [ty.clone()] {
+                let has: Vec<String> = types.iter().map(ToString::to_string).collect();
+                let message = format!(
+                    "a layer of a stack gives what it takes: it takes {ty} and gives {}",
+                    has.join(", ")
+                );
+                self.report(Diag::error("E0402", message, span, "this stack"));
+                return None;
+            }
+            callees.push(id);
+        }
+        self.set_callees(index, callees, span)?;
+        let ty = self.function.ty(x).clone();
+        let results =
+            self.function.push_typed(Stack { sub: index }.into(), vec![x], vec![ty], Some(span));
+        results.first().copied()
+    }
+
+    /// An axis in scope, by name.
+    pub(super) fn axis_named(&self, name: &str) -> Result<Axis, TypeError> {
+        let size = self
+            .axes
+            .get(name)
+            .cloned()
+            .ok_or_else(|| super::scope::unknown_axis(name, &self.axes))?;
+        Ok(Axis { name: name.to_owned(), size })
+    }
+}
+
+/// A callee's result type in the caller's axis names.
+fn outside_names(ty: &Type, target: &Target) -> Type {
+    let axes = ty.axes.iter().map(|axis| Axis {
+        name: target.axes.get(&axis.name).unwrap_or(&axis.name).clone(),
+        size: axis.size.clone(),
+    });
+    Type::new(ty.dtype, axes.collect())
+}

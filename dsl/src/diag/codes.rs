@@ -1,0 +1,75 @@
+//! Every code that a diagnostic of this crate can carry.
+
+/// Text that no rule of the grammar allows.
+pub const UNEXPECTED: &str = "E0101";
+/// A bracket, brace or quote without its partner.
+pub const UNCLOSED: &str = "E0102";
+/// Nesting over a limit.
+pub const TOO_DEEP: &str = "E0103";
+/// A file or a number over a limit.
+pub const TOO_LARGE: &str = "E0104";
+/// A forward without a result, or a value that nothing takes.
+pub const NO_RESULT: &str = "E0105";
+
+/// No block of that name.
+pub const UNKNOWN_BLOCK: &str = "E0201";
+/// A name that its scope does not have.
+pub const UNKNOWN_NAME: &str = "E0202";
+/// Two blocks or two stages of one name.
+pub const DOUBLED_DEFINITION: &str = "E0203";
+/// Two formals or members of one name.
+pub const DOUBLED_MEMBER: &str = "E0204";
+/// Two bindings of one name in one stage.
+pub const DOUBLED_BINDING: &str = "E0205";
+/// A binding that needs itself.
+pub const BINDING_CYCLE: &str = "E0206";
+/// A stage that extends itself.
+pub const EXTENDS_CYCLE: &str = "E0207";
+/// No stage of that name.
+pub const UNKNOWN_STAGE: &str = "E0208";
+/// An import that could not be read.
+pub const MISSING_IMPORT: &str = "E0209";
+/// A block that contains itself.
+pub const RECURSION: &str = "E0210";
+/// A name that the language keeps for itself.
+pub const RESERVED_NAME: &str = "E0211";
+/// A stage without `model`.
+pub const NO_MODEL: &str = "E0212";
+/// A block without `forward`.
+pub const NO_FORWARD: &str = "E0213";
+/// A block with two.
+pub const DOUBLED_FORWARD: &str = "E0214";
+
+/// A formal that nothing gives.
+pub const UNBOUND: &str = "E0301";
+/// A value of one kind where another is wanted.
+pub const WRONG_KIND: &str = "E0302";
+/// An argument that names no formal.
+pub const UNKNOWN_ARGUMENT: &str = "E0303";
+/// Two arguments for one formal.
+pub const DOUBLED_ARGUMENT: &str = "E0304";
+/// An argument of an instantiation without its name.
+pub const UNNAMED_ARGUMENT: &str = "E0305";
+/// A size that is not a whole number.
+pub const NOT_WHOLE: &str = "E0306";
+/// A size below 1.
+pub const NOT_POSITIVE: &str = "E0307";
+/// A size or a number of blocks over a limit.
+pub const OVER_LIMIT: &str = "E0308";
+/// A block that needs a stage.
+pub const NOT_ALONE: &str = "E0309";
+/// A number expression without a value, such as `1 / 0`.
+pub const NOT_A_NUMBER: &str = "E0310";
+
+/// A distribution that does not exist.
+pub const UNKNOWN_INIT: &str = "E0501";
+/// Arguments that a distribution does not take.
+pub const INIT_ARGUMENTS: &str = "E0502";
+/// One axis twice in one tensor.
+pub const DOUBLED_AXIS: &str = "E0503";
+/// An axis that the block does not have.
+pub const UNKNOWN_AXIS: &str = "E0504";
+/// `frozen` with an empty reason.
+pub const NO_REASON: &str = "E0505";
+/// A table source that does not exist.
+pub const UNKNOWN_TABLE: &str = "E0506";

@@ -1,0 +1,986 @@
+//! What can be said about a definition without instantiating it: doubled and reserved names,
+//! calls of blocks that do not exist, arguments without a formal, kinds of arguments, axes of
+//! parameters, inits. A block that no stage uses is checked all the same.
+
+use super::eval::{kind_words, suggest, wrong_kind};
+use super::{BlockDef, Program};
+use crate::ast::{
+    Arg, BinaryOp, Block, Expr, ExprKind, Formal, FormalKind, Forward, Ident, Init, Member, Param,
+    Stage, Table, Text,
+};
+use crate::diag::{Diag, codes};
+use crate::names::{BUILTINS, INITS, NUMBER_FUNCTIONS, TABLE_SOURCES, closest};
+use crate::source::Span;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Everything wrong with the definitions of a program, in the order of the definitions.
+pub(super) fn program(program: &Program) -> Vec<Diag> {
+    let mut diags = Vec::new();
+    for def in &program.blocks {
+        BlockCheck::new(program, &def.ast).run(&mut diags);
+    }
+    for def in &program.stages {
+        stage(program, &def.ast, &mut diags);
+    }
+    extends_cycles(program, &mut diags);
+    diags
+}
+
+// Diagnostics that the resolver makes too -------------------------------------------------------
+
+pub(super) fn unknown_name(name: &str, span: Span, names: Vec<&str>, is_stage: bool) -> Diag {
+    let where_ = if is_stage { "this stage" } else { "this block" };
+    let diag = Diag::error(
+        codes::UNKNOWN_NAME,
+        format!("`{name}` is not defined in {where_}"),
+        span,
+        "unknown name",
+    );
+    match closest(name, names.iter().copied()) {
+        Some(near) => diag.with_help(format!("`{near}` exists")),
+        None if is_stage => diag.with_help(format!("bind it in the stage: `{name} = ...`")),
+        None => diag.with_help(format!(
+            "add `{name}` to the formals of the block, or an `axis`"
+        )),
+    }
+}
+
+pub(super) fn unknown_function(callee: &Ident) -> Diag {
+    let diag = Diag::error(
+        codes::UNKNOWN_NAME,
+        format!("`{}` is not a function of numbers", callee.name),
+        callee.span,
+        "unknown function",
+    );
+    match closest(&callee.name, NUMBER_FUNCTIONS) {
+        Some(near) => diag.with_help(format!("`{near}` exists")),
+        None => diag.with_help("the functions of numbers are sqrt, exp, ln and size"),
+    }
+}
+
+pub(super) fn size_form(span: Span) -> Diag {
+    Diag::error(
+        codes::WRONG_KIND,
+        "`size` takes the name of one axis",
+        span,
+        "not of the form `size(d)`",
+    )
+}
+
+pub(super) fn one_argument_form(callee: &Ident, n: usize) -> Diag {
+    Diag::error(
+        codes::WRONG_KIND,
+        format!(
+            "`{}` takes one number, and {n} arguments are given",
+            callee.name
+        ),
+        callee.span,
+        format!("not of the form `{}(x)`", callee.name),
+    )
+}
+
+pub(super) fn unknown_block(program: &Program, name: &str, span: Span, names: Vec<&str>) -> Diag {
+    let diag = Diag::error(
+        codes::UNKNOWN_BLOCK,
+        format!("there is no block `{name}`"),
+        span,
+        "unknown",
+    );
+    if BUILTINS.contains(&name) {
+        return diag.with_help(format!(
+            "`{name}` is a function of forward bodies, not a block"
+        ));
+    }
+    let blocks = program.blocks.iter().map(|b| b.ast.name.name.as_str());
+    match closest(name, blocks.chain(names)) {
+        Some(near) => diag.with_help(format!("`{near}` exists")),
+        None => diag.with_help("define it, or import the file that defines it"),
+    }
+}
+
+pub(super) fn arguments_to_a_name(callee: &Ident) -> Diag {
+    Diag::error(
+        codes::WRONG_KIND,
+        format!(
+            "`{}` is a value and not a block definition: it takes no arguments",
+            callee.name
+        ),
+        callee.span,
+        "its arguments are fixed where it is written",
+    )
+    .with_help(format!("write `{}` alone", callee.name))
+}
+
+/// Unnamed, doubled and unknown arguments of one instantiation.
+pub(super) fn arguments(def: &BlockDef, callee: &Ident, args: &[Arg]) -> Vec<Diag> {
+    let mut diags = Vec::new();
+    let mut seen: BTreeMap<&str, Span> = BTreeMap::new();
+    for arg in args {
+        let Arg::Named(name, _) = arg else {
+            diags.push(unnamed(def, callee, arg));
+            continue;
+        };
+        if let Some(first) = seen.get(name.name.as_str()) {
+            diags.push(
+                Diag::error(
+                    codes::DOUBLED_ARGUMENT,
+                    format!(
+                        "argument `{}` of `{}` is given twice",
+                        name.name, callee.name
+                    ),
+                    name.span,
+                    "given again here",
+                )
+                .with_related(*first, "first given here")
+                .with_help("remove one of them"),
+            );
+            continue;
+        }
+        seen.insert(&name.name, name.span);
+        if !def.ast.formals.iter().any(|f| f.name.name == name.name) {
+            diags.push(unknown_argument(def, name));
+        }
+    }
+    diags
+}
+
+fn unnamed(def: &BlockDef, callee: &Ident, arg: &Arg) -> Diag {
+    let span = match arg {
+        Arg::Value(value) => value.span,
+        Arg::Named(name, _) => name.span,
+        Arg::Over(_, span) => *span,
+        Arg::Map { span, .. } | Arg::Range { span, .. } | Arg::At { span, .. } => *span,
+    };
+    let diag = Diag::error(
+        codes::UNNAMED_ARGUMENT,
+        format!("an argument of block `{}` has no name", callee.name),
+        span,
+        "expected `name: value`",
+    )
+    .with_related(def.ast.name.span, formals_text(def));
+    match (arg, def.ast.formals.as_slice()) {
+        (Arg::Value(_), [only]) => diag.with_help(format!("write `{}: ...`", only.name.name)),
+        _ => diag.with_help("arguments of a block are named, as in `d: 64`"),
+    }
+}
+
+fn unknown_argument(def: &BlockDef, name: &Ident) -> Diag {
+    let diag = Diag::error(
+        codes::UNKNOWN_ARGUMENT,
+        format!(
+            "block `{}` has no formal `{}`",
+            def.ast.name.name, name.name
+        ),
+        name.span,
+        "unknown argument",
+    )
+    .with_related(def.ast.name.span, formals_text(def));
+    suggest(
+        diag,
+        &name.name,
+        def.ast.formals.iter().map(|f| f.name.name.as_str()),
+    )
+}
+
+fn formals_text(def: &BlockDef) -> String {
+    let names: Vec<String> = def
+        .ast
+        .formals
+        .iter()
+        .map(|f| format!("`{}`", f.name.name))
+        .collect();
+    match names.as_slice() {
+        [] => "takes nothing".to_owned(),
+        names => format!("takes {}", names.join(", ")),
+    }
+}
+
+pub(super) fn unknown_axis(name: &Ident, known: Vec<&str>) -> Diag {
+    let diag = Diag::error(
+        codes::UNKNOWN_AXIS,
+        format!("the block has no axis `{}`", name.name),
+        name.span,
+        "unknown axis",
+    );
+    match closest(&name.name, known.iter().copied()) {
+        Some(near) => diag.with_help(format!("`{near}` exists")),
+        None => diag.with_help(format!(
+            "add `{0}` to the formals of the block, or `axis {0} = ...`",
+            name.name
+        )),
+    }
+}
+
+/// The distribution exists and has that many arguments.
+pub(super) fn init(init: &Init) -> Option<Diag> {
+    let name = &init.name;
+    let Some((_, formals)) = INITS.iter().find(|(known, _)| *known == name.name) else {
+        let diag = Diag::error(
+            codes::UNKNOWN_INIT,
+            format!("there is no init `{}`", name.name),
+            name.span,
+            "unknown init",
+        );
+        let names = INITS.iter().map(|(known, _)| *known);
+        return Some(match closest(&name.name, names.clone()) {
+            Some(near) => diag.with_help(format!("`{near}` exists")),
+            None => diag.with_help(format!("inits: {}", names.collect::<Vec<_>>().join(", "))),
+        });
+    };
+    (init.args.len() != formals.len()).then(|| {
+        let form = format!("{}({})", name.name, formals.join(", "));
+        Diag::error(
+            codes::INIT_ARGUMENTS,
+            format!(
+                "init `{}` takes {}, and {} given",
+                name.name,
+                count(formals.len(), "number"),
+                match init.args.len() {
+                    1 => "1 is".to_owned(),
+                    n => format!("{n} are"),
+                }
+            ),
+            name.span,
+            format!("its form is `{form}`"),
+        )
+    })
+}
+
+fn count(n: usize, what: &str) -> String {
+    match n {
+        0 => format!("no {what}s"),
+        1 => format!("1 {what}"),
+        n => format!("{n} {what}s"),
+    }
+}
+
+// Shapes of expressions -------------------------------------------------------------------------
+
+/// What an expression is by its form: a number counts as [`FormalKind::Number`] even where it
+/// serves as a size. `binding` gives the value of a name of the stage.
+pub(super) fn kind_of<'a>(
+    program: &Program,
+    expr: &'a Expr,
+    binding: &impl Fn(&str) -> Option<&'a Expr>,
+) -> FormalKind {
+    let mut expr = expr;
+    // Aliases can form a cycle, which is reported elsewhere.
+    for _ in 0..64 {
+        match &expr.kind {
+            ExprKind::Name(name) => match binding(name) {
+                Some(next) => expr = next,
+                None if program.block(name).is_some() => return FormalKind::Block,
+                None => return FormalKind::Number,
+            },
+            ExprKind::List(_) => return FormalKind::Blocks,
+            ExprKind::Call { callee, .. } => {
+                let is_number = NUMBER_FUNCTIONS.contains(&callee.name.as_str());
+                return if is_number {
+                    FormalKind::Number
+                } else {
+                    FormalKind::Block
+                };
+            }
+            ExprKind::Binary(BinaryOp::Mul, left, right) => {
+                // `2 * list` and `list * 2`
+                let number = matches!(left.kind, ExprKind::Number { .. });
+                expr = if number { right } else { left };
+            }
+            ExprKind::Binary(BinaryOp::Add, left, _) => expr = left,
+            _ => return FormalKind::Number,
+        }
+    }
+    FormalKind::Number
+}
+
+/// The names that an expression uses as values. Names of arguments are not among them.
+pub(super) fn names_of<'a>(expr: &'a Expr, names: &mut Vec<&'a str>) {
+    match &expr.kind {
+        ExprKind::Name(name) => names.push(name),
+        ExprKind::Number { .. } => {}
+        ExprKind::Negate(inner) => names_of(inner, names),
+        ExprKind::Binary(_, left, right) => {
+            names_of(left, names);
+            names_of(right, names);
+        }
+        ExprKind::List(items) => items.iter().for_each(|item| names_of(item, names)),
+        ExprKind::Call { args, .. } => {
+            for arg in args {
+                if let Arg::Value(value) | Arg::Named(_, value) = arg {
+                    names_of(value, names);
+                }
+            }
+        }
+    }
+}
+
+/// What the names of a scope stand for. In a stage this is not known before `extends` and late
+/// binding, so only calls are checked there.
+type Names<'a> = Option<&'a BTreeMap<&'a str, FormalKind>>;
+
+struct ExprCheck<'a, 'd> {
+    program: &'a Program,
+    names: Names<'a>,
+    diags: &'d mut Vec<Diag>,
+}
+
+impl ExprCheck<'_, '_> {
+    fn kind(&self, name: &str) -> Option<FormalKind> {
+        self.names?.get(name).copied()
+    }
+
+    /// An expression in the place of a value of some kind.
+    fn value(&mut self, expr: &Expr, wanted: FormalKind) {
+        match wanted {
+            FormalKind::Axis => self.scalar(expr, FormalKind::Axis),
+            FormalKind::Number => self.scalar(expr, FormalKind::Number),
+            FormalKind::Block => self.block(expr),
+            FormalKind::Blocks => self.list(expr),
+        }
+    }
+
+    fn wanted(kind: FormalKind) -> &'static str {
+        match kind {
+            FormalKind::Axis => "a size",
+            kind => kind_words(kind),
+        }
+    }
+
+    fn scalar(&mut self, expr: &Expr, wanted: FormalKind) {
+        let words = Self::wanted(wanted);
+        match &expr.kind {
+            ExprKind::Number { .. } => {}
+            ExprKind::Name(name) => self.scalar_name(name, expr.span, wanted),
+            ExprKind::Negate(inner) => self.scalar(inner, wanted),
+            ExprKind::Binary(op, left, right) => {
+                self.scalar(left, wanted);
+                self.scalar(right, wanted);
+                if is_comparison(*op) {
+                    self.diags
+                        .push(wrong_kind(expr.span, "a comparison", words));
+                }
+            }
+            ExprKind::Call { callee, args } => self.scalar_call(expr, callee, args, wanted),
+            ExprKind::List(_) => {
+                self.diags
+                    .push(wrong_kind(expr.span, "a list of blocks", words));
+            }
+        }
+    }
+
+    fn scalar_call(&mut self, expr: &Expr, callee: &Ident, args: &[Arg], wanted: FormalKind) {
+        match callee.name.as_str() {
+            "size" => match args {
+                [
+                    Arg::Value(
+                        value @ Expr {
+                            kind: ExprKind::Name(_),
+                            ..
+                        },
+                    ),
+                ] => {
+                    self.scalar(value, FormalKind::Axis);
+                }
+                _ => self.diags.push(size_form(expr.span)),
+            },
+            "sqrt" | "exp" | "ln" => match args {
+                [Arg::Value(value)] => self.scalar(value, FormalKind::Number),
+                _ => self.diags.push(one_argument_form(callee, args.len())),
+            },
+            name if self.program.block(name).is_some() => {
+                self.diags
+                    .push(wrong_kind(expr.span, "a block", Self::wanted(wanted)));
+            }
+            _ => self.diags.push(unknown_function(callee)),
+        }
+    }
+
+    fn scalar_name(&mut self, name: &str, span: Span, wanted: FormalKind) {
+        let Some(names) = self.names else { return };
+        match (names.get(name), wanted) {
+            (Some(FormalKind::Number), _) | (Some(FormalKind::Axis), FormalKind::Axis) => {}
+            (Some(FormalKind::Axis), _) => self.diags.push(
+                wrong_kind(span, "an axis", "a number")
+                    .with_help(format!("its size is `size({name})`")),
+            ),
+            (Some(kind), _) => {
+                self.diags
+                    .push(wrong_kind(span, kind_words(*kind), Self::wanted(wanted)));
+            }
+            (None, _) if self.program.block(name).is_some() => {
+                self.diags
+                    .push(wrong_kind(span, "a block", Self::wanted(wanted)));
+            }
+            (None, _) => {
+                let names = names.keys().copied().collect();
+                self.diags.push(unknown_name(name, span, names, false));
+            }
+        }
+    }
+
+    fn block(&mut self, expr: &Expr) {
+        match &expr.kind {
+            ExprKind::Name(name) => match self.kind(name) {
+                Some(FormalKind::Block) => {}
+                Some(kind) => {
+                    self.diags
+                        .push(wrong_kind(expr.span, kind_words(kind), "a block"));
+                }
+                None if self.names.is_some() => self.definition(name, expr.span),
+                None => {}
+            },
+            ExprKind::Call { callee, args } => self.instantiation(callee, args),
+            ExprKind::List(_) => self.diags.push(
+                wrong_kind(expr.span, "a list of blocks", "a block")
+                    .with_help("a list goes to a formal of kind `blocks`"),
+            ),
+            _ => self
+                .diags
+                .push(wrong_kind(expr.span, "a number", "a block")),
+        }
+    }
+
+    fn definition(&mut self, name: &str, span: Span) {
+        if self.program.block(name).is_none() {
+            let names = self
+                .names
+                .map_or(Vec::new(), |n| n.keys().copied().collect());
+            self.diags
+                .push(unknown_block(self.program, name, span, names));
+        }
+    }
+
+    fn instantiation(&mut self, callee: &Ident, args: &[Arg]) {
+        if self.kind(&callee.name).is_some() {
+            self.diags.push(arguments_to_a_name(callee));
+            return;
+        }
+        let Some(def) = self.program.block(&callee.name) else {
+            self.definition(&callee.name, callee.span);
+            return;
+        };
+        self.diags.extend(arguments(def, callee, args));
+        for arg in args {
+            if let Arg::Named(name, value) = arg
+                && let Some(formal) = def.ast.formals.iter().find(|f| f.name.name == name.name)
+            {
+                let n_before = self.diags.len();
+                self.value(value, formal.kind);
+                self.say_what_formal_takes(n_before, formal, value.span);
+            }
+        }
+    }
+
+    /// Adds the formal to complaints about an argument's kind.
+    fn say_what_formal_takes(&mut self, n_before: usize, formal: &Formal, place: Span) {
+        for diag in self.diags.iter_mut().skip(n_before) {
+            if diag.code == codes::WRONG_KIND && diag.primary.span == place {
+                let text = format!("`{}` takes {}", formal.name.name, kind_words(formal.kind));
+                diag.related.insert(
+                    0,
+                    crate::diag::Label {
+                        span: formal.name.span,
+                        text,
+                    },
+                );
+            }
+        }
+    }
+
+    fn list(&mut self, expr: &Expr) {
+        match &expr.kind {
+            ExprKind::List(items) => items.iter().for_each(|item| self.block(item)),
+            ExprKind::Binary(BinaryOp::Add, left, right) => {
+                self.list(left);
+                self.list(right);
+            }
+            ExprKind::Binary(BinaryOp::Mul, left, right) => {
+                let count_first = matches!(left.kind, ExprKind::Number { .. });
+                let (list, times) = if count_first {
+                    (right, left)
+                } else {
+                    (left, right)
+                };
+                self.list(list);
+                self.scalar(times, FormalKind::Axis);
+            }
+            ExprKind::Name(name) => match self.kind(name) {
+                Some(FormalKind::Blocks) => {}
+                Some(FormalKind::Block) => self.diags.push(one_block(expr.span, name)),
+                Some(kind) => {
+                    let diag = wrong_kind(expr.span, kind_words(kind), "a list of blocks");
+                    self.diags.push(diag);
+                }
+                None if self.names.is_none() => {}
+                None if self.program.block(name).is_some() => {
+                    self.diags.push(one_block(expr.span, name));
+                }
+                None => {
+                    let names = self
+                        .names
+                        .map_or(Vec::new(), |n| n.keys().copied().collect());
+                    self.diags.push(unknown_name(name, expr.span, names, false));
+                }
+            },
+            ExprKind::Call { callee, args } => {
+                self.diags
+                    .push(one_block(expr.span, &format!("{}(...)", callee.name)));
+                self.instantiation(callee, args);
+            }
+            _ => self
+                .diags
+                .push(wrong_kind(expr.span, "a number", "a list of blocks")),
+        }
+    }
+}
+
+fn one_block(span: Span, text: &str) -> Diag {
+    wrong_kind(span, "a block", "a list of blocks")
+        .with_help(format!("write `[{text}]` for a list of one block"))
+}
+
+fn is_comparison(op: BinaryOp) -> bool {
+    matches!(
+        op,
+        BinaryOp::Less | BinaryOp::LessEqual | BinaryOp::Greater | BinaryOp::GreaterEqual
+    )
+}
+
+// Blocks ----------------------------------------------------------------------------------------
+
+struct BlockCheck<'a> {
+    program: &'a Program,
+    block: &'a Block,
+    /// Formals and block-level axes.
+    names: BTreeMap<&'a str, FormalKind>,
+}
+
+impl<'a> BlockCheck<'a> {
+    fn new(program: &'a Program, block: &'a Block) -> Self {
+        let formals = block.formals.iter().map(|f| (f.name.name.as_str(), f.kind));
+        let axes = block.members.iter().filter_map(|m| match m {
+            Member::Axis(def) => Some((def.name.name.as_str(), FormalKind::Axis)),
+            _ => None,
+        });
+        let mut names = BTreeMap::new();
+        for (name, kind) in formals.chain(axes) {
+            names.entry(name).or_insert(kind);
+        }
+        BlockCheck {
+            program,
+            block,
+            names,
+        }
+    }
+
+    fn run(&self, diags: &mut Vec<Diag>) {
+        if BUILTINS.contains(&self.block.name.name.as_str()) {
+            diags.push(reserved(&self.block.name));
+        }
+        self.doubled(diags);
+        self.formals(diags);
+        let mut axes_so_far: BTreeSet<&str> = BTreeSet::new();
+        for member in &self.block.members {
+            self.member(member, &mut axes_so_far, diags);
+        }
+        self.forwards(diags);
+    }
+
+    fn exprs<'d>(&'d self, diags: &'d mut Vec<Diag>) -> ExprCheck<'d, 'd> {
+        ExprCheck {
+            program: self.program,
+            names: Some(&self.names),
+            diags,
+        }
+    }
+
+    /// Formals and axes are one namespace; parameters, states, tables, sub-blocks and number
+    /// formals are another. A sub-block may have the name of the block formal that it holds.
+    fn doubled(&self, diags: &mut Vec<Diag>) {
+        let mut scope: BTreeMap<&str, &Ident> = BTreeMap::new();
+        let mut values: BTreeMap<&str, &Ident> = BTreeMap::new();
+        for formal in &self.block.formals {
+            once(&mut scope, &formal.name, "formal", diags);
+            match formal.kind {
+                FormalKind::Axis => {}
+                kind => {
+                    if kind == FormalKind::Number {
+                        values.entry(&formal.name.name).or_insert(&formal.name);
+                    }
+                    not_reserved(&formal.name, diags);
+                }
+            }
+        }
+        for member in &self.block.members {
+            match member {
+                Member::Axis(def) => once(&mut scope, &def.name, "axis", diags),
+                Member::Forward(_) => {}
+                member => {
+                    if let Some((name, what)) = member_name(member) {
+                        once(&mut values, name, what, diags);
+                        not_reserved(name, diags);
+                    }
+                }
+            }
+        }
+    }
+
+    fn formals(&self, diags: &mut Vec<Diag>) {
+        for formal in &self.block.formals {
+            if let Some(default) = &formal.default {
+                let names: BTreeMap<&str, FormalKind> = self
+                    .block
+                    .formals
+                    .iter()
+                    .map(|f| (f.name.name.as_str(), f.kind))
+                    .collect();
+                let mut check = ExprCheck {
+                    program: self.program,
+                    names: Some(&names),
+                    diags,
+                };
+                let n_before = check.diags.len();
+                check.value(default, formal.kind);
+                check.say_what_formal_takes(n_before, formal, default.span);
+            }
+        }
+    }
+
+    fn member(
+        &self,
+        member: &'a Member,
+        axes_so_far: &mut BTreeSet<&'a str>,
+        diags: &mut Vec<Diag>,
+    ) {
+        match member {
+            Member::Axis(def) => {
+                self.exprs(diags).scalar(&def.size, FormalKind::Axis);
+                axes_so_far.insert(&def.name.name);
+                self.axis_order(&def.name, &def.size, axes_so_far, diags);
+            }
+            Member::Param(param) => self.param(param, diags),
+            Member::State(state) => {
+                self.axes(&state.axes, diags);
+                self.exprs(diags).scalar(&state.start, FormalKind::Number);
+            }
+            Member::Table(table) => self.table(table, diags),
+            Member::Sub(sub) => self.exprs(diags).block(&sub.block),
+            Member::Stack(stack) => {
+                self.exprs(diags).list(&stack.list);
+                not_reserved(&stack.item, diags);
+                let mut names = self.names.clone();
+                names.insert(&stack.item.name, FormalKind::Block);
+                let program = self.program;
+                ExprCheck {
+                    program,
+                    names: Some(&names),
+                    diags,
+                }
+                .block(&stack.block);
+            }
+            Member::Forward(forward) => ports(forward, diags),
+        }
+    }
+
+    /// A size can use formals and the axes above it.
+    fn axis_order(
+        &self,
+        name: &Ident,
+        size: &Expr,
+        so_far: &BTreeSet<&str>,
+        diags: &mut Vec<Diag>,
+    ) {
+        let mut used = Vec::new();
+        names_of(size, &mut used);
+        let later = used.iter().find(|n| {
+            let is_axis = self
+                .block
+                .members
+                .iter()
+                .any(|m| matches!(m, Member::Axis(def) if def.name.name == **n));
+            let is_formal = self.block.formals.iter().any(|f| f.name.name == **n);
+            is_axis && !is_formal && (!so_far.contains(*n) || **n == name.name)
+        });
+        if let Some(later) = later {
+            diags.push(
+                Diag::error(
+                    codes::UNKNOWN_NAME,
+                    format!(
+                        "the size of axis `{}` uses `{later}`, which is not above it",
+                        name.name
+                    ),
+                    size.span,
+                    "an axis can use formals and the axes above it",
+                )
+                .with_help(format!("move `axis {later}` above `axis {}`", name.name)),
+            );
+        }
+    }
+
+    fn axes(&self, axes: &[Ident], diags: &mut Vec<Diag>) {
+        let mut seen: BTreeMap<&str, Span> = BTreeMap::new();
+        for axis in axes {
+            if let Some(first) = seen.get(axis.name.as_str()) {
+                diags.push(doubled_axis(axis, *first));
+                continue;
+            }
+            seen.insert(&axis.name, axis.span);
+            if self.names.get(axis.name.as_str()) != Some(&FormalKind::Axis) {
+                let known = self
+                    .names
+                    .iter()
+                    .filter(|(_, kind)| **kind == FormalKind::Axis);
+                diags.push(unknown_axis(axis, known.map(|(name, _)| *name).collect()));
+            }
+        }
+    }
+
+    fn param(&self, param: &Param, diags: &mut Vec<Diag>) {
+        self.axes(&param.axes, diags);
+        match init(&param.init) {
+            Some(diag) => diags.push(diag),
+            None => {
+                for arg in &param.init.args {
+                    self.exprs(diags).scalar(arg, FormalKind::Number);
+                }
+            }
+        }
+        if let Some(Text { value, span }) = &param.frozen
+            && value.trim().is_empty()
+        {
+            diags.push(
+                Diag::error(
+                    codes::NO_REASON,
+                    format!("parameter `{}` is frozen without a reason", param.name.name),
+                    *span,
+                    "the reason is empty",
+                )
+                .with_help("say why it does not learn, as in `frozen \"the indexer is fixed\"`"),
+            );
+        }
+    }
+
+    fn table(&self, table: &Table, diags: &mut Vec<Diag>) {
+        self.axes(&table.axes, diags);
+        let from = &table.from;
+        if TABLE_SOURCES.contains(&from.value.as_str()) {
+            return;
+        }
+        let diag = Diag::error(
+            codes::UNKNOWN_TABLE,
+            format!("nothing makes a table `{}`", from.value),
+            from.span,
+            "unknown source",
+        );
+        diags.push(match closest(&from.value, TABLE_SOURCES) {
+            Some(near) => diag.with_help(format!("`{near}` exists")),
+            None => diag.with_help(format!("sources: {}", TABLE_SOURCES.join(", "))),
+        });
+    }
+
+    fn forwards(&self, diags: &mut Vec<Diag>) {
+        let mut forwards = self.block.members.iter().filter_map(|m| match m {
+            Member::Forward(forward) => Some(forward),
+            _ => None,
+        });
+        let name = &self.block.name;
+        let Some(first) = forwards.next() else {
+            diags.push(
+                Diag::error(
+                    codes::NO_FORWARD,
+                    format!("block `{}` has no forward", name.name),
+                    name.span,
+                    "computes nothing",
+                )
+                .with_help("add `forward(x[.., d]) -> [.., d] { ... }`"),
+            );
+            return;
+        };
+        for second in forwards {
+            diags.push(
+                Diag::error(
+                    codes::DOUBLED_FORWARD,
+                    format!("block `{}` has more than one forward", name.name),
+                    second.span,
+                    "another forward",
+                )
+                .with_related(first.span, "the first forward")
+                .with_help("keep one, or split the block"),
+            );
+        }
+    }
+}
+
+fn ports(forward: &Forward, diags: &mut Vec<Diag>) {
+    for (ports, what) in [(&forward.inputs, "input"), (&forward.outputs, "output")] {
+        let mut seen: BTreeMap<&str, &Ident> = BTreeMap::new();
+        for port in ports {
+            if let Some(name) = &port.name {
+                once(&mut seen, name, what, diags);
+                not_reserved(name, diags);
+            }
+            let mut axes: BTreeMap<&str, Span> = BTreeMap::new();
+            for axis in &port.axes.axes {
+                match axes.get(axis.name.as_str()) {
+                    Some(first) => diags.push(doubled_axis(axis, *first)),
+                    None => drop(axes.insert(&axis.name, axis.span)),
+                }
+            }
+        }
+    }
+}
+
+fn doubled_axis(axis: &Ident, first: Span) -> Diag {
+    Diag::error(
+        codes::DOUBLED_AXIS,
+        format!("axis `{}` stands twice in one tensor", axis.name),
+        axis.span,
+        "again here",
+    )
+    .with_related(first, "first here")
+    .with_help("a tensor has an axis once; define a second name with `axis`")
+}
+
+fn member_name(member: &Member) -> Option<(&Ident, &'static str)> {
+    Some(match member {
+        Member::Param(param) => (&param.name, "parameter"),
+        Member::State(state) => (&state.name, "state"),
+        Member::Table(table) => (&table.name, "table"),
+        Member::Sub(sub) => (&sub.name, "sub-block"),
+        Member::Stack(stack) => (&stack.name, "stack"),
+        Member::Axis(_) | Member::Forward(_) => return None,
+    })
+}
+
+fn once<'a>(
+    seen: &mut BTreeMap<&'a str, &'a Ident>,
+    name: &'a Ident,
+    what: &str,
+    diags: &mut Vec<Diag>,
+) {
+    if let Some(first) = seen.get(name.name.as_str()) {
+        diags.push(
+            Diag::error(
+                codes::DOUBLED_MEMBER,
+                format!("{what} `{}` has a name that is already taken", name.name),
+                name.span,
+                "taken again here",
+            )
+            .with_related(first.span, "first taken here")
+            .with_help("rename one of them"),
+        );
+        return;
+    }
+    seen.insert(&name.name, name);
+}
+
+fn not_reserved(name: &Ident, diags: &mut Vec<Diag>) {
+    if BUILTINS.contains(&name.name.as_str()) {
+        diags.push(reserved(name));
+    }
+}
+
+fn reserved(name: &Ident) -> Diag {
+    Diag::error(
+        codes::RESERVED_NAME,
+        format!(
+            "`{}` is a function of the language and cannot be redefined",
+            name.name
+        ),
+        name.span,
+        "reserved name",
+    )
+    .with_help("choose another name")
+}
+
+// Stages ----------------------------------------------------------------------------------------
+
+fn stage(program: &Program, stage: &Stage, diags: &mut Vec<Diag>) {
+    if let Some(parent) = &stage.extends
+        && program.stage(&parent.name).is_none()
+    {
+        diags.push(program.unknown_parent(parent));
+    }
+    let mut seen: BTreeMap<&str, Span> = BTreeMap::new();
+    for binding in &stage.bindings {
+        not_reserved(&binding.name, diags);
+        match seen.get(binding.name.name.as_str()) {
+            Some(first) => diags.push(
+                Diag::error(
+                    codes::DOUBLED_BINDING,
+                    format!("`{}` is bound twice in this stage", binding.name.name),
+                    binding.name.span,
+                    "bound again here",
+                )
+                .with_related(*first, "first bound here")
+                .with_help("remove one of them"),
+            ),
+            None => drop(seen.insert(&binding.name.name, binding.name.span)),
+        }
+        let kind = kind_of(program, &binding.value, &|_| None);
+        ExprCheck {
+            program,
+            names: None,
+            diags,
+        }
+        .value(&binding.value, kind);
+    }
+}
+
+/// Each cycle is reported once, at the first of its stages.
+fn extends_cycles(program: &Program, diags: &mut Vec<Diag>) {
+    let mut done: BTreeSet<&str> = BTreeSet::new();
+    for def in &program.stages {
+        let mut path: Vec<&Stage> = Vec::new();
+        let mut at: &Stage = &def.ast;
+        let closed = loop {
+            if done.contains(at.name.name.as_str()) {
+                break false;
+            }
+            if path.iter().any(|s| s.name.name == at.name.name) {
+                break true;
+            }
+            path.push(at);
+            let parent = at.extends.as_ref().and_then(|p| program.stage(&p.name));
+            match parent {
+                Some(parent) => at = &parent.ast,
+                None => break false,
+            }
+        };
+        if closed {
+            let first = path
+                .iter()
+                .position(|s| s.name.name == at.name.name)
+                .unwrap_or(0);
+            diags.push(extends_cycle(path.get(first..).unwrap_or_default()));
+        }
+        done.extend(path.iter().map(|s| s.name.name.as_str()));
+    }
+}
+
+fn extends_cycle(cycle: &[&Stage]) -> Diag {
+    let names: Vec<&str> = cycle
+        .iter()
+        .chain(cycle.first())
+        .map(|s| s.name.name.as_str())
+        .collect();
+    let Some((first, rest)) = cycle.split_first() else {
+        let nowhere = Span {
+            source: crate::source::SourceId(0),
+            start: 0,
+            end: 0,
+        };
+        return Diag::error(codes::EXTENDS_CYCLE, "a stage extends itself", nowhere, "");
+    };
+    let place = |stage: &Stage| stage.extends.as_ref().map_or(stage.name.span, |e| e.span);
+    let mut diag = Diag::error(
+        codes::EXTENDS_CYCLE,
+        format!("stage `{}` extends itself", first.name.name),
+        place(first),
+        names.join(" -> "),
+    );
+    for stage in rest.iter().take(8) {
+        diag = diag.with_related(place(stage), "through this stage");
+    }
+    diag.with_help("a stage starts from another one; let one of them stand alone")
+}

@@ -1,0 +1,78 @@
+//! Generates the Rust code of the stages in this folder.
+
+use lightc_codegen::emit::{Origin, emit_stage};
+use lightc_dsl::source::MapLoader;
+use std::error::Error;
+use std::path::{Path, PathBuf};
+use std::{env, fs};
+
+/// Source file and stage of everything that this crate offers.
+const STAGES: &[(&str, &str)] =
+    &[("models/tiny/tiny.llm", "tiny_2b"), ("models/lightning/lightning.llm", "lightning_2b")];
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let folder = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?);
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    let mut files = Vec::new();
+    collect(&folder, &mut files)?;
+    files.sort();
+    let mut loader = MapLoader::default();
+    let mut digest = blake3::Hasher::new();
+    for path in &files {
+        println!("cargo:rerun-if-changed={}", path.display());
+        let text = fs::read_to_string(path)?;
+        let name = format!("models/{}", path.strip_prefix(&folder)?.display());
+        let _ = digest.update(name.as_bytes()).update(&[0]).update(text.as_bytes()).update(&[0]);
+        loader = loader.with(name, text);
+    }
+    let source_hash = digest.finalize().to_hex().to_string();
+    for (source, stage) in STAGES {
+        let text = generate(&folder, &loader, source, stage, &source_hash)?;
+        fs::write(out.join(format!("{stage}.rs")), text)?;
+    }
+    Ok(())
+}
+
+fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> Result<(), Box<dyn Error>> {
+    println!("cargo:rerun-if-changed={}", folder.display());
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_dir() && !path.ends_with("src") {
+            collect(&path, files)?;
+        } else if path.extension().is_some_and(|e| e == "llm") {
+            files.push(path);
+        }
+    }
+    Ok(())
+}
+
+fn generate(
+    folder: &Path,
+    loader: &MapLoader,
+    source: &str,
+    stage: &str,
+    source_hash: &str,
+) -> Result<String, Box<dyn Error>> {
+    let path = folder.join(source.strip_prefix("models/").unwrap_or(source));
+    let text = fs::read_to_string(path)?;
+    let (program, sources, diags) = lightc_dsl::resolve::load_program(source, &text, loader);
+    let explain = |diags: &[lightc_dsl::diag::Diag]| {
+        let lines = diags.iter().map(|d| {
+            let (line, column) = sources.line_column(d.primary.span);
+            let file = sources.get(d.primary.span.source).map_or("?", |s| s.name.as_str());
+            format!("{file}:{line}:{column}: {}: {}", d.code, d.message)
+        });
+        lines.collect::<Vec<_>>().join("\n")
+    };
+    if !diags.is_empty() {
+        return Err(explain(&diags).into());
+    }
+    let model = program.resolve_stage(stage).map_err(|diags| explain(&diags))?;
+    let compiled = lightc_codegen::pipeline::compile(&model).map_err(|diags| explain(&diags))?;
+    let origin = Origin {
+        source: source.to_owned(),
+        source_hash: source_hash.to_owned(),
+        compiler: env::var("CARGO_PKG_VERSION")?,
+    };
+    Ok(emit_stage(&compiled, &origin)?)
+}

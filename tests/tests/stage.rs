@@ -1,0 +1,150 @@
+//! The whole tiny stage: emitted Rust on libtorch against the interpreter, and against
+//! libtorch's own autograd on the same forward.
+
+use lightc_codegen::interp::{self, Store, Tensors};
+use lightc_codegen::ops::Array;
+use lightc_models::tiny_2b::{CARRIES, PARAMS, STATES, TABLES, Tiny2b};
+use lightc_runtime::{Inputs, Stage, Storage};
+use lightc_tests::{
+    Random, compile_stage, models, random_params, relative_difference, start_states, to_array,
+    to_tensor,
+};
+use ndarray::ArrayD;
+use tch::{Kind, Tensor};
+
+struct Example {
+    store: Store,
+    tokens: Array,
+    memory: Array,
+    continues: Array,
+}
+
+/// Random parameters, tables and tokens for `b` rows of `t` positions.
+fn example(seed: u64, b: usize, t: usize) -> Example {
+    let mut random = Random::new(seed);
+    let params = random_params(PARAMS, &mut random);
+    let states = start_states(STATES);
+    let mut tables = Tensors::new();
+    let vocab = Tiny2b.vocab() as usize;
+    let counts: Vec<usize> = (0..vocab).map(|_| random.below(17)).collect();
+    for table in TABLES {
+        let shape: Vec<usize> = table.shape.iter().map(|n| *n as usize).collect();
+        let array = match table.source {
+            "tokenizer.byte_codes" => ArrayD::from_shape_fn(shape.clone(), |at| {
+                if at[1] < counts[at[0]] { (random.below(256) * shape[1] + at[1]) as f64 } else { -1.0 }
+            }),
+            _ => ArrayD::from_shape_fn(shape, |at| counts[at[0]] as f64),
+        };
+        let _ = tables.insert(table.path.to_owned(), array);
+    }
+    let tokens = random.array(&[b, t + 2], |r| r.below(vocab) as f64);
+    let width = CARRIES[0].shape[1] as usize;
+    let memory = random.array(&[b, width], Random::normal);
+    let continues = random.array(&[b], |r| r.below(2) as f64);
+    Example { store: Store { params, states, tables }, tokens, memory, continues }
+}
+
+fn list(tensors: &Tensors, paths: impl Iterator<Item = &'static str>, kind: Kind) -> Vec<Tensor> {
+    paths.map(|path| to_tensor(&tensors[path], kind)).collect()
+}
+
+/// Loss and gradients of the emitted code; `autograd` lets libtorch derive them instead.
+fn emitted(example: &Example, kind: Kind, autograd: bool) -> (f64, Vec<Option<Array>>, Vec<Array>) {
+    let params = list(&example.store.params, PARAMS.iter().map(|s| s.path), kind);
+    let params: Vec<Tensor> =
+        params.into_iter().map(|p| if autograd { p.set_requires_grad(true) } else { p }).collect();
+    let states = list(&example.store.states, STATES.iter().map(|s| s.path), kind);
+    let tables = list(&example.store.tables, TABLES.iter().map(|s| s.path), Kind::Int64);
+    let tokens = to_tensor(&example.tokens, Kind::Int64);
+    let continues = to_tensor(&example.continues, kind);
+    let carries = [to_tensor(&example.memory, kind)];
+    let inputs = Inputs {
+        params: &params,
+        states: &states,
+        tables: &tables,
+        tokens: &tokens,
+        continues: &continues,
+        carries: &carries,
+    };
+    let outputs = Tiny2b.forward(&inputs).expect("the forward runs");
+    let loss = outputs.values[0].1.double_value(&[]);
+    let next: Vec<Array> = outputs.states.iter().map(to_array).collect();
+    if autograd {
+        outputs.values[0].1.backward();
+        let grads = params.iter().map(|p| p.grad().defined().then(|| to_array(&p.grad())));
+        return (loss, grads.collect(), next);
+    }
+    let grads = Tiny2b.backward(&inputs, outputs.saved).expect("the backward runs");
+    (loss, grads.iter().map(|g| g.as_ref().map(to_array)).collect(), next)
+}
+
+fn interpreted(example: &Example) -> (f64, Tensors, Tensors) {
+    let compiled = compile_stage(&models(), "models/tiny/tiny.llm", "tiny_2b");
+    let Ok(compiled) = compiled else { panic!("the tiny stage compiles") };
+    let inputs = [example.tokens.clone(), example.memory.clone(), example.continues.clone()];
+    let run = interp::run(&compiled.module, &inputs, &example.store).expect("interp runs");
+    let one = ArrayD::from_elem(vec![], 1.0);
+    let grads = interp::gradients(
+        &compiled.module,
+        compiled.backward,
+        &run.trace,
+        &[one],
+        &example.store,
+    );
+    (run.outputs[0][[]], grads.expect("interp differentiates"), run.updates)
+}
+
+fn check_against_interp(b: usize, t: usize, kind: Kind, tolerance: f64) {
+    let example = example(Random::fresh_seed(), b, t);
+    let (loss, grads, states) = emitted(&example, kind, false);
+    let (expected, expected_grads, updates) = interpreted(&example);
+    assert!(((loss - expected) / expected).abs() < tolerance, "loss {loss}, interp {expected}");
+    for (spec, grad) in PARAMS.iter().zip(&grads) {
+        match (spec.storage, grad, expected_grads.get(spec.path)) {
+            (Storage::Trained, Some(grad), Some(expected)) => {
+                let off = relative_difference(grad, expected);
+                assert!(off < tolerance, "gradient of {} is off by {off}", spec.path);
+                assert!(expected.iter().any(|g| *g != 0.0), "{} has a zero gradient", spec.path);
+            }
+            (Storage::Frozen(_), None, None) => {}
+            (storage, grad, expected) => panic!(
+                "{}: {storage:?}, emitted {}, interp {}",
+                spec.path,
+                grad.is_some(),
+                expected.is_some()
+            ),
+        }
+    }
+    for (spec, state) in STATES.iter().zip(&states) {
+        let off = relative_difference(state, &updates[spec.path]);
+        assert!(off < tolerance, "state {} is off by {off}", spec.path);
+    }
+}
+
+#[test]
+fn emitted_code_gives_loss_and_gradients_of_the_interpreter_in_f64() {
+    check_against_interp(2, 21, Kind::Double, 1e-9);
+}
+
+#[test]
+fn one_position_one_row() {
+    check_against_interp(1, 1, Kind::Double, 1e-9);
+}
+
+#[test]
+fn emitted_backward_gives_gradients_of_libtorch_autograd() {
+    let example = example(Random::fresh_seed(), 2, 70);
+    let (loss, grads, _) = emitted(&example, Kind::Double, false);
+    let (expected, expected_grads, _) = emitted(&example, Kind::Double, true);
+    assert!((loss - expected).abs() < 1e-12, "loss {loss}, under autograd {expected}");
+    for ((spec, grad), expected) in PARAMS.iter().zip(&grads).zip(&expected_grads) {
+        match (grad, expected) {
+            (Some(grad), Some(expected)) => {
+                let off = relative_difference(grad, expected);
+                assert!(off < 1e-8, "gradient of {} is off by {off}", spec.path);
+            }
+            (None, _) => assert!(matches!(spec.storage, Storage::Frozen(_)), "{}", spec.path),
+            (Some(_), None) => panic!("autograd has no gradient for {}", spec.path),
+        }
+    }
+}
