@@ -274,6 +274,17 @@ impl Scanner<'_> {
     }
 
     fn end_line(&mut self) {
+        self.report_open_bracket();
+        if let Some(line) = self.line.take()
+            && let Some(level) = self.levels.last_mut()
+        {
+            level.push(line);
+        }
+    }
+
+    /// Reports a bracket that is still open where the line ends. What the line holds is unknown
+    /// then: its parse would only repeat the complaint.
+    fn report_open_bracket(&mut self) {
         if let Some(&(bracket, at)) = self.brackets.first() {
             let message = format!("`{}` is not closed", bracket as char);
             let close = if bracket == b'(' { ')' } else { ']' };
@@ -286,15 +297,15 @@ impl Scanner<'_> {
                 )
                 .with_help(format!("add the missing `{close}`")),
             );
-            // What the line holds is unknown: its parse would only repeat the complaint.
-            self.line = None;
+            self.mark_broken();
         }
         self.brackets.clear();
         self.too_deep = false;
-        if let Some(line) = self.line.take()
-            && let Some(level) = self.levels.last_mut()
-        {
-            level.push(line);
+    }
+
+    fn mark_broken(&mut self) {
+        if let Some(line) = &mut self.line {
+            line.broken = true;
         }
     }
 
@@ -366,7 +377,8 @@ impl Scanner<'_> {
                 );
                 self.extend(length);
                 self.brackets.clear();
-                self.line = None;
+                self.mark_broken();
+                self.end_line();
             }
         }
     }
@@ -394,7 +406,7 @@ impl Scanner<'_> {
                 self.brackets.pop();
                 self.extend(1);
                 if self.brackets.is_empty() && self.too_deep {
-                    self.line = None;
+                    self.mark_broken();
                     self.too_deep = false;
                 }
             }
@@ -428,17 +440,16 @@ impl Scanner<'_> {
         while !matches!(self.peek(0), None | Some(b'\n' | b'{' | b'}')) {
             self.at += 1;
         }
-        self.line = None;
+        self.mark_broken();
     }
 
     fn open_body(&mut self) {
         let had_line = self.line.is_some();
         let waiting_brackets = !self.brackets.is_empty();
-        let mut head = self.line.clone().unwrap_or_default();
         if waiting_brackets {
-            self.end_line();
+            self.report_open_bracket();
         }
-        self.line = None;
+        let mut head = self.line.take().unwrap_or_default();
         let place = span(self.source, self.at..self.at + 1);
         if !had_line {
             head.range = self.at..self.at;
@@ -449,7 +460,7 @@ impl Scanner<'_> {
                     place,
                     "opens a body",
                 )
-                .with_help("a body follows `block`, `stage` or `forward`"),
+                .with_help("a body follows `block`, `stage` or `forward` on the same line"),
             );
         } else if self.heads.len() >= MAX_BODIES {
             self.diags.push(Diag::error(
@@ -465,7 +476,7 @@ impl Scanner<'_> {
             ..Body::default()
         });
         // A head whose brackets do not close cannot be parsed; its body can still be scanned.
-        head.broken = waiting_brackets || !had_line;
+        head.broken |= !had_line;
         self.heads.push(head);
         self.levels.push(Vec::new());
         self.at += 1;

@@ -87,7 +87,7 @@ pub const TABLE_SOURCES: [&str; 2] = ["tokenizer.byte_codes", "tokenizer.byte_co
 
 /// The candidate that `name` is most likely a misspelling of.
 pub fn closest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let limit = (name.chars().count() / 3).clamp(1, 3);
+    let limit = (name.chars().count() / 3).min(3);
     let mut best: Option<(usize, &str)> = None;
     for candidate in candidates {
         let distance = edit_distance(name, candidate, limit);

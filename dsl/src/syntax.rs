@@ -41,12 +41,22 @@ static PRATT: LazyLock<PrattParser<Rule>> = LazyLock::new(|| {
 /// Parses one source text. The file holds every item and line that parsed; it is absent only
 /// where the text is over the size limit.
 pub fn parse(source: SourceId, text: &str) -> (Option<File>, Vec<Diag>) {
+    let (file, diags, _) = parse_with_losses(source, text);
+    (file, diags)
+}
+
+/// As [`parse`], and the names of items that have errors: what others say about them is not to
+/// be trusted.
+pub(crate) fn parse_with_losses(
+    source: SourceId,
+    text: &str,
+) -> (Option<File>, Vec<Diag>, Vec<String>) {
     let layout = layout::scan(source, text);
     if layout.text.len() != text.len() {
-        return (None, layout.diags);
+        return (None, layout.diags, Vec::new());
     }
     let mut parser = FileParser::new(source, text, &layout);
-    let items = layout
+    let items: Vec<Item> = layout
         .nodes
         .iter()
         .filter_map(|node| parser.item(node))
@@ -54,7 +64,20 @@ pub fn parse(source: SourceId, text: &str) -> (Option<File>, Vec<Diag>) {
     let mut diags = layout.diags.clone();
     diags.append(&mut parser.diags);
     diags.sort_by_key(|d| (d.primary.span.start, d.primary.span.end));
-    (Some(File { items }), diags)
+    let hit = |node: &&Node| {
+        let end = node.body.as_ref().map_or(node.range.end, |b| b.close);
+        let first = diags.partition_point(|d| (d.primary.span.start as usize) < node.range.start);
+        diags
+            .get(first)
+            .is_some_and(|d| (d.primary.span.start as usize) <= end)
+    };
+    let lost = layout
+        .nodes
+        .iter()
+        .filter(hit)
+        .filter_map(|node| parser.name_of_item(node));
+    let lost = lost.collect();
+    (Some(File { items }), diags, lost)
 }
 
 /// What a line of a body can be.
@@ -225,7 +248,7 @@ impl<'a> FileParser<'a> {
         if let Some((values, _)) = result {
             return Some((stmts, values));
         }
-        if self.diags.len() == n_before {
+        if self.diags.len() == n_before && !nodes.iter().any(|node| node.broken) {
             let end = body.map_or(head, |b| self.span(b.close.saturating_sub(1)..b.close));
             self.diags.push(
                 Diag::error(
@@ -273,6 +296,17 @@ impl<'a> FileParser<'a> {
         text.get(..end.unwrap_or(text.len())).unwrap_or("")
     }
 
+    /// The second word of an item's head, which names it even where the head does not parse.
+    fn name_of_item(&self, node: &Node) -> Option<String> {
+        let text = self.layout.text.get(node.range.clone()).unwrap_or("");
+        let rest = text.get(self.first_word(node).len()..)?.trim_start();
+        let name: String = rest
+            .chars()
+            .take_while(|c| c.is_ascii_alphanumeric() || *c == '_')
+            .collect();
+        (!name.is_empty()).then_some(name)
+    }
+
     /// Parses one line, body aside, and reports what is wrong with it.
     pub(crate) fn line(&mut self, node: &Node, context: Context) -> Option<Line> {
         if node.broken {
@@ -300,18 +334,11 @@ impl<'a> FileParser<'a> {
             source: self.source,
             base,
             too_deep: None,
+            too_large: None,
         };
         let line = builder.line(pair, self.span(node.range.clone()));
-        if let Some(place) = builder.too_deep {
-            self.diags.push(
-                Diag::error(
-                    codes::TOO_DEEP,
-                    format!("the expression is more than {MAX_DEPTH} operations deep"),
-                    place,
-                    "this part is at the limit",
-                )
-                .with_help("name parts of it on lines of their own"),
-            );
+        if let Some(diag) = builder.over_limit() {
+            self.diags.push(diag);
             return None;
         }
         self.check_body(node, rule, line)
@@ -450,14 +477,10 @@ fn explain(
     let skipped = rest.len() - rest.trim_start().len();
     let (at, rest) = (at + skipped, rest.trim_start());
     let (found, length) = token(rest);
-    let mut expected: Vec<String> = Vec::new();
-    if let ErrorVariant::ParsingError { positives, .. } = &error.variant {
-        let mut words: Vec<&str> = positives.iter().filter_map(|r| rule_words(*r)).collect();
-        words.sort_unstable_by_key(|w| (w.starts_with("an operator"), *w));
-        words.dedup();
-        expected = words.into_iter().map(str::to_owned).collect();
-    }
-    let expected = refine(expected, input, at, rest);
+    let expected = match &error.variant {
+        ErrorVariant::ParsingError { positives, .. } => expectations(positives),
+        ErrorVariant::CustomError { .. } => Vec::new(),
+    };
     let label = if expected.is_empty() {
         "not expected here".to_owned()
     } else {
@@ -477,7 +500,7 @@ fn explain(
         format!("{found} is not expected in {}", line_words(line))
     };
     let diag = Diag::error(codes::UNEXPECTED, message, place, label);
-    match hint(input, at, rest, line) {
+    match hint(input, at, rest, &expected) {
         Some(help) => diag.with_help(help),
         None => diag,
     }
@@ -492,7 +515,7 @@ fn token(rest: &str) -> (String, usize) {
     let Some(first) = rest.chars().next() else {
         return ("the end of the line".to_owned(), 0);
     };
-    let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let is_word = |c: char| c.is_alphanumeric() || c == '_';
     let length = if is_word(first) {
         rest.find(|c| !is_word(c)).unwrap_or(rest.len())
     } else {
@@ -509,69 +532,88 @@ fn token(rest: &str) -> (String, usize) {
     (format!("`{word}`"), length)
 }
 
-/// Tokens have no rule of their own in the grammar where they are punctuation, so what pest
-/// expects is completed from what stands before the place.
-fn refine(mut expected: Vec<String>, input: &str, at: usize, rest: &str) -> Vec<String> {
-    let before = input.get(..at).unwrap_or("").trim_end();
-    let complete = before.ends_with(|c: char| c.is_ascii_alphanumeric() || "_)]\"".contains(c));
-    if complete && !rest.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '"') {
-        let mut depth: Vec<char> = Vec::new();
-        for c in before.chars() {
-            match c {
-                '(' => depth.push(')'),
-                '[' => depth.push(']'),
-                ')' | ']' => drop(depth.pop()),
-                _ => {}
-            }
-        }
-        if let Some(close) = depth.last() {
-            expected.retain(|e| e != "the end of the line");
-            expected.push("`,`".to_owned());
-            expected.push(format!("`{close}`"));
+/// What pest expected, in words, without what a wider word covers.
+fn expectations(rules: &[Rule]) -> Vec<String> {
+    let mut words: Vec<&str> = rules.iter().filter_map(|r| rule_words(*r)).collect();
+    words.sort_unstable();
+    words.dedup();
+    if words == ["`[`"] {
+        return vec!["axes in brackets".to_owned()];
+    }
+    if ["`(`", "`[`", "a name", "a number"]
+        .iter()
+        .all(|w| words.contains(w))
+    {
+        words.push("an expression");
+    }
+    let covered: [(&str, &[&str]); 4] = [
+        (
+            "an argument",
+            &[
+                "an expression",
+                "a name",
+                "a number",
+                "axis names",
+                "`(`",
+                "`[`",
+            ],
+        ),
+        ("an expression", &["a name", "a number", "`(`", "`[`"]),
+        ("an operator", &["`(`", "`[`", "`:`", "`->`"]),
+        ("a name with its axes", &["a name"]),
+    ];
+    for (wide, narrow) in covered {
+        if words.contains(&wide) {
+            words.retain(|w| !narrow.contains(w));
         }
     }
-    expected.truncate(6);
-    expected
+    words.into_iter().map(str::to_owned).collect()
 }
 
-fn hint(input: &str, at: usize, rest: &str, line: Rule) -> Option<String> {
+fn hint(input: &str, at: usize, rest: &str, expected: &[String]) -> Option<String> {
     let word: String = rest
         .chars()
         .take_while(|c| c.is_ascii_alphanumeric() || *c == '_')
         .collect();
     let before = input.get(..at).unwrap_or("").trim_end();
-    if KEYWORDS.contains(&word.as_str()) && !before.is_empty() {
+    let expects = |words: &[&str]| expected.iter().any(|e| words.contains(&e.as_str()));
+    let name = [
+        "a name",
+        "an expression",
+        "an argument",
+        "a name with its axes",
+        "a formal",
+    ];
+    if KEYWORDS.contains(&word.as_str()) && expects(&name) {
         return Some(format!(
             "`{word}` is a keyword and cannot be used as a name"
         ));
     }
-    if rest.starts_with("==") || rest.starts_with('!') {
-        return Some("comparisons are `<`, `<=`, `>` and `>=`".to_owned());
-    }
-    if rest.starts_with(['<', '>']) {
-        return Some("comparisons do not chain: name one of them first".to_owned());
-    }
-    if rest.starts_with(';') {
-        return Some("a statement ends with its line; no `;` is needed".to_owned());
-    }
-    if before.ends_with("frozen") {
-        return Some("say why it is frozen, as in `frozen \"indexer is not trained\"`".to_owned());
-    }
-    if before.is_empty() && rest.starts_with(['+', '*', '/', ')', ']']) {
-        return Some("a line goes on only after an operator or inside brackets".to_owned());
-    }
-    match line {
-        Rule::param_line if !input.contains('~') => {
-            Some("say how it starts, as in `~ normal(0.02)`".to_owned())
+    let help = match rest.chars().next() {
+        _ if rest.starts_with("==") || rest.starts_with("!=") => {
+            "comparisons are `<`, `<=`, `>` and `>=`"
         }
-        Rule::param_line | Rule::state_line | Rule::table_line if !input.contains('[') => {
-            Some("give its axes in brackets; `[]` for a single number".to_owned())
+        Some('<' | '>') => "comparisons do not chain: name one of them first",
+        Some(';') => "a statement ends with its line; no `;` is needed",
+        Some('+' | '*' | '/') if before.is_empty() => {
+            "a line goes on only after an operator or inside brackets"
         }
-        Rule::forward_head if !input.contains("->") => {
-            Some("say what comes out, as in `-> [.., d]`".to_owned())
+        Some(c) if !c.is_ascii() && c.is_alphanumeric() => {
+            "names are made of ASCII letters, digits and `_`"
         }
-        _ => None,
-    }
+        _ if before.ends_with("frozen") => {
+            "say why it is frozen, as in `frozen \"the indexer is not trained\"`"
+        }
+        _ if expects(&["`~`"]) => "say how it starts, as in `~ normal(0.02)`",
+        _ if expects(&["axes in brackets"]) && !before.ends_with("->") => {
+            "give its axes in brackets; `[]` for a single number"
+        }
+        _ if expects(&["`->`"]) && before.ends_with(')') => {
+            "say what comes out, as in `-> [.., d]`"
+        }
+        _ => return None,
+    };
+    Some(help.to_owned())
 }
 
 /// What a line is called in messages.
@@ -614,13 +656,23 @@ fn rule_words(rule: Rule) -> Option<&'static str> {
         Rule::port => "a name with its axes",
         Rule::dots => "`..`",
         Rule::expr | Rule::sum | Rule::word | Rule::group | Rule::tuple => "an expression",
-        Rule::list => "an expression",
+        Rule::list | Rule::result_line => "an expression",
         Rule::negate => return None,
         Rule::args => "`(`",
         Rule::over | Rule::map | Rule::slot | Rule::named => "an argument",
         Rule::names => "axis names",
         Rule::add | Rule::subtract | Rule::multiply | Rule::divide => "an operator",
         Rule::less | Rule::less_equal | Rule::greater | Rule::greater_equal => "an operator",
+        Rule::comma => "`,`",
+        Rule::colon => "`:`",
+        Rule::equals => "`=`",
+        Rule::tilde => "`~`",
+        Rule::arrow => "`->`",
+        Rule::until => "`..`",
+        Rule::open => "`(`",
+        Rule::close => "`)`",
+        Rule::open_square => "`[`",
+        Rule::close_square => "`]`",
         Rule::kw_extends => "`extends`",
         Rule::kw_from => "`from`",
         Rule::kw_for => "`for`",
@@ -641,6 +693,7 @@ struct Builder {
     source: SourceId,
     base: usize,
     too_deep: Option<Span>,
+    too_large: Option<Span>,
 }
 
 /// The children of a pair that carry meaning, in order.
@@ -666,11 +719,39 @@ fn parts(pair: Pair<'_, Rule>) -> impl Iterator<Item = Pair<'_, Rule>> {
                 | Rule::kw_in
                 | Rule::kw_from
                 | Rule::kw_frozen
+                | Rule::comma
+                | Rule::colon
+                | Rule::equals
+                | Rule::tilde
+                | Rule::arrow
+                | Rule::until
+                | Rule::open
+                | Rule::close
+                | Rule::open_square
+                | Rule::close_square
         )
     })
 }
 
 impl Builder {
+    fn over_limit(&self) -> Option<Diag> {
+        if let Some(place) = self.too_large {
+            let message = "the number does not fit in a 64-bit float";
+            return Some(Diag::error(
+                codes::TOO_LARGE,
+                message,
+                place,
+                "larger than 1.8e308",
+            ));
+        }
+        let message = format!("the expression is more than {MAX_DEPTH} operations deep");
+        let label = "this part is at the limit";
+        self.too_deep.map(|place| {
+            Diag::error(codes::TOO_DEEP, message, place, label)
+                .with_help("name parts of it on lines of their own")
+        })
+    }
+
     fn span(&self, pair: &Pair<'_, Rule>) -> Span {
         let range = pair.as_span();
         let text = pair.as_str();
@@ -1027,7 +1108,10 @@ impl Builder {
         match pair.as_rule() {
             Rule::number => {
                 let text = pair.as_str().to_owned();
-                let value = text.parse().ok()?;
+                let value: f64 = text.parse().ok()?;
+                if !value.is_finite() {
+                    self.too_large.get_or_insert(span);
+                }
                 Some(self.limit(ExprKind::Number { value, text }, span, 1))
             }
             Rule::group => self.deep(parts(pair).next()?),

@@ -1,7 +1,7 @@
 //! Shared by the cross-crate tests: stages from `models/`, random tensors, and the way between
 //! the interpreter's arrays and libtorch's tensors.
 
-use lightc_codegen::interp::{Store, Tensors};
+use lightc_codegen::interp::Tensors;
 use lightc_codegen::ops::Array;
 use lightc_codegen::pipeline::{Compiled, compile};
 use lightc_dsl::diag::Diag;
@@ -123,23 +123,16 @@ pub fn to_array(tensor: &Tensor) -> Array {
     ArrayD::from_shape_vec(shape, data).expect("the count fits")
 }
 
-/// The largest difference of two arrays, relative to the larger of 1 and the largest element.
-pub fn difference(a: &Array, b: &Array) -> f64 {
-    assert_eq!(a.shape(), b.shape(), "shapes differ");
-    let scale = a.iter().chain(b).fold(1.0f64, |m, x| m.max(x.abs()));
-    let worst = a.iter().zip(b).fold(0.0f64, |m, (x, y)| {
-        let d = (x - y).abs();
-        if d.is_nan() { f64::INFINITY } else { m.max(d) }
-    });
-    worst / scale
+/// The largest magnitude in an array.
+pub fn largest(array: &Array) -> f64 {
+    array.iter().fold(f64::MIN_POSITIVE, |m, x| if x.is_nan() { f64::INFINITY } else { m.max(x.abs()) })
 }
 
-/// The largest difference of two arrays relative to the largest element of the second.
-pub fn relative_difference(a: &Array, b: &Array) -> f64 {
+/// The largest difference of two arrays of one shape; infinite where either is not a number.
+pub fn worst_difference(a: &Array, b: &Array) -> f64 {
     assert_eq!(a.shape(), b.shape(), "shapes differ");
-    let scale = b.iter().fold(f64::MIN_POSITIVE, |m, x| m.max(x.abs()));
     a.iter().zip(b).fold(0.0f64, |m, (x, y)| {
-        let d = (x - y).abs() / scale;
+        let d = (x - y).abs();
         if d.is_nan() { f64::INFINITY } else { m.max(d) }
     })
 }
@@ -174,12 +167,4 @@ pub fn start_states(specs: &[StateSpec]) -> Tensors {
         (spec.path.to_owned(), ArrayD::from_elem(shape, spec.start))
     };
     specs.iter().map(array).collect()
-}
-
-/// Everything that one run of a stage reads.
-pub struct Example {
-    /// Parameters, states, tables by path.
-    pub store: Store,
-    /// Inputs by name.
-    pub inputs: Vec<(String, Array)>,
 }

@@ -6,8 +6,8 @@ use lightc_codegen::ops::Array;
 use lightc_models::tiny_2b::{CARRIES, PARAMS, STATES, TABLES, Tiny2b};
 use lightc_runtime::{Inputs, Stage, Storage};
 use lightc_tests::{
-    Random, compile_stage, models, random_params, relative_difference, start_states, to_array,
-    to_tensor,
+    Random, compile_stage, largest, models, random_params, start_states, to_array, to_tensor,
+    worst_difference,
 };
 use ndarray::ArrayD;
 use tch::{Kind, Tensor};
@@ -40,7 +40,7 @@ fn example(seed: u64, b: usize, t: usize) -> Example {
     let tokens = random.array(&[b, t + 2], |r| r.below(vocab) as f64);
     let width = CARRIES[0].shape[1] as usize;
     let memory = random.array(&[b, width], Random::normal);
-    let continues = random.array(&[b], |r| r.below(2) as f64);
+    let continues = ArrayD::from_shape_fn(vec![b], |at| ((at[0] + 1) % 2) as f64);
     Example { store: Store { params, states, tables }, tokens, memory, continues }
 }
 
@@ -94,17 +94,26 @@ fn interpreted(example: &Example) -> (f64, Tensors, Tensors) {
     (run.outputs[0][[]], grads.expect("interp differentiates"), run.updates)
 }
 
+/// How far gradients are apart, relative to the tensor's largest, or to a ten-thousandth of the
+/// largest of all where that is more: the mix of the last layer has a gradient of about the
+/// Sinkhorn's epsilon, since the mean over streams that follows does not see it.
+fn gradient_difference(grad: &Array, expected: &Array, largest_of_all: f64) -> f64 {
+    worst_difference(grad, expected) / largest(expected).max(1e-4 * largest_of_all)
+}
+
 fn check_against_interp(b: usize, t: usize, kind: Kind, tolerance: f64) {
     let example = example(Random::fresh_seed(), b, t);
     let (loss, grads, states) = emitted(&example, kind, false);
     let (expected, expected_grads, updates) = interpreted(&example);
     assert!(((loss - expected) / expected).abs() < tolerance, "loss {loss}, interp {expected}");
+    let overall = expected_grads.values().map(largest).fold(0.0, f64::max);
     for (spec, grad) in PARAMS.iter().zip(&grads) {
         match (spec.storage, grad, expected_grads.get(spec.path)) {
             (Storage::Trained, Some(grad), Some(expected)) => {
-                let off = relative_difference(grad, expected);
+                let off = gradient_difference(grad, expected, overall);
                 assert!(off < tolerance, "gradient of {} is off by {off}", spec.path);
-                assert!(expected.iter().any(|g| *g != 0.0), "{} has a zero gradient", spec.path);
+                // With one position there is nothing to decay.
+                assert!(t == 1 || largest(expected) > 0.0, "{} has a zero gradient", spec.path);
             }
             (Storage::Frozen(_), None, None) => {}
             (storage, grad, expected) => panic!(
@@ -116,7 +125,7 @@ fn check_against_interp(b: usize, t: usize, kind: Kind, tolerance: f64) {
         }
     }
     for (spec, state) in STATES.iter().zip(&states) {
-        let off = relative_difference(state, &updates[spec.path]);
+        let off = worst_difference(state, &updates[spec.path]) / largest(&updates[spec.path]);
         assert!(off < tolerance, "state {} is off by {off}", spec.path);
     }
 }
@@ -124,6 +133,11 @@ fn check_against_interp(b: usize, t: usize, kind: Kind, tolerance: f64) {
 #[test]
 fn emitted_code_gives_loss_and_gradients_of_the_interpreter_in_f64() {
     check_against_interp(2, 21, Kind::Double, 1e-9);
+}
+
+#[test]
+fn emitted_code_in_f32_stays_near_the_interpreter() {
+    check_against_interp(2, 33, Kind::Float, 2e-2);
 }
 
 #[test]
@@ -137,11 +151,12 @@ fn emitted_backward_gives_gradients_of_libtorch_autograd() {
     let (loss, grads, _) = emitted(&example, Kind::Double, false);
     let (expected, expected_grads, _) = emitted(&example, Kind::Double, true);
     assert!((loss - expected).abs() < 1e-12, "loss {loss}, under autograd {expected}");
+    let overall = expected_grads.iter().flatten().map(largest).fold(0.0, f64::max);
     for ((spec, grad), expected) in PARAMS.iter().zip(&grads).zip(&expected_grads) {
         match (grad, expected) {
             (Some(grad), Some(expected)) => {
-                let off = relative_difference(grad, expected);
-                assert!(off < 1e-8, "gradient of {} is off by {off}", spec.path);
+                let off = gradient_difference(grad, expected, overall);
+                assert!(off < 1e-9, "gradient of {} is off by {off}", spec.path);
             }
             (None, _) => assert!(matches!(spec.storage, Storage::Frozen(_)), "{}", spec.path),
             (Some(_), None) => panic!("autograd has no gradient for {}", spec.path),

@@ -3,8 +3,8 @@
 use super::pointwise::no_second_derivative;
 use super::{
     Array, Attrs, Cost, EvalCall, EvalError, OpDef, ParseOp, TypeError, arity, array, count,
-    distinct, elements, exactly, float, join_floats, lengths, need_axis, need_dtype, one_batch,
-    ordered, product, same_size, size_of, two, wanted, with_last,
+    distinct, elements, emit_joined, exactly, float, join_floats, lengths, need_axis, need_dtype,
+    number, one_batch, ordered, product, same_size, size_of, two, wanted, with_last,
 };
 use crate::autodiff::Vjp;
 use crate::emit::EmitCall;
@@ -20,7 +20,8 @@ use quote::quote;
 ///
 /// - candidates are the keys `s <= t`; those with `s < sinks` rank first
 /// - `n = min(max(1, floor(budget)), limit, t + 1)`
-/// - the n candidates with the largest scores are taken; of equal scores the smaller s
+/// - the n candidates with the largest scores are taken; of equal scores the smaller s. A score
+///   that is not a number ranks before all others.
 ///
 /// No gradient: a selection is piecewise constant.
 #[derive(Clone, Debug, PartialEq)]
@@ -117,11 +118,7 @@ impl OpDef for SelectTop {
         }
     }
 
-    #[allow(
-        clippy::indexing_slicing,
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss
-    )]
+    #[allow(clippy::indexing_slicing, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
     fn eval(&self, call: &EvalCall<'_>) -> Result<Vec<Array>, EvalError> {
         let shape: [usize; 3] = lengths(call.arg(0)?)?;
         let [n_b, n_t, n_s] = shape;
@@ -132,16 +129,12 @@ impl OpDef for SelectTop {
         for row in 0..n_b * n_t {
             let t = row % n_t;
             let candidates = (t + 1).min(n_s);
-            let n = (budget[row].floor().max(1.0) as usize)
-                .min(limit)
-                .min(candidates);
-            let rank = |s: usize| {
-                // Adding 0 makes -0 equal to 0, which the total order tells apart.
-                if s < sinks {
-                    f64::INFINITY
-                } else {
-                    score[row * n_s + s] + 0.0
-                }
+            let n = (budget[row].floor().max(1.0) as usize).min(limit).min(candidates);
+            let rank = |s: usize| match score[row * n_s + s] {
+                _ if s < sinks => f64::INFINITY,
+                score if score.is_nan() => f64::NAN,
+                // Makes -0 equal to 0, which the total order tells apart.
+                score => score + 0.0,
             };
             let mut order: Vec<usize> = (0..candidates).collect();
             // A stable sort: of equal scores the smaller s stays first.
@@ -163,7 +156,7 @@ impl OpDef for SelectTop {
 
     fn emit_cpu(&self, call: &EmitCall<'_>) -> TokenStream {
         let (score, budget) = (call.arg(0), call.arg(1));
-        let (sinks, limit) = (self.sinks, self.limit);
+        let (sinks, limit) = (number(self.sinks), number(self.limit));
         quote!(ops::select_top(#score, #budget, #sinks, #limit)?)
     }
 }
@@ -206,14 +199,9 @@ impl Names<'_> {
     fn value<'a>(&self, args: &[&'a Type]) -> Option<&'a Axis> {
         let (q, v) = (args.first()?, args.get(2)?);
         let of_q = [self.query, self.head, self.channel];
-        let batch = q
-            .axes
-            .iter()
-            .find(|axis| !of_q.contains(&axis.name.as_str()))?;
+        let batch = q.axes.iter().find(|axis| !of_q.contains(&axis.name.as_str()))?;
         let of_v = [batch.name.as_str(), self.key, self.head];
-        v.axes
-            .iter()
-            .find(|axis| !of_v.contains(&axis.name.as_str()))
+        v.axes.iter().find(|axis| !of_v.contains(&axis.name.as_str()))
     }
 
     fn attrs(&self) -> Attrs {
@@ -264,14 +252,9 @@ impl Names<'_> {
     fn flops(&self, args: &[&Type], per_key_channel: i64, per_value_channel: i64) -> Size {
         let pairs = args.get(3).map(|mask| count(mask)).unwrap_or_default();
         let heads = size_of(args.first(), self.head);
-        let channels = product(&[
-            &size_of(args.first(), self.channel),
-            &Size::constant(per_key_channel),
-        ]);
-        let values = self
-            .value(args)
-            .map(|axis| axis.size.clone())
-            .unwrap_or_default();
+        let channels =
+            product(&[&size_of(args.first(), self.channel), &Size::constant(per_key_channel)]);
+        let values = self.value(args).map(|axis| axis.size.clone()).unwrap_or_default();
         let values = product(&[&values, &Size::constant(per_value_channel)]);
         let per_pair = channels.checked_add(&values).unwrap_or_default();
         product(&[&pairs, &heads, &per_pair])
@@ -309,14 +292,7 @@ fn each_row(
 ) -> Result<(), EvalError> {
     let [n_b, n_t, n_h, n_k] = lengths(call.arg(0)?)?;
     let [_, n_s, _, n_m] = lengths(call.arg(2)?)?;
-    let n = Lengths {
-        b: n_b,
-        t: n_t,
-        s: n_s,
-        h: n_h,
-        k: n_k,
-        m: n_m,
-    };
+    let n = Lengths { b: n_b, t: n_t, s: n_s, h: n_h, k: n_k, m: n_m };
     let mask = elements(call.arg(3)?);
     for b in 0..n.b {
         for t in 0..n.t {
@@ -325,15 +301,10 @@ fn each_row(
                 let mut keys = Vec::new();
                 for s in (0..n.s).filter(|s| mask[(b * n.t + t) * n.s + s] != 0.0) {
                     let key = (b * n.s + s) * n.h + h;
-                    let logit: f64 = (0..n.k)
-                        .map(|c| q[query * n.k + c] * k[key * n.k + c])
-                        .sum();
+                    let logit: f64 = (0..n.k).map(|c| q[query * n.k + c] * k[key * n.k + c]).sum();
                     keys.push((key * n.k, key * n.m, logit));
                 }
-                let max = keys
-                    .iter()
-                    .map(|key| key.2)
-                    .fold(f64::NEG_INFINITY, f64::max);
+                let max = keys.iter().map(|key| key.2).fold(f64::NEG_INFINITY, f64::max);
                 for key in &mut keys {
                     key.2 = (key.2 - max).exp();
                 }
@@ -341,14 +312,7 @@ fn each_row(
                 for key in &mut keys {
                     key.2 /= total;
                 }
-                f(
-                    n,
-                    &Row {
-                        q: query * n.k,
-                        o: query * n.m,
-                        keys,
-                    },
-                );
+                f(n, &Row { q: query * n.k, o: query * n.m, keys });
             }
         }
     }
@@ -357,12 +321,7 @@ fn each_row(
 
 impl MaskedAttention {
     fn names(&self) -> Names<'_> {
-        Names {
-            query: &self.query,
-            key: &self.key,
-            head: &self.head,
-            channel: &self.channel,
-        }
+        Names { query: &self.query, key: &self.key, head: &self.head, channel: &self.channel }
     }
 }
 
@@ -388,11 +347,7 @@ impl OpDef for MaskedAttention {
 
     #[allow(clippy::indexing_slicing)]
     fn eval(&self, call: &EvalCall<'_>) -> Result<Vec<Array>, EvalError> {
-        let (q, k, v) = (
-            elements(call.arg(0)?),
-            elements(call.arg(1)?),
-            elements(call.arg(2)?),
-        );
+        let (q, k, v) = (elements(call.arg(0)?), elements(call.arg(1)?), elements(call.arg(2)?));
         let shape = call.result_shape(0)?;
         let mut o = vec![0.0; shape.iter().product()];
         each_row(call, &q, &k, |n, row| {
@@ -425,8 +380,7 @@ impl OpDef for MaskedAttention {
     }
 
     fn emit_cpu(&self, call: &EmitCall<'_>) -> TokenStream {
-        let args = call.args;
-        quote!(ops::masked_attention(#(#args),*)?)
+        emit_joined(call, "masked_attention", &[0, 1, 2], quote!())
     }
 }
 
@@ -446,12 +400,7 @@ impl ParseOp for MaskedAttention {
 
 impl MaskedAttentionGrad {
     fn names(&self) -> Names<'_> {
-        Names {
-            query: &self.query,
-            key: &self.key,
-            head: &self.head,
-            channel: &self.channel,
-        }
+        Names { query: &self.query, key: &self.key, head: &self.head, channel: &self.channel }
     }
 }
 
@@ -480,11 +429,7 @@ impl OpDef for MaskedAttentionGrad {
 
     #[allow(clippy::indexing_slicing)]
     fn eval(&self, call: &EvalCall<'_>) -> Result<Vec<Array>, EvalError> {
-        let (q, k, v) = (
-            elements(call.arg(0)?),
-            elements(call.arg(1)?),
-            elements(call.arg(2)?),
-        );
+        let (q, k, v) = (elements(call.arg(0)?), elements(call.arg(1)?), elements(call.arg(2)?));
         let d_o = elements(call.arg(4)?);
         let (mut dq, mut dk, mut dv) = (vec![0.0; q.len()], vec![0.0; k.len()], vec![0.0; v.len()]);
         each_row(call, &q, &k, |n, row| {
@@ -521,8 +466,7 @@ impl OpDef for MaskedAttentionGrad {
     }
 
     fn emit_cpu(&self, call: &EmitCall<'_>) -> TokenStream {
-        let args = call.args;
-        quote!(ops::masked_attention_grad(#(#args),*)?)
+        emit_joined(call, "masked_attention_grad", &[0, 1, 2, 4], quote!())
     }
 }
 

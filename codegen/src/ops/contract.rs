@@ -2,7 +2,7 @@
 
 use super::{
     Array, Attrs, Cost, EvalCall, EvalError, OpDef, ParseOp, TypeError, count, distinct,
-    join_floats, need_axis, product, same_size, size_of, two,
+    emit_joined, join_floats, need_axis, product, same_size, size_of, two,
 };
 use crate::autodiff::Vjp;
 use crate::emit::EmitCall;
@@ -44,12 +44,7 @@ impl OpDef for Contract {
         for (position, name) in self.over.iter().enumerate() {
             need_axis("contract", a, name)?;
             need_axis("contract", b, name)?;
-            if self
-                .over
-                .iter()
-                .take(position)
-                .any(|earlier| earlier == name)
-            {
+            if self.over.iter().take(position).any(|earlier| earlier == name) {
                 return Err(TypeError::new(
                     "E0406",
                     format!("`contract` names axis `{name}` twice"),
@@ -84,25 +79,16 @@ impl OpDef for Contract {
         let b = b.into_shape_with_order((n_batch, n_over, n_right))?;
         let mut y = Vec::with_capacity(n_batch * n_left * n_right);
         for (a, b) in a.axis_iter(Dim(0)).zip(b.axis_iter(Dim(0))) {
-            let product = a
-                .into_dimensionality::<Ix2>()?
-                .dot(&b.into_dimensionality::<Ix2>()?);
+            let product = a.into_dimensionality::<Ix2>()?.dot(&b.into_dimensionality::<Ix2>()?);
             y.extend(product.iter());
         }
 
         // What was computed lies as [batch, left, right]; the result has another order.
         let computed: Vec<String> = [batch, left, right].concat();
-        let result = call
-            .result_types
-            .first()
-            .ok_or_else(|| EvalError("no result".into()))?;
+        let result = call.result_types.first().ok_or_else(|| EvalError("no result".into()))?;
         let target_shape = call.result_shape(0)?;
-        let length = |name: &String| {
-            result
-                .position(name)
-                .and_then(|p| target_shape.get(p))
-                .copied()
-        };
+        let length =
+            |name: &String| result.position(name).and_then(|p| target_shape.get(p)).copied();
         let shape: Vec<usize> = computed.iter().filter_map(length).collect();
         let order: Vec<usize> = result
             .axes
@@ -110,9 +96,7 @@ impl OpDef for Contract {
             .filter_map(|axis| computed.iter().position(|name| *name == axis.name))
             .collect();
         let y = ArrayD::from_shape_vec(shape, y)?;
-        Ok(vec![
-            y.permuted_axes(order).as_standard_layout().into_owned(),
-        ])
+        Ok(vec![y.permuted_axes(order).as_standard_layout().into_owned()])
     }
 
     fn vjp(&self, vjp: &mut Vjp<'_>) -> Result<Vec<Option<ValueId>>, TypeError> {
@@ -123,11 +107,7 @@ impl OpDef for Contract {
             }
             let (wanted_ty, other_ty) = (vjp.arg_type(wanted)?, vjp.arg_type(other)?);
             // What the other operand alone brought in is summed away again.
-            let over = other_ty
-                .names()
-                .into_iter()
-                .filter(|name| !wanted_ty.has(name))
-                .collect();
+            let over = other_ty.names().into_iter().filter(|name| !wanted_ty.has(name)).collect();
             let other = vjp.arg(other)?;
             let d = vjp.push(Contract { over }, &[dy, other])?;
             vjp.conform(d, &wanted_ty).map(Some)
@@ -144,9 +124,8 @@ impl OpDef for Contract {
     }
 
     fn emit_cpu(&self, call: &EmitCall<'_>) -> TokenStream {
-        let (a, b) = (call.arg(0), call.arg(1));
         let equation = equation(call.arg_types, call.result_types);
-        quote!(ops::contract(#a, #b, #equation)?)
+        emit_joined(call, "contract", &[0, 1], quote!(#equation))
     }
 }
 
@@ -155,9 +134,7 @@ impl ParseOp for Contract {
         if mnemonic != "contract" {
             return Ok(None);
         }
-        Ok(Some(Contract {
-            over: attrs.take_words("over")?,
-        }))
+        Ok(Some(Contract { over: attrs.take_words("over")? }))
     }
 }
 
@@ -167,30 +144,16 @@ fn grouped(
     ty: &Type,
     groups: [&Vec<String>; 3],
 ) -> Result<(Array, [usize; 3]), EvalError> {
-    let order: Vec<usize> = groups
-        .into_iter()
-        .flatten()
-        .filter_map(|name| ty.position(name))
-        .collect();
+    let order: Vec<usize> =
+        groups.into_iter().flatten().filter_map(|name| ty.position(name)).collect();
     let sizes = groups.map(|names| {
-        let lengths = names
-            .iter()
-            .filter_map(|name| array.shape().get(ty.position(name)?));
+        let lengths = names.iter().filter_map(|name| array.shape().get(ty.position(name)?));
         lengths.product::<usize>()
     });
     if order.len() != array.ndim() {
-        return Err(EvalError(format!(
-            "`contract` does not cover the axes of {ty}"
-        )));
+        return Err(EvalError(format!("`contract` does not cover the axes of {ty}")));
     }
-    Ok((
-        array
-            .view()
-            .permuted_axes(order)
-            .as_standard_layout()
-            .into_owned(),
-        sizes,
-    ))
+    Ok((array.view().permuted_axes(order).as_standard_layout().into_owned(), sizes))
 }
 
 /// The equation in letters, such as `btd,fd->btf`: an axis has its own first letter if that is
@@ -201,10 +164,7 @@ fn equation(args: &[&Type], results: &[&Type]) -> String {
     for ty in args.iter().chain(results) {
         let mut term = String::new();
         for name in ty.names() {
-            let letter = known
-                .iter()
-                .find(|(axis, _)| *axis == name)
-                .map(|(_, letter)| *letter);
+            let letter = known.iter().find(|(axis, _)| *axis == name).map(|(_, letter)| *letter);
             let letter = letter.unwrap_or_else(|| {
                 let own = name.chars().next().filter(char::is_ascii_alphabetic);
                 let mut choices = own.into_iter().chain('a'..='z').chain('A'..='Z');
@@ -232,19 +192,12 @@ mod tests {
     #[test]
     fn equations_use_first_letters_where_free() {
         let ty = |names: &[&str]| {
-            let axis = |n: &&str| Axis {
-                name: (*n).to_owned(),
-                size: Size::symbol(*n),
-            };
+            let axis = |n: &&str| Axis { name: (*n).to_owned(), size: Size::symbol(*n) };
             Type::new(DType::Act, names.iter().map(axis).collect())
         };
         let (x, w, y) = (ty(&["b", "t", "d"]), ty(&["f", "d"]), ty(&["b", "t", "f"]));
         assert_eq!(equation(&[&x, &w], &[&y]), "btd,fd->btf");
-        let (x, w, y) = (
-            ty(&["tokens", "d"]),
-            ty(&["tasks", "d"]),
-            ty(&["tokens", "tasks"]),
-        );
+        let (x, w, y) = (ty(&["tokens", "d"]), ty(&["tasks", "d"]), ty(&["tokens", "tasks"]));
         assert_eq!(equation(&[&x, &w], &[&y]), "td,ad->ta");
     }
 }

@@ -3,8 +3,8 @@
 use super::pointwise::no_second_derivative;
 use super::{
     Array, Attrs, Cost, EvalCall, EvalError, OpDef, ParseOp, TypeError, arity, array, elements,
-    exactly, float, join_floats, lengths, need_axis, one_batch, ordered, product, size_of, wanted,
-    with_last,
+    emit_joined, exactly, float, join_floats, lengths, need_axis, one_batch, ordered, product,
+    size_of, wanted, with_last,
 };
 use crate::autodiff::Vjp;
 use crate::emit::EmitCall;
@@ -108,10 +108,7 @@ impl Names<'_> {
     /// Floating-point operations for each element of all states.
     fn flops(&self, args: &[&Type], per_element: i64) -> Size {
         let rows = args.get(3).map(|g| super::count(g)).unwrap_or_default();
-        let (k, m) = (
-            size_of(args.first(), self.key),
-            size_of(args.get(2), self.value),
-        );
+        let (k, m) = (size_of(args.first(), self.key), size_of(args.get(2), self.value));
         product(&[&rows, &k, &m, &Size::constant(per_element)])
     }
 }
@@ -148,9 +145,8 @@ impl Sequence {
         let read = |state: &[f64], by: &[f64], m: usize| -> f64 {
             (0..n_k).map(|k| state[k * n_m + m] * by[k]).sum()
         };
-        let error: Vec<f64> = (0..n_m)
-            .map(|m| self.v[t][m] - read(&decayed, &self.k[t], m))
-            .collect();
+        let error: Vec<f64> =
+            (0..n_m).map(|m| self.v[t][m] - read(&decayed, &self.k[t], m)).collect();
         let mut state = decayed.clone();
         for k in 0..n_k {
             for m in 0..n_m {
@@ -158,12 +154,7 @@ impl Sequence {
             }
         }
         let o = (0..n_m).map(|m| read(&state, &self.q[t], m)).collect();
-        Step {
-            decayed,
-            error,
-            state,
-            o,
-        }
+        Step { decayed, error, state, o }
     }
 }
 
@@ -176,19 +167,13 @@ fn each_sequence(
 ) -> Result<(), EvalError> {
     let [n_b, n_t, n_h, n_k] = lengths(call.arg(0)?)?;
     let [_, _, _, n_m] = lengths(call.arg(2)?)?;
-    let (q, k, v) = (
-        elements(call.arg(0)?),
-        elements(call.arg(1)?),
-        elements(call.arg(2)?),
-    );
+    let (q, k, v) = (elements(call.arg(0)?), elements(call.arg(1)?), elements(call.arg(2)?));
     let (g, beta) = (elements(call.arg(3)?), elements(call.arg(4)?));
     for b in 0..n_b {
         for h in 0..n_h {
             let rows: Vec<usize> = (0..n_t).map(|t| (b * n_t + t) * n_h + h).collect();
             let cut = |values: &[f64], n: usize| -> Vec<Vec<f64>> {
-                rows.iter()
-                    .map(|row| values[row * n..(row + 1) * n].to_vec())
-                    .collect()
+                rows.iter().map(|row| values[row * n..(row + 1) * n].to_vec()).collect()
             };
             let sequence = Sequence {
                 n_k,
@@ -207,12 +192,7 @@ fn each_sequence(
 
 impl GatedDeltaRule {
     fn names(&self) -> Names<'_> {
-        Names {
-            time: &self.time,
-            head: &self.head,
-            key: &self.key,
-            value: &self.value,
-        }
+        Names { time: &self.time, head: &self.head, key: &self.key, value: &self.value }
     }
 }
 
@@ -271,8 +251,7 @@ impl OpDef for GatedDeltaRule {
     }
 
     fn emit_cpu(&self, call: &EmitCall<'_>) -> TokenStream {
-        let args = call.args;
-        quote!(ops::gated_delta_rule(#(#args),*)?)
+        emit_joined(call, "gated_delta_rule", &[0, 1, 2, 3, 4], quote!())
     }
 }
 
@@ -292,12 +271,7 @@ impl ParseOp for GatedDeltaRule {
 
 impl GatedDeltaRuleGrad {
     fn names(&self) -> Names<'_> {
-        Names {
-            time: &self.time,
-            head: &self.head,
-            key: &self.key,
-            value: &self.value,
-        }
+        Names { time: &self.time, head: &self.head, key: &self.key, value: &self.value }
     }
 }
 
@@ -395,8 +369,7 @@ impl OpDef for GatedDeltaRuleGrad {
     }
 
     fn emit_cpu(&self, call: &EmitCall<'_>) -> TokenStream {
-        let args = call.args;
-        quote!(ops::gated_delta_rule_grad(#(#args),*)?)
+        emit_joined(call, "gated_delta_rule_grad", &[0, 1, 2, 3, 4, 5], quote!())
     }
 }
 

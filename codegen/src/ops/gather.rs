@@ -16,9 +16,9 @@ use lightc_dsl::size::Size;
 use proc_macro2::TokenStream;
 use quote::quote;
 
-/// Arguments w`[j, d]` and index`[.., p]`; result `[.., d]`:
+/// Arguments w`[j, d]` and index`[b, t, p]`; result `[b, t, d]`:
 ///
-/// `y[.., d] = sum over p with index[.., p] >= 0 of w[index[.., p], d]`
+/// `y[b, t, d] = sum over p with index[b, t, p] >= 0 of w[index[b, t, p], d]`
 ///
 /// A negative index is an empty slot.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,9 +29,9 @@ pub struct GatherSum {
     pub slots: String,
 }
 
-/// Cotangent of w in [`GatherSum`]. Arguments index`[.., p]` and dy`[.., d]`; result `[j, d]`:
+/// Cotangent of w in [`GatherSum`]. Arguments index`[b, t, p]` and dy`[b, t, d]`; result `[j, d]`:
 ///
-/// `dw[j, d] = sum over .., p with index[.., p] = j of dy[.., d]`
+/// `dw[j, d] = sum over b, t, p with index[b, t, p] = j of dy[b, t, d]`
 #[derive(Clone, Debug, PartialEq)]
 pub struct GatherSumGrad {
     /// Axis j with the number of rows.
@@ -60,11 +60,7 @@ pub struct LookupGrad {
 }
 
 /// The row of an index, `None` for an empty slot where slots can be empty.
-#[allow(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    clippy::cast_precision_loss
-)]
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
 fn row_of(what: &str, index: f64, n_rows: usize, empty: bool) -> Result<Option<usize>, EvalError> {
     if empty && index < 0.0 {
         return Ok(None);
@@ -72,18 +68,13 @@ fn row_of(what: &str, index: f64, n_rows: usize, empty: bool) -> Result<Option<u
     if index >= 0.0 && index < n_rows as f64 {
         return Ok(Some(index as usize));
     }
-    Err(EvalError(format!(
-        "`{what}`: index {index} is not a row of {n_rows}"
-    )))
+    Err(EvalError(format!("`{what}`: index {index} is not a row of {n_rows}")))
 }
 
 /// Adds the row `from` of `source` to the row `to` of `target`, rows being `n` long.
 #[allow(clippy::indexing_slicing)]
 fn add_row(target: &mut [f64], to: usize, source: &[f64], from: usize, n: usize) {
-    for (t, s) in target[to * n..(to + 1) * n]
-        .iter_mut()
-        .zip(&source[from * n..(from + 1) * n])
-    {
+    for (t, s) in target[to * n..(to + 1) * n].iter_mut().zip(&source[from * n..(from + 1) * n]) {
         *t += s;
     }
 }
@@ -95,13 +86,21 @@ fn rest_of(what: &str, dy: &Type, front: &[Axis]) -> Result<Vec<Axis>, TypeError
     Ok(rest)
 }
 
+/// Checks that an index has two axes beside its slots.
+fn two_beside(what: &str, index: &Type, slots: &str) -> Result<(), TypeError> {
+    if index.axes.len() == 3 {
+        return Ok(());
+    }
+    Err(TypeError::new(
+        "E0401",
+        format!("`{what}` takes an index with two axes beside `{slots}`, but the value is {index}"),
+    ))
+}
+
 /// The axes of `first` in its order, then the others of `ty`; `None` if one is missing.
 fn with_first(ty: &Type, first: &[String]) -> Option<Vec<String>> {
     let rest = ty.names().into_iter().filter(|name| !first.contains(name));
-    first
-        .iter()
-        .all(|name| ty.has(name))
-        .then(|| first.iter().cloned().chain(rest).collect())
+    first.iter().all(|name| ty.has(name)).then(|| first.iter().cloned().chain(rest).collect())
 }
 
 impl OpDef for GatherSum {
@@ -110,9 +109,7 @@ impl OpDef for GatherSum {
     }
 
     fn attrs(&self) -> Attrs {
-        Attrs::default()
-            .word("rows", &self.rows)
-            .word("slots", &self.slots)
+        Attrs::default().word("rows", &self.rows).word("slots", &self.slots)
     }
 
     fn infer(&self, args: &[&Type]) -> Result<Vec<Type>, TypeError> {
@@ -123,21 +120,15 @@ impl OpDef for GatherSum {
         need_axis(what, w, &self.rows)?;
         need_axis(what, index, &self.slots)?;
         ordered(self, args)?;
+        two_beside(what, index, &self.slots)?;
         let [_, channel] = w.axes.as_slice() else {
             return Err(TypeError::new(
                 "E0401",
-                format!(
-                    "`{what}` takes a weight with one axis beside `{}`, not {w}",
-                    self.rows
-                ),
+                format!("`{what}` takes a weight with one axis beside `{}`, not {w}", self.rows),
             ));
         };
-        let mut axes: Vec<Axis> = index
-            .axes
-            .iter()
-            .filter(|axis| axis.name != self.slots)
-            .cloned()
-            .collect();
+        let mut axes: Vec<Axis> =
+            index.axes.iter().filter(|axis| axis.name != self.slots).cloned().collect();
         axes.push(channel.clone());
         distinct(what, &axes)?;
         Ok(vec![Type::new(w.dtype, axes)])
@@ -170,13 +161,7 @@ impl OpDef for GatherSum {
         }
         let (index, dy, w) = (vjp.arg(1)?, vjp.dy()?, vjp.arg_type(0)?);
         let rows = need_axis("gather_sum", &w, &self.rows)?.clone();
-        let dw = vjp.push(
-            GatherSumGrad {
-                rows,
-                slots: self.slots.clone(),
-            },
-            &[index, dy],
-        )?;
+        let dw = vjp.push(GatherSumGrad { rows, slots: self.slots.clone() }, &[index, dy])?;
         Ok(vec![Some(vjp.conform(dw, &w)?), None])
     }
 
@@ -197,11 +182,7 @@ impl OpDef for GatherSum {
 fn gather_cost(flops: Size, index: Option<&&Type>, gathered: Size, written: Size) -> Cost {
     let index = index.map(|ty| count(ty)).unwrap_or_default();
     let elements_read = gathered.checked_add(&index).unwrap_or(gathered);
-    Cost {
-        flops,
-        elements_read,
-        elements_written: written,
-    }
+    Cost { flops, elements_read, elements_written: written }
 }
 
 impl ParseOp for GatherSum {
@@ -209,10 +190,7 @@ impl ParseOp for GatherSum {
         if mnemonic != "gather_sum" {
             return Ok(None);
         }
-        Ok(Some(GatherSum {
-            rows: attrs.take_word("rows")?,
-            slots: attrs.take_word("slots")?,
-        }))
+        Ok(Some(GatherSum { rows: attrs.take_word("rows")?, slots: attrs.take_word("slots")? }))
     }
 }
 
@@ -222,9 +200,7 @@ impl OpDef for GatherSumGrad {
     }
 
     fn attrs(&self) -> Attrs {
-        Attrs::default()
-            .axes("rows", std::slice::from_ref(&self.rows))
-            .word("slots", &self.slots)
+        Attrs::default().axes("rows", std::slice::from_ref(&self.rows)).word("slots", &self.slots)
     }
 
     fn infer(&self, args: &[&Type]) -> Result<Vec<Type>, TypeError> {
@@ -234,6 +210,7 @@ impl OpDef for GatherSumGrad {
         need_dtype(what, "its index", index, DType::Index)?;
         need_axis(what, index, &self.slots)?;
         ordered(self, args)?;
+        two_beside(what, index, &self.slots)?;
         let mut front = index.axes.clone();
         front.retain(|axis| axis.name != self.slots);
         let rest = rest_of(what, dy, &front)?;
@@ -298,10 +275,7 @@ impl ParseOp for GatherSumGrad {
         if mnemonic != "gather_sum_grad" {
             return Ok(None);
         }
-        Ok(Some(GatherSumGrad {
-            rows: attrs.take_axis("rows")?,
-            slots: attrs.take_word("slots")?,
-        }))
+        Ok(Some(GatherSumGrad { rows: attrs.take_axis("rows")?, slots: attrs.take_word("slots")? }))
     }
 }
 
@@ -376,9 +350,7 @@ impl ParseOp for Lookup {
         if mnemonic != "lookup" {
             return Ok(None);
         }
-        Ok(Some(Lookup {
-            rows: attrs.take_word("rows")?,
-        }))
+        Ok(Some(Lookup { rows: attrs.take_word("rows")? }))
     }
 }
 
@@ -444,8 +416,6 @@ impl ParseOp for LookupGrad {
         if mnemonic != "lookup_grad" {
             return Ok(None);
         }
-        Ok(Some(LookupGrad {
-            rows: attrs.take_axis("rows")?,
-        }))
+        Ok(Some(LookupGrad { rows: attrs.take_axis("rows")? }))
     }
 }

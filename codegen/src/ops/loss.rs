@@ -4,8 +4,8 @@
 use super::pointwise::no_second_derivative;
 use super::{
     Array, Attrs, Cost, EvalCall, EvalError, OpDef, ParseOp, TypeError, arity, array, elements,
-    exactly, float, join_floats, lengths, need_axis, need_dtype, ordered, product, size_of,
-    split_last, wanted, with_last,
+    emit_joined, exactly, float, join_floats, lengths, need_axis, need_dtype, ordered, product,
+    size_of, split_last, wanted, with_last,
 };
 use crate::autodiff::Vjp;
 use crate::emit::EmitCall;
@@ -75,20 +75,12 @@ fn check(
     if let Some(axis) = h.axis(&vocab.name) {
         return Err(TypeError::new(
             "E0406",
-            format!(
-                "`{what}`: the vocabulary axis `{}` is also an axis of {h}",
-                axis.name
-            ),
+            format!("`{what}`: the vocabulary axis `{}` is also an axis of {h}", axis.name),
         ));
     }
     ordered(op, args)?;
     exactly(what, "its weight", w, &[vocab, channel.clone()])?;
-    let rows: Vec<_> = h
-        .axes
-        .iter()
-        .filter(|axis| axis.name != channel.name)
-        .cloned()
-        .collect();
+    let rows: Vec<_> = h.axes.iter().filter(|axis| axis.name != channel.name).cloned().collect();
     exactly(what, "its targets", targets, &rows)
 }
 
@@ -116,11 +108,7 @@ struct Row<'a> {
 }
 
 /// Calls `f` with every target that counts; gives their number.
-#[allow(
-    clippy::indexing_slicing,
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss
-)]
+#[allow(clippy::indexing_slicing, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
 fn each_row(
     call: &EvalCall<'_>,
     softcap: f64,
@@ -135,34 +123,18 @@ fn each_row(
             continue;
         }
         if !(target >= 0.0 && target < n_v as f64) {
-            return Err(EvalError(format!(
-                "target {target} is not in a vocabulary of {n_v}"
-            )));
+            return Err(EvalError(format!("target {target} is not in a vocabulary of {n_v}")));
         }
         let h = &h[row * n_d..(row + 1) * n_d];
         let z: Vec<f64> = (0..n_v)
             .map(|v| {
-                let z: f64 = h
-                    .iter()
-                    .zip(&w[v * n_d..(v + 1) * n_d])
-                    .map(|(h, w)| h * w)
-                    .sum();
-                if softcap > 0.0 {
-                    softcap * (z / softcap).tanh()
-                } else {
-                    z
-                }
+                let z: f64 = h.iter().zip(&w[v * n_d..(v + 1) * n_d]).map(|(h, w)| h * w).sum();
+                if softcap > 0.0 { softcap * (z / softcap).tanh() } else { z }
             })
             .collect();
         let max = z.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let log_sum = max + z.iter().map(|z| (z - max).exp()).sum::<f64>().ln();
-        f(&Row {
-            row,
-            target: target as usize,
-            h,
-            z,
-            log_sum,
-        });
+        f(&Row { row, target: target as usize, h, z, log_sum });
         n += 1;
     }
     Ok(n)
@@ -170,11 +142,7 @@ fn each_row(
 
 fn flops(args: &[&Type], vocab: &str, per_product: i64) -> Size {
     let n = args.first().map(|h| super::count(h)).unwrap_or_default();
-    product(&[
-        &n,
-        &size_of(args.get(1), vocab),
-        &Size::constant(per_product),
-    ])
+    product(&[&n, &size_of(args.get(1), vocab), &Size::constant(per_product)])
 }
 
 impl OpDef for LinearCrossEntropy {
@@ -204,9 +172,7 @@ impl OpDef for LinearCrossEntropy {
     #[allow(clippy::indexing_slicing, clippy::cast_precision_loss)]
     fn eval(&self, call: &EvalCall<'_>) -> Result<Vec<Array>, EvalError> {
         let mut total = 0.0;
-        let n = each_row(call, self.softcap, |row| {
-            total += row.log_sum - row.z[row.target]
-        })?;
+        let n = each_row(call, self.softcap, |row| total += row.log_sum - row.z[row.target])?;
         Ok(vec![array(&[], vec![total / n.max(1) as f64])?])
     }
 
@@ -228,8 +194,8 @@ impl OpDef for LinearCrossEntropy {
     }
 
     fn emit_cpu(&self, call: &EmitCall<'_>) -> TokenStream {
-        let (h, w, targets, softcap) = (call.arg(0), call.arg(1), call.arg(2), self.softcap);
-        quote!(ops::linear_cross_entropy(#h, #w, #targets, #softcap)?)
+        let softcap = self.softcap;
+        emit_joined(call, "linear_cross_entropy", &[0, 1], quote!(#softcap))
     }
 }
 
@@ -309,9 +275,8 @@ impl OpDef for LinearCrossEntropyGrad {
     }
 
     fn emit_cpu(&self, call: &EmitCall<'_>) -> TokenStream {
-        let (h, w, targets, cotangent) = (call.arg(0), call.arg(1), call.arg(2), call.arg(3));
         let softcap = self.softcap;
-        quote!(ops::linear_cross_entropy_grad(#h, #w, #targets, #cotangent, #softcap)?)
+        emit_joined(call, "linear_cross_entropy_grad", &[0, 1], quote!(#softcap))
     }
 }
 

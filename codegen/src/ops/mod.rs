@@ -45,7 +45,8 @@ use lightc_dsl::ast::DType;
 use lightc_dsl::model::Axis;
 use lightc_dsl::size::Size;
 use ndarray::ArrayD;
-use proc_macro2::TokenStream;
+use proc_macro2::{Ident, Literal, Span, TokenStream};
+use quote::quote;
 use std::collections::BTreeMap;
 
 /// What the interpreter computes with. Whole numbers are exact below 2^53; truth is 1, falsehood 0.
@@ -235,6 +236,9 @@ macro_rules! ops {
         }
 
         impl Op {
+            /// Names of all kinds of op.
+            pub const KINDS: &[&str] = &[$(stringify!($name),)*];
+
             /// The op's definition.
             pub fn def(&self) -> &dyn OpDef {
                 match self { $(Op::$name(op) => op,)* }
@@ -489,4 +493,52 @@ pub(crate) fn split_last<const N: usize>(array: &Array) -> Result<(usize, [usize
         .split_last_chunk::<N>()
         .ok_or_else(|| EvalError(format!("an array has {} axes, fewer than {N}", array.ndim())))?;
     Ok((front.iter().product(), *last))
+}
+
+/// A whole number in emitted code.
+pub(crate) fn number(value: i64) -> Literal {
+    Literal::i64_unsuffixed(value)
+}
+
+/// Whole numbers in emitted code.
+pub(crate) fn numbers(values: impl IntoIterator<Item = i64>) -> Vec<Literal> {
+    values.into_iter().map(number).collect()
+}
+
+/// The call of a runtime function that takes the arguments `joined` as tensors of one kind. Where
+/// their classes differ, those of class `act` are widened before, and results of class `act`
+/// narrowed after. The function is called with all arguments, and with `extra` after them.
+pub(crate) fn emit_joined(
+    call: &EmitCall<'_>,
+    name: &str,
+    joined: &[usize],
+    extra: TokenStream,
+) -> TokenStream {
+    let class = |index: &usize| call.arg_types.get(*index).map(|ty| ty.dtype);
+    let mixed = joined.iter().any(|index| class(index) != joined.first().and_then(class));
+    let args = (0..call.args.len()).map(|index| {
+        let arg = call.arg(index);
+        if mixed && joined.contains(&index) && class(&index) == Some(DType::Act) {
+            quote!(&ops::to_f32(#arg)?)
+        } else {
+            arg
+        }
+    });
+    let args = args.chain((!extra.is_empty()).then_some(extra));
+    let name = Ident::new(name, Span::call_site());
+    let called = quote!(ops::#name(#(#args),*)?);
+    let narrow: Vec<bool> = call.result_types.iter().map(|ty| ty.dtype == DType::Act).collect();
+    if !mixed || !narrow.contains(&true) {
+        return called;
+    }
+    let like = call.kind();
+    if narrow.len() == 1 {
+        return quote!(ops::to_act(&#called, #like.kind())?);
+    }
+    let parts: Vec<Ident> =
+        (0..narrow.len()).map(|i| Ident::new(&format!("wide_{i}"), Span::call_site())).collect();
+    let results = parts.iter().zip(&narrow).map(|(part, narrow)| {
+        if *narrow { quote!(ops::to_act(&#part, #like.kind())?) } else { quote!(#part) }
+    });
+    quote!({ let (#(#parts),*) = #called; (#(#results),*) })
 }

@@ -822,7 +822,7 @@ impl OpDef for Cast {
         let x = call.arg(0);
         let kind = call.kind();
         match self.to {
-            DType::F32 => quote!(ops::to_f32(#x, #kind)?),
+            DType::F32 => quote!(ops::to_f32(#x)?),
             _ => quote!(ops::to_act(#x, #kind.kind())?),
         }
     }

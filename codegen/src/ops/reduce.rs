@@ -2,14 +2,14 @@
 
 use super::{
     Affine, Array, Attrs, Binary, BinaryFn, Broadcast, Cost, EvalCall, EvalError, OpDef, ParseOp,
-    SizeValue, TypeError, count, float, need_axis, one, sized,
+    SizeValue, TypeError, count, float, need_axis, numbers, one, sized,
 };
 use crate::autodiff::Vjp;
 use crate::emit::EmitCall;
 use crate::ir::{Type, ValueId};
 use lightc_dsl::size::Size;
 use ndarray::Axis as Dim;
-use proc_macro2::TokenStream;
+use proc_macro2::{Literal, TokenStream};
 use quote::quote;
 
 /// `y[rest] = sum over the named axes of x`
@@ -31,26 +31,15 @@ fn infer_reduction(what: &str, over: &[String], args: &[&Type]) -> Result<Vec<Ty
     let x = one(what, args)?;
     float(what, x)?;
     if over.is_empty() {
-        return Err(TypeError::new(
-            "E0405",
-            format!("`{what}` names no axis to reduce over"),
-        ));
+        return Err(TypeError::new("E0405", format!("`{what}` names no axis to reduce over")));
     }
     for (position, name) in over.iter().enumerate() {
         need_axis(what, x, name)?;
         if over.iter().take(position).any(|earlier| earlier == name) {
-            return Err(TypeError::new(
-                "E0406",
-                format!("`{what}` names axis `{name}` twice"),
-            ));
+            return Err(TypeError::new("E0406", format!("`{what}` names axis `{name}` twice")));
         }
     }
-    let axes = x
-        .axes
-        .iter()
-        .filter(|axis| !over.contains(&axis.name))
-        .cloned()
-        .collect();
+    let axes = x.axes.iter().filter(|axis| !over.contains(&axis.name)).cloned().collect();
     Ok(vec![Type::new(x.dtype, axes)])
 }
 
@@ -65,24 +54,16 @@ fn eval_sum(over: &[String], call: &EvalCall<'_>) -> Result<Array, EvalError> {
 
 /// Positions of axes, in storage order.
 fn positions(over: &[String], ty: &Type) -> Vec<usize> {
-    let named = ty
-        .axes
-        .iter()
-        .enumerate()
-        .filter(|(_, axis)| over.contains(&axis.name));
+    let named = ty.axes.iter().enumerate().filter(|(_, axis)| over.contains(&axis.name));
     named.map(|(position, _)| position).collect()
 }
 
-fn emitted_dims(over: &[String], call: &EmitCall<'_>) -> Vec<i64> {
-    over.iter().map(|name| call.dim(0, name)).collect()
+fn emitted_dims(over: &[String], call: &EmitCall<'_>) -> Vec<Literal> {
+    numbers(over.iter().map(|name| call.dim(0, name)))
 }
 
 fn reduction_cost(args: &[&Type], results: &[&Type]) -> Cost {
-    Cost::streaming(
-        args.first().map(|x| count(x)).unwrap_or_default(),
-        args,
-        results,
-    )
+    Cost::streaming(args.first().map(|x| count(x)).unwrap_or_default(), args, results)
 }
 
 impl OpDef for Sum {
@@ -122,9 +103,7 @@ impl ParseOp for Sum {
         if mnemonic != "sum" {
             return Ok(None);
         }
-        Ok(Some(Sum {
-            over: attrs.take_words("over")?,
-        }))
+        Ok(Some(Sum { over: attrs.take_words("over")? }))
     }
 }
 
@@ -153,15 +132,9 @@ impl OpDef for Mean {
 
     fn vjp(&self, vjp: &mut Vjp<'_>) -> Result<Vec<Option<ValueId>>, TypeError> {
         let (dy, x) = (vjp.dy()?, vjp.arg_type(0)?);
-        let sizes: Vec<&Size> = x
-            .axes
-            .iter()
-            .filter(|a| self.over.contains(&a.name))
-            .map(|a| &a.size)
-            .collect();
-        let n = sizes
-            .iter()
-            .try_fold(Size::constant(1), |n, size| n.checked_mul(size));
+        let sizes: Vec<&Size> =
+            x.axes.iter().filter(|a| self.over.contains(&a.name)).map(|a| &a.size).collect();
+        let n = sizes.iter().try_fold(Size::constant(1), |n, size| n.checked_mul(size));
         let share = mean_share(vjp, dy, &sized("mean", n)?)?;
         Ok(vec![Some(vjp.conform(share, &x)?)])
     }
@@ -180,21 +153,10 @@ impl OpDef for Mean {
 #[allow(clippy::cast_precision_loss)]
 fn mean_share(vjp: &mut Vjp<'_>, dy: ValueId, n: &Size) -> Result<ValueId, TypeError> {
     if let Some(n) = n.as_constant() {
-        return vjp.push(
-            Affine {
-                mul: 1.0 / n as f64,
-                add: 0.0,
-            },
-            &[dy],
-        );
+        return vjp.push(Affine { mul: 1.0 / n as f64, add: 0.0 }, &[dy]);
     }
     let n = vjp.push(SizeValue { size: n.clone() }, &[])?;
-    vjp.push(
-        Binary {
-            function: BinaryFn::Div,
-        },
-        &[dy, n],
-    )
+    vjp.push(Binary { function: BinaryFn::Div }, &[dy, n])
 }
 
 impl ParseOp for Mean {
@@ -202,8 +164,6 @@ impl ParseOp for Mean {
         if mnemonic != "mean" {
             return Ok(None);
         }
-        Ok(Some(Mean {
-            over: attrs.take_words("over")?,
-        }))
+        Ok(Some(Mean { over: attrs.take_words("over")? }))
     }
 }

@@ -3,8 +3,8 @@
 use super::pointwise::no_second_derivative;
 use super::{
     Array, Attrs, Cost, EvalCall, EvalError, OpDef, ParseOp, TypeError, arity, array, count,
-    distinct, elements, exactly, float, join_floats, lengths, need_axis, one, one_batch, ordered,
-    product, size_of, split_last, two, with_last,
+    distinct, elements, emit_joined, exactly, float, join_floats, lengths, need_axis, number, one,
+    one_batch, ordered, product, size_of, split_last, two, with_last,
 };
 use crate::autodiff::Vjp;
 use crate::emit::EmitCall;
@@ -103,11 +103,7 @@ fn each_tap([n_b, n_t, n_e]: [usize; 3], n_j: usize, mut f: impl FnMut(usize, us
                     continue;
                 };
                 for e in 0..n_e {
-                    f(
-                        (b * n_t + t) * n_e + e,
-                        (b * n_t + from) * n_e + e,
-                        e * n_j + i,
-                    );
+                    f((b * n_t + t) * n_e + e, (b * n_t + from) * n_e + e, e * n_j + i);
                 }
             }
         }
@@ -155,11 +151,8 @@ impl OpDef for CausalConv {
     }
 
     fn arg_order(&self, index: usize, args: &[&Type]) -> Option<Vec<String>> {
-        let last = if index == 0 {
-            [&self.time, &self.channel]
-        } else {
-            [&self.channel, &self.taps]
-        };
+        let last =
+            if index == 0 { [&self.time, &self.channel] } else { [&self.channel, &self.taps] };
         with_last(args.get(index)?, &last.map(String::as_str))
     }
 
@@ -204,8 +197,7 @@ impl OpDef for CausalConv {
     }
 
     fn emit_cpu(&self, call: &EmitCall<'_>) -> TokenStream {
-        let (x, w) = (call.arg(0), call.arg(1));
-        quote!(ops::causal_conv(#x, #w)?)
+        emit_joined(call, "causal_conv", &[0, 1], quote!())
     }
 }
 
@@ -239,11 +231,8 @@ impl OpDef for CausalConvInputGrad {
     }
 
     fn arg_order(&self, index: usize, args: &[&Type]) -> Option<Vec<String>> {
-        let last = if index == 0 {
-            [&self.time, &self.channel]
-        } else {
-            [&self.channel, &self.taps]
-        };
+        let last =
+            if index == 0 { [&self.time, &self.channel] } else { [&self.channel, &self.taps] };
         with_last(args.get(index)?, &last.map(String::as_str))
     }
 
@@ -266,8 +255,7 @@ impl OpDef for CausalConvInputGrad {
     }
 
     fn emit_cpu(&self, call: &EmitCall<'_>) -> TokenStream {
-        let (dy, w) = (call.arg(0), call.arg(1));
-        quote!(ops::causal_conv_input_grad(#dy, #w)?)
+        emit_joined(call, "causal_conv_input_grad", &[0, 1], quote!())
     }
 }
 
@@ -333,8 +321,8 @@ impl OpDef for CausalConvWeightGrad {
     }
 
     fn emit_cpu(&self, call: &EmitCall<'_>) -> TokenStream {
-        let (x, dy, taps) = (call.arg(0), call.arg(1), call.size(&self.taps.size));
-        quote!(ops::causal_conv_weight_grad(#x, #dy, #taps)?)
+        let taps = call.size(&self.taps.size);
+        emit_joined(call, "causal_conv_weight_grad", &[0, 1], quote!(#taps))
     }
 }
 
@@ -407,9 +395,7 @@ impl OpDef for Rotary {
         let (x, ty) = (call.arg(0)?, call.arg_type(0)?);
         let (_, [n_pairs]) = split_last::<1>(x)?;
         if n_pairs % 2 != 0 {
-            return Err(EvalError(format!(
-                "`rotary`: {n_pairs} elements are not pairs"
-            )));
+            return Err(EvalError(format!("`rotary`: {n_pairs} elements are not pairs")));
         }
         let time = ty.position(&self.time).unwrap_or_default();
         let n_time = x.shape()[time];
@@ -434,10 +420,7 @@ impl OpDef for Rotary {
 
     fn vjp(&self, vjp: &mut Vjp<'_>) -> Result<Vec<Option<ValueId>>, TypeError> {
         let dy = vjp.dy()?;
-        let back = Rotary {
-            inverse: !self.inverse,
-            ..self.clone()
-        };
+        let back = Rotary { inverse: !self.inverse, ..self.clone() };
         Ok(vec![Some(vjp.push(back, &[dy])?)])
     }
 
@@ -446,7 +429,7 @@ impl OpDef for Rotary {
     }
 
     fn emit_cpu(&self, call: &EmitCall<'_>) -> TokenStream {
-        let (x, time) = (call.arg(0), call.dim(0, &self.time));
+        let (x, time) = (call.arg(0), number(call.dim(0, &self.time)));
         let (base, inverse) = (self.base, self.inverse);
         quote!(ops::rotary(#x, #time, #base, #inverse)?)
     }
@@ -464,12 +447,7 @@ impl ParseOp for Rotary {
             "false" => false,
             other => return Err(format!("attribute `inverse` is true or false, not {other}")),
         };
-        Ok(Some(Rotary {
-            time,
-            pairs,
-            base,
-            inverse,
-        }))
+        Ok(Some(Rotary { time, pairs, base, inverse }))
     }
 }
 
@@ -495,9 +473,7 @@ impl OpDef for Causal {
 
     fn eval(&self, call: &EvalCall<'_>) -> Result<Vec<Array>, EvalError> {
         let (n_t, n_s) = (call.size(&self.query.size)?, call.size(&self.key.size)?);
-        let y = (0..n_t)
-            .flat_map(|t| (0..n_s).map(move |s| f64::from(s <= t)))
-            .collect();
+        let y = (0..n_t).flat_map(|t| (0..n_s).map(move |s| f64::from(s <= t))).collect();
         Ok(vec![array(&[n_t, n_s], y)?])
     }
 
@@ -517,10 +493,7 @@ impl ParseOp for Causal {
         if mnemonic != "causal" {
             return Ok(None);
         }
-        Ok(Some(Causal {
-            query: attrs.take_axis("query")?,
-            key: attrs.take_axis("key")?,
-        }))
+        Ok(Some(Causal { query: attrs.take_axis("query")?, key: attrs.take_axis("key")? }))
     }
 }
 
@@ -543,9 +516,7 @@ impl OpDef for Position {
     #[allow(clippy::cast_precision_loss)]
     fn eval(&self, call: &EvalCall<'_>) -> Result<Vec<Array>, EvalError> {
         let n = call.size(&self.axis.size)?;
-        Ok(vec![ArrayD::from_shape_fn(vec![n], |index| {
-            index[0] as f64
-        })])
+        Ok(vec![ArrayD::from_shape_fn(vec![n], |index| index[0] as f64)])
     }
 
     fn vjp(&self, _: &mut Vjp<'_>) -> Result<Vec<Option<ValueId>>, TypeError> {
@@ -563,8 +534,6 @@ impl ParseOp for Position {
         if mnemonic != "position" {
             return Ok(None);
         }
-        Ok(Some(Position {
-            axis: attrs.take_axis("axis")?,
-        }))
+        Ok(Some(Position { axis: attrs.take_axis("axis")? }))
     }
 }

@@ -2,13 +2,14 @@
 //! precision class.
 
 use super::{
-    Array, Attrs, Cost, EvalCall, EvalError, OpDef, ParseOp, TypeError, distinct, need_axis, one,
-    same_size, sized,
+    Array, Attrs, Cost, EvalCall, EvalError, OpDef, ParseOp, TypeError, distinct, need_axis,
+    number, numbers, one, same_size, sized,
 };
 use crate::autodiff::Vjp;
 use crate::emit::EmitCall;
 use crate::interp::align;
 use crate::ir::{Type, ValueId, promote};
+use lightc_dsl::ast::DType;
 use lightc_dsl::model::Axis;
 use lightc_dsl::size::Size;
 use ndarray::{ArrayD, Axis as Dim, Slice as Range, concatenate};
@@ -149,14 +150,11 @@ fn within(what: &str, low: usize, high: usize) -> Result<(), EvalError> {
     if low <= high {
         return Ok(());
     }
-    Err(EvalError(format!(
-        "`{what}`: index {low} lies after {high}"
-    )))
+    Err(EvalError(format!("`{what}`: index {low} lies after {high}")))
 }
 
 fn position(ty: &Type, name: &str) -> Result<usize, EvalError> {
-    ty.position(name)
-        .ok_or_else(|| EvalError(format!("{ty} has no axis `{name}`")))
+    ty.position(name).ok_or_else(|| EvalError(format!("{ty} has no axis `{name}`")))
 }
 
 impl OpDef for Broadcast {
@@ -176,10 +174,7 @@ impl OpDef for Broadcast {
             let Some(wide) = result.axis(&axis.name) else {
                 return Err(TypeError::new(
                     "E0401",
-                    format!(
-                        "`broadcast` to {result} leaves out axis `{}` of {x}",
-                        axis.name
-                    ),
+                    format!("`broadcast` to {result} leaves out axis `{}` of {x}", axis.name),
                 ));
             };
             same_size("broadcast", wide, axis)?;
@@ -188,16 +183,8 @@ impl OpDef for Broadcast {
     }
 
     fn eval(&self, call: &EvalCall<'_>) -> Result<Vec<Array>, EvalError> {
-        let ty = call
-            .result_types
-            .first()
-            .ok_or_else(|| EvalError("no result".into()))?;
-        Ok(vec![align(
-            call.arg(0)?,
-            call.arg_type(0)?,
-            ty,
-            &call.result_shape(0)?,
-        )?])
+        let ty = call.result_types.first().ok_or_else(|| EvalError("no result".into()))?;
+        Ok(vec![align(call.arg(0)?, call.arg_type(0)?, ty, &call.result_shape(0)?)?])
     }
 
     fn vjp(&self, vjp: &mut Vjp<'_>) -> Result<Vec<Option<ValueId>>, TypeError> {
@@ -212,7 +199,7 @@ impl OpDef for Broadcast {
     /// The first list has, for each result axis, its position in the argument, or -1.
     fn emit_cpu(&self, call: &EmitCall<'_>) -> TokenStream {
         let x = call.arg(0);
-        let entries = self.axes.iter().map(|axis| call.dim(0, &axis.name));
+        let entries = numbers(self.axes.iter().map(|axis| call.dim(0, &axis.name)));
         let sizes = self.axes.iter().map(|axis| call.size(&axis.size));
         quote!(ops::broadcast(#x, &[#(#entries),*], &[#(#sizes),*])?)
     }
@@ -223,9 +210,7 @@ impl ParseOp for Broadcast {
         if mnemonic != "broadcast" {
             return Ok(None);
         }
-        Ok(Some(Broadcast {
-            axes: attrs.take_axes("axes")?,
-        }))
+        Ok(Some(Broadcast { axes: attrs.take_axes("axes")? }))
     }
 }
 
@@ -248,10 +233,7 @@ impl OpDef for Permute {
         if axes.len() != x.axes.len() {
             return Err(TypeError::new(
                 "E0401",
-                format!(
-                    "`permute` to [{}] leaves out axes of {x}",
-                    self.order.join(", ")
-                ),
+                format!("`permute` to [{}] leaves out axes of {x}", self.order.join(", ")),
             ));
         }
         Ok(vec![Type::new(x.dtype, axes)])
@@ -259,18 +241,9 @@ impl OpDef for Permute {
 
     fn eval(&self, call: &EvalCall<'_>) -> Result<Vec<Array>, EvalError> {
         let ty = call.arg_type(0)?;
-        let order = self
-            .order
-            .iter()
-            .map(|name| position(ty, name))
-            .collect::<Result<Vec<_>, _>>()?;
-        Ok(vec![
-            call.arg(0)?
-                .view()
-                .permuted_axes(order)
-                .as_standard_layout()
-                .into_owned(),
-        ])
+        let order =
+            self.order.iter().map(|name| position(ty, name)).collect::<Result<Vec<_>, _>>()?;
+        Ok(vec![call.arg(0)?.view().permuted_axes(order).as_standard_layout().into_owned()])
     }
 
     fn vjp(&self, vjp: &mut Vjp<'_>) -> Result<Vec<Option<ValueId>>, TypeError> {
@@ -284,7 +257,7 @@ impl OpDef for Permute {
 
     fn emit_cpu(&self, call: &EmitCall<'_>) -> TokenStream {
         let x = call.arg(0);
-        let dims = self.order.iter().map(|name| call.dim(0, name));
+        let dims = numbers(self.order.iter().map(|name| call.dim(0, name)));
         quote!(ops::permute(#x, &[#(#dims),*])?)
     }
 }
@@ -294,9 +267,7 @@ impl ParseOp for Permute {
         if mnemonic != "permute" {
             return Ok(None);
         }
-        Ok(Some(Permute {
-            order: attrs.take_words("order")?,
-        }))
+        Ok(Some(Permute { order: attrs.take_words("order")? }))
     }
 }
 
@@ -306,18 +277,13 @@ impl OpDef for Rename {
     }
 
     fn attrs(&self) -> Attrs {
-        Attrs::default()
-            .word("from", &self.from)
-            .word("to", &self.to)
+        Attrs::default().word("from", &self.from).word("to", &self.to)
     }
 
     fn infer(&self, args: &[&Type]) -> Result<Vec<Type>, TypeError> {
         let x = one("rename", args)?;
         let axis = need_axis("rename", x, &self.from)?;
-        let renamed = Axis {
-            name: self.to.clone(),
-            size: axis.size.clone(),
-        };
+        let renamed = Axis { name: self.to.clone(), size: axis.size.clone() };
         replaced("rename", x, &self.from, vec![renamed])
     }
 
@@ -327,10 +293,7 @@ impl OpDef for Rename {
 
     fn vjp(&self, vjp: &mut Vjp<'_>) -> Result<Vec<Option<ValueId>>, TypeError> {
         let dy = vjp.dy()?;
-        let back = Rename {
-            from: self.to.clone(),
-            to: self.from.clone(),
-        };
+        let back = Rename { from: self.to.clone(), to: self.from.clone() };
         Ok(vec![Some(vjp.push(back, &[dy])?)])
     }
 
@@ -349,10 +312,7 @@ impl ParseOp for Rename {
         if mnemonic != "rename" {
             return Ok(None);
         }
-        Ok(Some(Rename {
-            from: attrs.take_word("from")?,
-            to: attrs.take_word("to")?,
-        }))
+        Ok(Some(Rename { from: attrs.take_word("from")?, to: attrs.take_word("to")? }))
     }
 }
 
@@ -362,28 +322,20 @@ impl OpDef for Split {
     }
 
     fn attrs(&self) -> Attrs {
-        Attrs::default()
-            .word("axis", &self.axis)
-            .axes("into", &self.into)
+        Attrs::default().word("axis", &self.axis).axes("into", &self.into)
     }
 
     fn infer(&self, args: &[&Type]) -> Result<Vec<Type>, TypeError> {
         let x = one("split", args)?;
         let axis = need_axis("split", x, &self.axis)?;
         if self.into.is_empty() {
-            return Err(TypeError::new(
-                "E0405",
-                "`split` names no axis to split into",
-            ));
+            return Err(TypeError::new("E0405", "`split` names no axis to split into"));
         }
         let total = Type::new(x.dtype, self.into.clone()).count();
         let total = sized("split", total)?;
         if total != axis.size {
-            let parts: Vec<String> = self
-                .into
-                .iter()
-                .map(|part| format!("{}={}", part.name, part.size))
-                .collect();
+            let parts: Vec<String> =
+                self.into.iter().map(|part| format!("{}={}", part.name, part.size)).collect();
             return Err(TypeError::new(
                 "E0402",
                 format!(
@@ -405,13 +357,7 @@ impl OpDef for Split {
     fn vjp(&self, vjp: &mut Vjp<'_>) -> Result<Vec<Option<ValueId>>, TypeError> {
         let dy = vjp.dy()?;
         let axes = self.into.iter().map(|part| part.name.clone()).collect();
-        Ok(vec![Some(vjp.push(
-            Merge {
-                axes,
-                into: self.axis.clone(),
-            },
-            &[dy],
-        )?)])
+        Ok(vec![Some(vjp.push(Merge { axes, into: self.axis.clone() }, &[dy])?)])
     }
 
     fn cost(&self, _: &[&Type], _: &[&Type]) -> Cost {
@@ -419,7 +365,7 @@ impl OpDef for Split {
     }
 
     fn emit_cpu(&self, call: &EmitCall<'_>) -> TokenStream {
-        let (x, dim) = (call.arg(0), call.dim(0, &self.axis));
+        let (x, dim) = (call.arg(0), number(call.dim(0, &self.axis)));
         let sizes = self.into.iter().map(|part| call.size(&part.size));
         quote!(ops::split(#x, #dim, &[#(#sizes),*])?)
     }
@@ -430,20 +376,14 @@ impl ParseOp for Split {
         if mnemonic != "split" {
             return Ok(None);
         }
-        Ok(Some(Split {
-            axis: attrs.take_word("axis")?,
-            into: attrs.take_axes("into")?,
-        }))
+        Ok(Some(Split { axis: attrs.take_word("axis")?, into: attrs.take_axes("into")? }))
     }
 }
 
 impl Merge {
     /// The axes that are merged, with their sizes.
     fn parts(&self, x: &Type) -> Result<Vec<Axis>, TypeError> {
-        self.axes
-            .iter()
-            .map(|name| need_axis("merge", x, name).cloned())
-            .collect()
+        self.axes.iter().map(|name| need_axis("merge", x, name).cloned()).collect()
     }
 }
 
@@ -453,9 +393,7 @@ impl OpDef for Merge {
     }
 
     fn attrs(&self) -> Attrs {
-        Attrs::default()
-            .words("axes", &self.axes)
-            .word("into", &self.into)
+        Attrs::default().words("axes", &self.axes).word("into", &self.into)
     }
 
     fn infer(&self, args: &[&Type]) -> Result<Vec<Type>, TypeError> {
@@ -467,10 +405,7 @@ impl OpDef for Merge {
         distinct("merge", &parts)?;
         super::ordered(self, args)?;
         let size = sized("merge", Type::new(x.dtype, parts.clone()).count())?;
-        let merged = Axis {
-            name: self.into.clone(),
-            size,
-        };
+        let merged = Axis { name: self.into.clone(), size };
         let mut axes = Vec::new();
         for axis in &x.axes {
             if axis.name == first.name {
@@ -505,13 +440,7 @@ impl OpDef for Merge {
     fn vjp(&self, vjp: &mut Vjp<'_>) -> Result<Vec<Option<ValueId>>, TypeError> {
         let dy = vjp.dy()?;
         let into = self.parts(&vjp.arg_type(0)?)?;
-        Ok(vec![Some(vjp.push(
-            Split {
-                axis: self.into.clone(),
-                into,
-            },
-            &[dy],
-        )?)])
+        Ok(vec![Some(vjp.push(Split { axis: self.into.clone(), into }, &[dy])?)])
     }
 
     fn cost(&self, _: &[&Type], _: &[&Type]) -> Cost {
@@ -520,8 +449,8 @@ impl OpDef for Merge {
 
     fn emit_cpu(&self, call: &EmitCall<'_>) -> TokenStream {
         let x = call.arg(0);
-        let first = self.axes.first().map_or(0, |name| call.dim(0, name));
-        let n_dims = self.axes.len() as i64;
+        let first = number(self.axes.first().map_or(0, |name| call.dim(0, name)));
+        let n_dims = number(self.axes.len() as i64);
         quote!(ops::merge(#x, #first, #n_dims)?)
     }
 }
@@ -531,10 +460,7 @@ impl ParseOp for Merge {
         if mnemonic != "merge" {
             return Ok(None);
         }
-        Ok(Some(Merge {
-            axes: attrs.take_words("axes")?,
-            into: attrs.take_word("into")?,
-        }))
+        Ok(Some(Merge { axes: attrs.take_words("axes")?, into: attrs.take_word("into")? }))
     }
 }
 
@@ -554,25 +480,11 @@ impl OpDef for Slice {
     fn infer(&self, args: &[&Type]) -> Result<Vec<Type>, TypeError> {
         let x = one("slice", args)?;
         let axis = need_axis("slice", x, &self.axis)?;
-        not_above(
-            "slice",
-            "index",
-            &Size::constant(0),
-            "the start",
-            &self.start,
-        )?;
+        not_above("slice", "index", &Size::constant(0), "the start", &self.start)?;
         not_above("slice", "the start", &self.start, "the end", &self.end)?;
         not_above("slice", "the end", &self.end, "the size", &axis.size)?;
         let size = sized("slice", self.end.checked_sub(&self.start))?;
-        replaced(
-            "slice",
-            x,
-            &self.axis,
-            vec![Axis {
-                name: self.to.clone(),
-                size,
-            }],
-        )
+        replaced("slice", x, &self.axis, vec![Axis { name: self.to.clone(), size }])
     }
 
     fn eval(&self, call: &EvalCall<'_>) -> Result<Vec<Array>, EvalError> {
@@ -580,9 +492,7 @@ impl OpDef for Slice {
         let (start, end) = (call.size(&self.start)?, call.size(&self.end)?);
         within("slice", start, end)?;
         within("slice", end, x.len_of(Dim(dim)))?;
-        Ok(vec![
-            x.slice_axis(Dim(dim), Range::from(start..end)).to_owned(),
-        ])
+        Ok(vec![x.slice_axis(Dim(dim), Range::from(start..end)).to_owned()])
     }
 
     fn vjp(&self, vjp: &mut Vjp<'_>) -> Result<Vec<Option<ValueId>>, TypeError> {
@@ -602,7 +512,7 @@ impl OpDef for Slice {
     }
 
     fn emit_cpu(&self, call: &EmitCall<'_>) -> TokenStream {
-        let (x, dim) = (call.arg(0), call.dim(0, &self.axis));
+        let (x, dim) = (call.arg(0), number(call.dim(0, &self.axis)));
         let (start, end) = (call.size(&self.start), call.size(&self.end));
         quote!(ops::slice(#x, #dim, #start, #end)?)
     }
@@ -638,34 +548,11 @@ impl OpDef for Pad {
     fn infer(&self, args: &[&Type]) -> Result<Vec<Type>, TypeError> {
         let x = one("pad", args)?;
         let axis = need_axis("pad", x, &self.axis)?;
-        not_above(
-            "pad",
-            "zero",
-            &Size::constant(0),
-            "the number in front",
-            &self.before,
-        )?;
-        not_above(
-            "pad",
-            "zero",
-            &Size::constant(0),
-            "the number at the end",
-            &self.after,
-        )?;
-        let size = axis
-            .size
-            .checked_add(&self.before)
-            .and_then(|n| n.checked_add(&self.after));
+        not_above("pad", "zero", &Size::constant(0), "the number in front", &self.before)?;
+        not_above("pad", "zero", &Size::constant(0), "the number at the end", &self.after)?;
+        let size = axis.size.checked_add(&self.before).and_then(|n| n.checked_add(&self.after));
         let size = sized("pad", size)?;
-        replaced(
-            "pad",
-            x,
-            &self.axis,
-            vec![Axis {
-                name: self.to.clone(),
-                size,
-            }],
-        )
+        replaced("pad", x, &self.axis, vec![Axis { name: self.to.clone(), size }])
     }
 
     fn eval(&self, call: &EvalCall<'_>) -> Result<Vec<Array>, EvalError> {
@@ -677,8 +564,7 @@ impl OpDef for Pad {
             *padded = before + length + after;
         }
         let mut y = ArrayD::zeros(shape);
-        y.slice_axis_mut(Dim(dim), Range::from(before..before + length))
-            .assign(x);
+        y.slice_axis_mut(Dim(dim), Range::from(before..before + length)).assign(x);
         Ok(vec![y])
     }
 
@@ -699,7 +585,7 @@ impl OpDef for Pad {
     }
 
     fn emit_cpu(&self, call: &EmitCall<'_>) -> TokenStream {
-        let (x, dim) = (call.arg(0), call.dim(0, &self.axis));
+        let (x, dim) = (call.arg(0), number(call.dim(0, &self.axis)));
         let (before, after) = (call.size(&self.before), call.size(&self.after));
         quote!(ops::pad(#x, #dim, #before, #after)?)
     }
@@ -725,17 +611,12 @@ impl OpDef for Concat {
     }
 
     fn attrs(&self) -> Attrs {
-        Attrs::default()
-            .word("axis", &self.axis)
-            .word("to", &self.to)
+        Attrs::default().word("axis", &self.axis).word("to", &self.to)
     }
 
     fn infer(&self, args: &[&Type]) -> Result<Vec<Type>, TypeError> {
         let Some(first) = args.first() else {
-            return Err(TypeError::new(
-                "E0405",
-                "`concat` takes at least one tensor argument",
-            ));
+            return Err(TypeError::new("E0405", "`concat` takes at least one tensor argument"));
         };
         let mut size = Size::default();
         let mut dtype = first.dtype;
@@ -761,10 +642,7 @@ impl OpDef for Concat {
             }
         }
         super::ordered(self, args)?;
-        let joined = vec![Axis {
-            name: self.to.clone(),
-            size,
-        }];
+        let joined = vec![Axis { name: self.to.clone(), size }];
         replaced("concat", &first.with_dtype(dtype), &self.axis, joined)
     }
 
@@ -790,12 +668,8 @@ impl OpDef for Concat {
             let length = &need_axis("concat", &ty, &self.axis)?.size;
             let end = sized("concat", start.checked_add(length))?;
             cotangents.push(if vjp.wants(index) {
-                let slice = Slice {
-                    axis: self.to.clone(),
-                    start,
-                    end: end.clone(),
-                    to: self.axis.clone(),
-                };
+                let slice =
+                    Slice { axis: self.to.clone(), start, end: end.clone(), to: self.axis.clone() };
                 let part = vjp.push(slice, &[dy])?;
                 Some(vjp.conform(part, &ty)?)
             } else {
@@ -811,7 +685,12 @@ impl OpDef for Concat {
     }
 
     fn emit_cpu(&self, call: &EmitCall<'_>) -> TokenStream {
-        let (parts, dim) = (call.args, call.dim(0, &self.axis));
+        let dim = number(call.dim(0, &self.axis));
+        let result = call.result_types.first().map(|ty| ty.dtype);
+        let parts = call.args.iter().zip(call.arg_types).map(|(part, ty)| {
+            let widened = result == Some(DType::F32) && ty.dtype == DType::Act;
+            if widened { quote!(&ops::to_f32(#part)?) } else { part.clone() }
+        });
         quote!(ops::concat(&[#(#parts),*], #dim)?)
     }
 }
@@ -821,10 +700,7 @@ impl ParseOp for Concat {
         if mnemonic != "concat" {
             return Ok(None);
         }
-        Ok(Some(Concat {
-            axis: attrs.take_word("axis")?,
-            to: attrs.take_word("to")?,
-        }))
+        Ok(Some(Concat { axis: attrs.take_word("axis")?, to: attrs.take_word("to")? }))
     }
 }
 
@@ -832,16 +708,10 @@ impl ParseOp for Concat {
 fn on_axis(what: &str, index: &Size, axis: &Axis) -> Result<(), TypeError> {
     not_above(what, "zero", &Size::constant(0), "index", index)?;
     let after = sized(what, index.checked_add(&Size::constant(1)))?;
-    if sized(what, axis.size.checked_sub(&after))?
-        .as_constant()
-        .is_some_and(|n| n < 0)
-    {
+    if sized(what, axis.size.checked_sub(&after))?.as_constant().is_some_and(|n| n < 0) {
         return Err(TypeError::new(
             "E0402",
-            format!(
-                "`{what}`: index {index} is not on axis `{}` of size {}",
-                axis.name, axis.size
-            ),
+            format!("`{what}`: index {index} is not on axis `{}` of size {}", axis.name, axis.size),
         ));
     }
     Ok(())
@@ -866,10 +736,7 @@ impl OpDef for Place {
         if self.position > axes.len() {
             return Err(TypeError::new(
                 "E0405",
-                format!(
-                    "`place` puts an axis at position {}, but the value is {x}",
-                    self.position
-                ),
+                format!("`place` puts an axis at position {}, but the value is {x}", self.position),
             ));
         }
         axes.insert(self.position, self.axis.clone());
@@ -881,17 +748,13 @@ impl OpDef for Place {
         let index = call.size(&self.index)?;
         let mut y = ArrayD::zeros(call.result_shape(0)?);
         within("place", index + 1, y.len_of(Dim(self.position)))?;
-        y.index_axis_mut(Dim(self.position), index)
-            .assign(call.arg(0)?);
+        y.index_axis_mut(Dim(self.position), index).assign(call.arg(0)?);
         Ok(vec![y])
     }
 
     fn vjp(&self, vjp: &mut Vjp<'_>) -> Result<Vec<Option<ValueId>>, TypeError> {
         let dy = vjp.dy()?;
-        let pick = Pick {
-            axis: self.axis.name.clone(),
-            index: self.index.clone(),
-        };
+        let pick = Pick { axis: self.axis.name.clone(), index: self.index.clone() };
         Ok(vec![Some(vjp.push(pick, &[dy])?)])
     }
 
@@ -900,7 +763,7 @@ impl OpDef for Place {
     }
 
     fn emit_cpu(&self, call: &EmitCall<'_>) -> TokenStream {
-        let (x, position) = (call.arg(0), self.position as i64);
+        let (x, position) = (call.arg(0), number(self.position as i64));
         let (index, size) = (call.size(&self.index), call.size(&self.axis.size));
         quote!(ops::place(#x, #position, #index, #size)?)
     }
@@ -925,9 +788,7 @@ impl OpDef for Pick {
     }
 
     fn attrs(&self) -> Attrs {
-        Attrs::default()
-            .word("axis", &self.axis)
-            .size("index", &self.index)
+        Attrs::default().word("axis", &self.axis).size("index", &self.index)
     }
 
     fn infer(&self, args: &[&Type]) -> Result<Vec<Type>, TypeError> {
@@ -947,11 +808,7 @@ impl OpDef for Pick {
         let (dy, x) = (vjp.dy()?, vjp.arg_type(0)?);
         let axis = need_axis("pick", &x, &self.axis)?.clone();
         let position = x.position(&self.axis).unwrap_or_default();
-        let place = Place {
-            axis,
-            index: self.index.clone(),
-            position,
-        };
+        let place = Place { axis, index: self.index.clone(), position };
         Ok(vec![Some(vjp.push(place, &[dy])?)])
     }
 
@@ -960,7 +817,8 @@ impl OpDef for Pick {
     }
 
     fn emit_cpu(&self, call: &EmitCall<'_>) -> TokenStream {
-        let (x, dim, index) = (call.arg(0), call.dim(0, &self.axis), call.size(&self.index));
+        let (x, dim) = (call.arg(0), number(call.dim(0, &self.axis)));
+        let index = call.size(&self.index);
         quote!(ops::pick(#x, #dim, #index)?)
     }
 }
@@ -970,9 +828,6 @@ impl ParseOp for Pick {
         if mnemonic != "pick" {
             return Ok(None);
         }
-        Ok(Some(Pick {
-            axis: attrs.take_word("axis")?,
-            index: attrs.take_size("index")?,
-        }))
+        Ok(Some(Pick { axis: attrs.take_word("axis")?, index: attrs.take_size("index")? }))
     }
 }

@@ -3,7 +3,7 @@
 use super::pointwise::{no_second_derivative, same_axes};
 use super::{
     Array, Attrs, Cost, EvalCall, EvalError, OpDef, ParseOp, TypeError, array, count, elements,
-    float, need_axis, one, ordered, product, split_last, two, wanted, with_last,
+    float, need_axis, number, one, ordered, product, split_last, two, wanted, with_last,
 };
 use crate::autodiff::Vjp;
 use crate::emit::EmitCall;
@@ -59,10 +59,7 @@ fn check(
     need_axis(what, x, rows)?;
     need_axis(what, x, columns)?;
     if rows == columns {
-        return Err(TypeError::new(
-            "E0406",
-            format!("`{what}` names axis `{rows}` twice"),
-        ));
+        return Err(TypeError::new("E0406", format!("`{what}` names axis `{rows}` twice")));
     }
     if iterations < 1 {
         return Err(TypeError::new(
@@ -197,9 +194,7 @@ fn by_matrix(
     if length > 0 {
         for (index, x) in xs.chunks_exact(length).enumerate() {
             let scaling = Scaling::new(x, n_rows, n_columns, iterations, eps);
-            let dy = dys
-                .as_ref()
-                .and_then(|dys| dys.get(index * length..(index + 1) * length));
+            let dy = dys.as_ref().and_then(|dys| dys.get(index * length..(index + 1) * length));
             y.extend(f(&scaling, dy));
         }
     }
@@ -237,9 +232,7 @@ impl OpDef for Sinkhorn {
     }
 
     fn eval(&self, call: &EvalCall<'_>) -> Result<Vec<Array>, EvalError> {
-        by_matrix(call, self.iterations, self.eps, |scaling, _| {
-            scaling.result()
-        })
+        by_matrix(call, self.iterations, self.eps, |scaling, _| scaling.result())
     }
 
     fn vjp(&self, vjp: &mut Vjp<'_>) -> Result<Vec<Option<ValueId>>, TypeError> {
@@ -259,7 +252,7 @@ impl OpDef for Sinkhorn {
     }
 
     fn emit_cpu(&self, call: &EmitCall<'_>) -> TokenStream {
-        let (x, iterations, eps) = (call.arg(0), self.iterations, self.eps);
+        let (x, iterations, eps) = (call.arg(0), number(self.iterations), self.eps);
         quote!(ops::sinkhorn(#x, #iterations, #eps)?)
     }
 }
@@ -293,13 +286,7 @@ impl OpDef for SinkhornGrad {
 
     fn infer(&self, args: &[&Type]) -> Result<Vec<Type>, TypeError> {
         let (x, dy) = two("sinkhorn_grad", args)?;
-        check(
-            "sinkhorn_grad",
-            x,
-            &self.rows,
-            &self.columns,
-            self.iterations,
-        )?;
+        check("sinkhorn_grad", x, &self.rows, &self.columns, self.iterations)?;
         float("sinkhorn_grad", dy)?;
         ordered(self, args)?;
         same_axes("sinkhorn_grad", x, dy)?;
@@ -312,9 +299,7 @@ impl OpDef for SinkhornGrad {
 
     fn eval(&self, call: &EvalCall<'_>) -> Result<Vec<Array>, EvalError> {
         call.arg(1)?;
-        by_matrix(call, self.iterations, self.eps, |scaling, dy| {
-            scaling.grad(dy.unwrap_or(&[]))
-        })
+        by_matrix(call, self.iterations, self.eps, |scaling, dy| scaling.grad(dy.unwrap_or(&[])))
     }
 
     fn vjp(&self, _: &mut Vjp<'_>) -> Result<Vec<Option<ValueId>>, TypeError> {
@@ -326,7 +311,8 @@ impl OpDef for SinkhornGrad {
     }
 
     fn emit_cpu(&self, call: &EmitCall<'_>) -> TokenStream {
-        let (x, dy, iterations, eps) = (call.arg(0), call.arg(1), self.iterations, self.eps);
+        let (x, dy) = (call.arg(0), call.arg(1));
+        let (iterations, eps) = (number(self.iterations), self.eps);
         quote!(ops::sinkhorn_grad(#x, #dy, #iterations, #eps)?)
     }
 }

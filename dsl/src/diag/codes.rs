@@ -1,4 +1,8 @@
-//! Every code that a diagnostic of this crate can carry.
+//! Every code that a diagnostic can carry, with the page that `lightc explain` prints.
+//!
+//! The constants are the codes of this crate. [`PAGES`] has the pages of all crates: a new code
+//! is a constant or literal where it is raised, a file `docs/errors/CODE.md`, and a row of the
+//! table.
 
 /// Text that no rule of the grammar allows.
 pub const UNEXPECTED: &str = "E0101";
@@ -62,14 +66,59 @@ pub const NOT_ALONE: &str = "E0309";
 pub const NOT_A_NUMBER: &str = "E0310";
 
 /// A distribution that does not exist.
-pub const UNKNOWN_INIT: &str = "E0501";
+pub const UNKNOWN_INIT: &str = "E0511";
 /// Arguments that a distribution does not take.
-pub const INIT_ARGUMENTS: &str = "E0502";
+pub const INIT_ARGUMENTS: &str = "E0512";
 /// One axis twice in one tensor.
-pub const DOUBLED_AXIS: &str = "E0503";
+pub const DOUBLED_AXIS: &str = "E0513";
 /// An axis that the block does not have.
-pub const UNKNOWN_AXIS: &str = "E0504";
+pub const UNKNOWN_AXIS: &str = "E0514";
 /// `frozen` with an empty reason.
-pub const NO_REASON: &str = "E0505";
+pub const NO_REASON: &str = "E0515";
 /// A table source that does not exist.
-pub const UNKNOWN_TABLE: &str = "E0506";
+pub const UNKNOWN_TABLE: &str = "E0516";
+
+/// The explanation of a code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Page {
+    /// Such as `E0201`.
+    pub code: &'static str,
+    /// Markdown: a heading `# E0201: title`, a paragraph, a bad and a good example.
+    pub text: &'static str,
+}
+
+impl Page {
+    /// What the code means, in a few words.
+    pub fn title(&self) -> &'static str {
+        let line = self.text.lines().next().unwrap_or("");
+        line.split_once(": ").map_or(line, |(_, title)| title)
+    }
+}
+
+/// The page of a code; case does not matter.
+pub fn page(code: &str) -> Option<&'static Page> {
+    PAGES
+        .iter()
+        .find(|page| page.code.eq_ignore_ascii_case(code))
+}
+
+macro_rules! pages {
+    ($($code:literal)*) => {
+        &[$(Page {
+            code: $code,
+            text: include_str!(concat!(
+                env!("CARGO_MANIFEST_DIR"), "/../docs/errors/", $code, ".md"
+            )),
+        }),*]
+    };
+}
+
+/// All pages, in the order of their codes.
+#[rustfmt::skip]
+pub const PAGES: &[Page] = pages! {
+    "E0101" "E0102" "E0103" "E0104" "E0105"
+    "E0201" "E0202" "E0203" "E0204" "E0205" "E0206" "E0207" "E0208" "E0209" "E0210" "E0211"
+    "E0212" "E0213" "E0214"
+    "E0301" "E0302" "E0303" "E0304" "E0305" "E0306" "E0307" "E0308" "E0309" "E0310"
+    "E0511" "E0512" "E0513" "E0514" "E0515" "E0516"
+};

@@ -7,6 +7,9 @@ use crate::source::Span;
 use serde::Serialize;
 
 pub mod codes;
+mod render;
+
+pub use render::{render, to_json};
 
 /// How bad it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]

@@ -17,7 +17,14 @@ use std::collections::{BTreeMap, BTreeSet};
 pub(super) fn program(program: &Program) -> Vec<Diag> {
     let mut diags = Vec::new();
     for def in &program.blocks {
-        BlockCheck::new(program, &def.ast).run(&mut diags);
+        let mut found = Vec::new();
+        BlockCheck::new(program, &def.ast).run(&mut found);
+        if program.damaged.contains(&def.ast.name.name) {
+            // What is missing stands perhaps in a line that did not parse.
+            let missing = [codes::NO_FORWARD, codes::UNKNOWN_NAME, codes::UNKNOWN_AXIS];
+            found.retain(|d| !missing.contains(&d.code));
+        }
+        diags.extend(found);
     }
     for def in &program.stages {
         stage(program, &def.ast, &mut diags);
@@ -257,46 +264,63 @@ fn count(n: usize, what: &str) -> String {
 // Shapes of expressions -------------------------------------------------------------------------
 
 /// What an expression is by its form: a number counts as [`FormalKind::Number`] even where it
-/// serves as a size. `binding` gives the value of a name of the stage.
+/// serves as a size. Nothing where that hangs on a name that does not exist. `binding` gives the value of a name of the stage.
 pub(super) fn kind_of<'a>(
     program: &Program,
     expr: &'a Expr,
     binding: &impl Fn(&str) -> Option<&'a Expr>,
-) -> FormalKind {
-    let mut expr = expr;
-    // Aliases can form a cycle, which is reported elsewhere.
-    for _ in 0..64 {
-        match &expr.kind {
-            ExprKind::Name(name) => match binding(name) {
-                Some(next) => expr = next,
-                None if program.block(name).is_some() => return FormalKind::Block,
-                None => return FormalKind::Number,
-            },
-            ExprKind::List(_) => return FormalKind::Blocks,
-            ExprKind::Call { callee, .. } => {
-                let is_number = NUMBER_FUNCTIONS.contains(&callee.name.as_str());
-                return if is_number {
-                    FormalKind::Number
-                } else {
-                    FormalKind::Block
-                };
+) -> Option<FormalKind> {
+    kind_within(program, expr, binding, 64)
+}
+
+/// Bindings can form a cycle, which is reported elsewhere: `steps` ends it here.
+fn kind_within<'a>(
+    program: &Program,
+    expr: &'a Expr,
+    binding: &impl Fn(&str) -> Option<&'a Expr>,
+    steps: u32,
+) -> Option<FormalKind> {
+    let steps = steps.checked_sub(1)?;
+    let block = |name: &str| program.block(name).map(|_| FormalKind::Block);
+    match &expr.kind {
+        ExprKind::Name(name) => match binding(name) {
+            Some(next) => kind_within(program, next, binding, steps),
+            None => block(name),
+        },
+        ExprKind::List(_) => Some(FormalKind::Blocks),
+        ExprKind::Call { callee, .. } => {
+            let is_number = NUMBER_FUNCTIONS.contains(&callee.name.as_str());
+            if is_number {
+                Some(FormalKind::Number)
+            } else {
+                block(&callee.name)
             }
-            ExprKind::Binary(BinaryOp::Mul, left, right) => {
-                // `2 * list` and `list * 2`
-                let number = matches!(left.kind, ExprKind::Number { .. });
-                expr = if number { right } else { left };
-            }
-            ExprKind::Binary(BinaryOp::Add, left, _) => expr = left,
-            _ => return FormalKind::Number,
         }
+        // `list + list`, `list * 2`, `2 * list`
+        ExprKind::Binary(BinaryOp::Add | BinaryOp::Mul, left, right) => {
+            let number = matches!(left.kind, ExprKind::Number { .. });
+            let side = if number { right } else { left };
+            match kind_within(program, side, binding, steps) {
+                Some(FormalKind::Blocks) => Some(FormalKind::Blocks),
+                _ => Some(FormalKind::Number),
+            }
+        }
+        _ => Some(FormalKind::Number),
     }
-    FormalKind::Number
+}
+
+/// How to read an expression of which [`kind_of`] knows nothing.
+pub(super) fn likely_kind(expr: &Expr) -> FormalKind {
+    match expr.kind {
+        ExprKind::Call { .. } => FormalKind::Block,
+        _ => FormalKind::Number,
+    }
 }
 
 /// The names that an expression uses as values. Names of arguments are not among them.
-pub(super) fn names_of<'a>(expr: &'a Expr, names: &mut Vec<&'a str>) {
+pub(super) fn names_of<'a>(expr: &'a Expr, names: &mut Vec<(&'a str, Span)>) {
     match &expr.kind {
-        ExprKind::Name(name) => names.push(name),
+        ExprKind::Name(name) => names.push((name, expr.span)),
         ExprKind::Number { .. } => {}
         ExprKind::Negate(inner) => names_of(inner, names),
         ExprKind::Binary(_, left, right) => {
@@ -441,7 +465,7 @@ impl ExprCheck<'_, '_> {
     }
 
     fn definition(&mut self, name: &str, span: Span) {
-        if self.program.block(name).is_none() {
+        if self.program.block(name).is_none() && !self.program.damaged.contains(name) {
             let names = self
                 .names
                 .map_or(Vec::new(), |n| n.keys().copied().collect());
@@ -692,29 +716,33 @@ impl<'a> BlockCheck<'a> {
     ) {
         let mut used = Vec::new();
         names_of(size, &mut used);
-        let later = used.iter().find(|n| {
-            let is_axis = self
-                .block
-                .members
-                .iter()
-                .any(|m| matches!(m, Member::Axis(def) if def.name.name == **n));
-            let is_formal = self.block.formals.iter().any(|f| f.name.name == **n);
-            is_axis && !is_formal && (!so_far.contains(*n) || **n == name.name)
+        let axis_members = || {
+            self.block.members.iter().filter_map(|m| match m {
+                Member::Axis(def) => Some(&def.name.name),
+                _ => None,
+            })
+        };
+        let later = used.iter().find(|(n, _)| {
+            let is_formal = self.block.formals.iter().any(|f| f.name.name == *n);
+            let is_above = so_far.contains(n) && *n != name.name;
+            axis_members().any(|axis| axis == n) && !is_formal && !is_above
         });
-        if let Some(later) = later {
-            diags.push(
-                Diag::error(
-                    codes::UNKNOWN_NAME,
-                    format!(
-                        "the size of axis `{}` uses `{later}`, which is not above it",
-                        name.name
-                    ),
-                    size.span,
-                    "an axis can use formals and the axes above it",
-                )
-                .with_help(format!("move `axis {later}` above `axis {}`", name.name)),
-            );
-        }
+        let Some((later, span)) = later else { return };
+        let itself = *later == name.name;
+        let diag = Diag::error(
+            codes::UNKNOWN_NAME,
+            format!(
+                "the size of axis `{}` uses `{later}`, which is not above it",
+                name.name
+            ),
+            *span,
+            "an axis can use formals and the axes above it",
+        );
+        diags.push(if itself {
+            diag
+        } else {
+            diag.with_help(format!("move `axis {later}` above `axis {}`", name.name))
+        });
     }
 
     fn axes(&self, axes: &[Ident], diags: &mut Vec<Diag>) {
@@ -898,6 +926,7 @@ fn reserved(name: &Ident) -> Diag {
 fn stage(program: &Program, stage: &Stage, diags: &mut Vec<Diag>) {
     if let Some(parent) = &stage.extends
         && program.stage(&parent.name).is_none()
+        && !program.damaged.contains(&parent.name)
     {
         diags.push(program.unknown_parent(parent));
     }
@@ -917,7 +946,8 @@ fn stage(program: &Program, stage: &Stage, diags: &mut Vec<Diag>) {
             ),
             None => drop(seen.insert(&binding.name.name, binding.name.span)),
         }
-        let kind = kind_of(program, &binding.value, &|_| None);
+        let kind = kind_of(program, &binding.value, &|_| None)
+            .unwrap_or_else(|| likely_kind(&binding.value));
         ExprCheck {
             program,
             names: None,

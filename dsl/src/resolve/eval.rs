@@ -37,6 +37,8 @@ pub(super) struct Resolver<'p> {
     /// A symbolic size was used in a number.
     pub(super) symbolic: bool,
     pub(super) depth: usize,
+    /// A chain of bindings is over the limit, which is reported once.
+    pub(super) chain_too_long: bool,
 }
 
 /// What a kind of formal takes, in words.
@@ -105,7 +107,9 @@ impl<'p> Resolver<'p> {
 
     /// Reports an error, and says which instantiation it is in.
     pub(super) fn report(&mut self, mut diag: Diag) {
+        let is_root = self.chain.len() == 1;
         if let Some((block, span)) = self.chain.last()
+            && !(is_root && matches!(self.scopes.first(), Some(Scope::Free)))
             && *span != diag.primary.span
             && diag.related.iter().all(|r| r.span != *span)
         {
@@ -115,6 +119,44 @@ impl<'p> Resolver<'p> {
             });
         }
         self.diags.push(diag);
+    }
+
+    /// What the value of a binding is by its form.
+    pub(super) fn kind_of_binding(
+        &self,
+        stage: ScopeId,
+        binding: &'p Binding,
+    ) -> Option<FormalKind> {
+        check::kind_of(
+            self.program,
+            &binding.value,
+            &|name| match self.lookup(stage, name) {
+                Some(Found::Binding(_, binding)) => Some(&binding.value),
+                _ => None,
+            },
+        )
+    }
+
+    /// Reports a binding whose form is not of the kind that its use wants.
+    fn check_kind(
+        &mut self,
+        stage: ScopeId,
+        binding: &'p Binding,
+        wanted: FormalKind,
+        span: Span,
+    ) -> Option<()> {
+        let kind = self.kind_of_binding(stage, binding).unwrap_or(wanted);
+        if kind == wanted {
+            return Some(());
+        }
+        let words = kind_words(kind);
+        let diag = match (wanted, kind) {
+            (FormalKind::Blocks, FormalKind::Block) => not_a_list(span, words, &binding.name.name),
+            (FormalKind::Axis, _) => wrong_kind(span, words, "a size"),
+            _ => wrong_kind(span, words, kind_words(wanted)),
+        };
+        self.report(diag.with_related(binding.name.span, "bound here"));
+        None
     }
 
     fn unknown_name(&mut self, name: &str, span: Span, scope: ScopeId) {
@@ -128,12 +170,14 @@ impl<'p> Resolver<'p> {
     /// parser; chains of bindings are limited here.
     fn deeper<T>(&mut self, span: Span, f: impl FnOnce(&mut Self) -> Option<T>) -> Option<T> {
         if self.depth >= MAX_DEPTH {
-            self.report(Diag::error(
-                codes::OVER_LIMIT,
-                format!("more than {MAX_DEPTH} bindings and operations lead to one value"),
-                span,
-                "the chain is too long here",
-            ));
+            if !std::mem::replace(&mut self.chain_too_long, true) {
+                self.report(Diag::error(
+                    codes::OVER_LIMIT,
+                    format!("more than {MAX_DEPTH} bindings and operations lead to one value"),
+                    span,
+                    "the chain is too long here",
+                ));
+            }
             return None;
         }
         self.depth += 1;
@@ -221,7 +265,7 @@ impl<'p> Resolver<'p> {
                 span,
                 "not a whole number",
             )
-            .with_help("round it"),
+            .with_help("a size counts elements: use a whole number"),
         );
         None
     }
@@ -284,7 +328,10 @@ impl<'p> Resolver<'p> {
                 }
                 None
             }
-            Some(Found::Binding(stage, binding)) => self.binding_size(stage, binding),
+            Some(Found::Binding(stage, binding)) => {
+                self.check_kind(stage, binding, FormalKind::Number, span)?;
+                self.binding_size(stage, binding)
+            }
             None => {
                 if self.program.block(name).is_some() {
                     self.report(wrong_kind(span, "a block", "a size"));
@@ -383,9 +430,9 @@ impl<'p> Resolver<'p> {
         self.report(
             Diag::error(
                 codes::NOT_A_NUMBER,
-                format!("the value of this number is {value}"),
+                format!("the number comes to {value}"),
                 expr.span,
-                "has no finite value",
+                "not a finite number",
             )
             .with_help("check for a division by 0, or a root or logarithm below 0"),
         );
@@ -488,7 +535,10 @@ impl<'p> Resolver<'p> {
                 }
                 None
             }
-            Some(Found::Binding(stage, binding)) => self.binding_number(stage, binding),
+            Some(Found::Binding(stage, binding)) => {
+                self.check_kind(stage, binding, FormalKind::Number, span)?;
+                self.binding_number(stage, binding)
+            }
             None => {
                 if self.program.block(name).is_some() {
                     self.report(wrong_kind(span, "a block", "a number"));
@@ -530,7 +580,10 @@ impl<'p> Resolver<'p> {
                     }
                     None
                 }
-                Some(Found::Binding(stage, binding)) => self.binding_block(stage, binding),
+                Some(Found::Binding(stage, binding)) => {
+                    self.check_kind(stage, binding, FormalKind::Block, expr.span)?;
+                    self.binding_block(stage, binding)
+                }
                 None => {
                     let block = self.definition(name, expr.span, scope)?;
                     Some(Closure {
@@ -573,6 +626,9 @@ impl<'p> Resolver<'p> {
         let program = self.program;
         if let Some(def) = program.block(name) {
             return Some(def);
+        }
+        if program.damaged.contains(name) {
+            return None;
         }
         let names = self.names_in(scope);
         let diag = check::unknown_block(program, name, span, names);
@@ -630,7 +686,10 @@ impl<'p> Resolver<'p> {
             }
             ExprKind::Name(name) => match self.lookup(scope, name) {
                 Some(Found::Bound(Bound::Blocks(list))) => Some(list),
-                Some(Found::Binding(stage, binding)) => self.binding_list(stage, binding),
+                Some(Found::Binding(stage, binding)) => {
+                    self.check_kind(stage, binding, FormalKind::Blocks, expr.span)?;
+                    self.binding_list(stage, binding)
+                }
                 Some(Found::Bound(bound)) => {
                     if let Some(kind) = bound.kind() {
                         self.report(not_a_list(expr.span, kind_words(kind), name));

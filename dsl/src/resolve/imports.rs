@@ -18,11 +18,7 @@ pub fn load_program(
     root_text: &str,
     loader: &dyn Loader,
 ) -> (Program, Sources, Vec<Diag>) {
-    let mut loading = Loading {
-        sources: Sources::default(),
-        diags: Vec::new(),
-        files: Vec::new(),
-    };
+    let mut loading = Loading::default();
     let root = loading.sources.add(root_name, root_text);
     loading.parse(root);
     let mut next = 0;
@@ -49,6 +45,8 @@ pub fn load_program(
         stages: Vec::new(),
         block_index: BTreeMap::new(),
         stage_index: BTreeMap::new(),
+        damaged: loading.damaged,
+        errors: Vec::new(),
         reported: Default::default(),
     };
     // Imported files come before the files that import them: of two equal names, the one that
@@ -58,6 +56,7 @@ pub fn load_program(
     }
     loading.diags.extend(check::program(&program));
     crate::diag::dedup(&mut loading.diags);
+    program.errors = loading.diags.clone();
     program.reported = loading
         .diags
         .iter()
@@ -66,17 +65,20 @@ pub fn load_program(
     (program, loading.sources, loading.diags)
 }
 
+#[derive(Default)]
 struct Loading {
     sources: Sources,
     diags: Vec<Diag>,
     files: Vec<(SourceId, Vec<Item>)>,
+    damaged: std::collections::BTreeSet<String>,
 }
 
 impl Loading {
     fn parse(&mut self, id: SourceId) {
         let text = self.sources.get(id).map_or("", |s| s.text.as_str());
-        let (file, diags) = syntax::parse(id, text);
+        let (file, diags, damaged) = syntax::parse_with_losses(id, text);
         self.diags.extend(diags);
+        self.damaged.extend(damaged);
         self.files.push((id, file.map_or(Vec::new(), |f| f.items)));
     }
 

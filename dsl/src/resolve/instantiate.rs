@@ -1,6 +1,6 @@
 //! Blocks with their formals bound, children before parents, equal instances once.
 
-use super::eval::{Resolver, kind_words, wrong_kind};
+use super::eval::{Resolver, kind_words};
 use super::scope::{AxisValue, Bound, Closure, Found, Origin, Scope, ScopeId, StageScope};
 use super::{Program, check};
 use crate::ast::{Arg, AxisDef, DType, Expr, Formal, FormalKind, Ident, Member, Param, Stack, Sub};
@@ -33,6 +33,9 @@ pub(super) struct Key {
 
 /// A stage with everything bound.
 pub(super) fn stage(program: &Program, name: &str) -> Result<StageModel, Vec<Diag>> {
+    if program.is_damaged(name) {
+        return Err(program.errors.clone());
+    }
     let bindings = program.bindings(name).map_err(|d| vec![d])?;
     let Some(def) = program.stage(name) else {
         return Err(Vec::new());
@@ -108,6 +111,7 @@ impl<'p> Resolver<'p> {
             known: BTreeMap::new(),
             diags: Vec::new(),
             chain: Vec::new(),
+            chain_too_long: false,
             n_instantiated: 0,
             stop: false,
             multiples: BTreeMap::new(),
@@ -125,9 +129,10 @@ impl<'p> Resolver<'p> {
     /// What to return where there is no model.
     fn failed(mut self) -> Vec<Diag> {
         crate::diag::dedup(&mut self.diags);
-        let is_new = |d: &Diag| !self.program.reported.contains(&(d.code, d.primary.span));
-        if self.diags.iter().any(is_new) {
-            self.diags.retain(is_new);
+        self.diags
+            .retain(|d| !self.program.reported.contains(&(d.code, d.primary.span)));
+        if self.diags.is_empty() {
+            return self.program.errors.clone();
         }
         self.diags
     }
@@ -140,7 +145,7 @@ impl<'p> Resolver<'p> {
         root: Option<InstanceId>,
     ) -> Result<StageModel, Vec<Diag>> {
         match root {
-            Some(root) if self.diags.is_empty() => {
+            Some(root) if self.diags.is_empty() && self.program.errors.is_empty() => {
                 let instances = self.instances;
                 Ok(StageModel {
                     name: name.to_owned(),
@@ -161,12 +166,8 @@ impl<'p> Resolver<'p> {
             None => return,
         };
         for binding in bindings {
-            match check::kind_of(self.program, &binding.value, &|name| match self
-                .lookup(scope, name)
-            {
-                Some(Found::Binding(_, binding)) => Some(&binding.value),
-                _ => None,
-            }) {
+            let kind = self.kind_of_binding(scope, binding);
+            match kind.unwrap_or_else(|| check::likely_kind(&binding.value)) {
                 FormalKind::Block => drop(self.binding_block(scope, binding)),
                 FormalKind::Blocks => drop(self.binding_list(scope, binding)),
                 _ => drop(self.binding_number(scope, binding)),
@@ -179,25 +180,33 @@ impl<'p> Resolver<'p> {
         &mut self,
         bindings: &BTreeMap<&'p str, &'p crate::ast::Binding>,
     ) -> BTreeSet<&'p str> {
-        let mut needs: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        let mut needs: BTreeMap<&'p str, Vec<&'p str>> = BTreeMap::new();
         for (name, binding) in bindings {
             let mut names = Vec::new();
             check::names_of(&binding.value, &mut names);
-            names.retain(|n| bindings.contains_key(n));
-            needs.insert(name, names);
+            names.retain(|(n, _)| bindings.contains_key(n));
+            needs.insert(name, names.into_iter().map(|(n, _)| n).collect());
         }
         // Bindings whose needs are all met fall away; what is left is on a cycle or needs one.
-        loop {
-            let met: Vec<&str> = needs
-                .iter()
-                .filter(|(_, names)| !names.iter().any(|n| needs.contains_key(n)))
-                .map(|(name, _)| *name)
-                .collect();
-            if met.is_empty() {
-                break;
+        let mut users: BTreeMap<&'p str, Vec<&'p str>> = BTreeMap::new();
+        let mut open: BTreeMap<&'p str, usize> = BTreeMap::new();
+        for (&name, names) in &needs {
+            open.insert(name, names.len());
+            for &used in names {
+                users.entry(used).or_default().push(name);
             }
-            for name in met {
-                needs.remove(name);
+        }
+        let is_met = |(name, n): (&&'p str, &usize)| (*n == 0).then_some(*name);
+        let mut met: Vec<&'p str> = open.iter().filter_map(is_met).collect();
+        while let Some(name) = met.pop() {
+            needs.remove(name);
+            for &user in users.get(name).map_or(&[][..], Vec::as_slice) {
+                if let Some(n) = open.get_mut(user) {
+                    *n -= 1;
+                    if *n == 0 {
+                        met.push(user);
+                    }
+                }
             }
         }
         let broken: BTreeSet<&'p str> = needs.keys().copied().collect();
@@ -250,7 +259,7 @@ impl<'p> Resolver<'p> {
     /// Instantiates a block for a parent (or for the stage). `None` where that fails.
     pub(super) fn instantiate(&mut self, closure: Closure<'p>, parent: ScopeId) -> Option<Target> {
         let name = closure.block.ast.name.name.as_str();
-        if self.stop {
+        if self.stop || self.program.damaged.contains(name) {
             return None;
         }
         self.n_instantiated += 1;
@@ -488,8 +497,21 @@ impl<'p> Resolver<'p> {
     ) -> Option<Bound<'p>> {
         let name = formal.name.name.as_str();
         let span = closure.span;
+        let kind = match &found {
+            Found::Bound(Bound::Broken) => return None,
+            Found::Bound(bound) => bound.kind()?,
+            Found::Binding(stage, binding) => {
+                self.kind_of_binding(*stage, binding).unwrap_or(formal.kind)
+            }
+        };
+        let scalar = |kind| matches!(kind, FormalKind::Axis | FormalKind::Number);
+        // A number serves as an axis; an axis does not serve as a number.
+        let fits = kind == formal.kind || (formal.kind == FormalKind::Axis && scalar(kind));
+        if !fits {
+            self.report_captured_kind(formal, &found, kind, closure);
+            return None;
+        }
         match (formal.kind, found) {
-            (_, Found::Bound(Bound::Broken)) => None,
             (FormalKind::Axis, found) => {
                 let place = match &found {
                     Found::Binding(_, binding) => binding.value.span,
@@ -508,24 +530,31 @@ impl<'p> Resolver<'p> {
             (FormalKind::Blocks, Found::Binding(stage, binding)) => {
                 self.binding_list(stage, binding).map(Bound::Blocks)
             }
-            (kind, Found::Bound(bound)) if bound.kind() == Some(kind) => Some(bound),
-            (kind, Found::Bound(bound)) => {
-                let found = bound.kind().map_or("something else", kind_words);
-                let message = format!(
-                    "`{}` takes {} as `{name}`, and `{name}` is {found} here",
-                    closure.block.ast.name.name,
-                    kind_words(kind),
-                );
-                let mut diag = wrong_kind(span, found, kind_words(kind));
-                diag.message = message;
-                diag.primary.text = format!("takes `{name}` from around it");
-                let diag = diag
-                    .with_related(formal.name.span, "the formal")
-                    .with_help(format!("give it as an argument: `{name}: ...`"));
-                self.report(diag);
-                None
-            }
+            (_, Found::Bound(bound)) => Some(bound),
         }
+    }
+
+    fn report_captured_kind(
+        &mut self,
+        formal: &Formal,
+        found: &Found<'p>,
+        kind: FormalKind,
+        closure: Closure<'p>,
+    ) {
+        let name = &formal.name.name;
+        let block = &closure.block.ast.name.name;
+        let (found_words, wanted) = (kind_words(kind), kind_words(formal.kind));
+        let mut diag = Diag::error(
+            codes::WRONG_KIND,
+            format!("`{block}` takes {wanted} as `{name}`, and `{name}` is {found_words} here"),
+            closure.span,
+            format!("takes `{name}` from around it"),
+        )
+        .with_related(formal.name.span, format!("takes {wanted}"));
+        if let Found::Binding(_, binding) = found {
+            diag = diag.with_related(binding.name.span, format!("this is {found_words}"));
+        }
+        self.report(diag.with_help(format!("give it as an argument: `{name}: ...`")));
     }
 
     fn report_unbound(&mut self, formal: &Formal, closure: Closure<'p>, free: bool) {

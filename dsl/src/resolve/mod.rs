@@ -53,7 +53,12 @@ pub struct Program {
     stages: Vec<StageDef>,
     block_index: BTreeMap<String, usize>,
     stage_index: BTreeMap<String, usize>,
-    /// What [`load_program`] has reported, so that it is not reported again.
+    /// Names of blocks and stages with syntax errors. What seems to be missing in them or from
+    /// them stands perhaps in a line that did not parse.
+    damaged: BTreeSet<String>,
+    /// What [`load_program`] has reported.
+    errors: Vec<Diag>,
+    /// Codes and places of `errors`, so that they are not reported again.
     reported: BTreeSet<(&'static str, Span)>,
 }
 
@@ -115,8 +120,9 @@ impl Program {
     /// A stage with everything bound.
     ///
     /// # Errors
-    /// All errors that its bindings lead to and that [`load_program`] has not reported. Where
-    /// those alone stop it, they are repeated: an error never comes without a diagnostic.
+    /// All errors that its bindings lead to and that [`load_program`] has not reported. A program
+    /// with errors has no models: where there are no further errors, those of
+    /// [`load_program`] come again.
     pub fn resolve_stage(&self, name: &str) -> Result<StageModel, Vec<Diag>> {
         instantiate::stage(self, name)
     }
@@ -137,9 +143,9 @@ impl Program {
         let mut results: Vec<Result<StageModel, Vec<Diag>>> = Vec::new();
         let stages = self.stage_names();
         for &stage in &stages {
-            match self.bindings(stage) {
-                Ok(bindings) if !bindings.contains_key("model") => {}
-                _ => results.push(self.resolve_stage(stage)),
+            // Errors in `extends` are reported already.
+            if self.is_buildable(stage) {
+                results.push(self.resolve_stage(stage));
             }
         }
         if stages.is_empty() {
@@ -158,6 +164,23 @@ impl Program {
         diags.retain(|d| !self.reported.contains(&(d.code, d.primary.span)));
         crate::diag::dedup(&mut diags);
         (models, diags)
+    }
+
+    /// The stage, or one that it extends, has a syntax error.
+    fn is_damaged(&self, stage: &str) -> bool {
+        let mut seen = BTreeSet::new();
+        let mut at = Some(stage);
+        while let Some(name) = at {
+            if self.damaged.contains(name) {
+                return true;
+            }
+            if !seen.insert(name) {
+                return false;
+            }
+            let parent = self.stage(name).and_then(|s| s.ast.extends.as_ref());
+            at = parent.map(|p| p.name.as_str());
+        }
+        false
     }
 
     /// The bindings of a stage: its own over those of the stages it extends.

@@ -77,10 +77,10 @@ fn stepwise(x: &[Tensor]) -> Tensor {
     let mut outs = Vec::new();
     for t in 0..size[1] {
         let at = |x: &Tensor| x.select(1, t).unsqueeze(-1);
-        state = state * at(g).exp().unsqueeze(-1);
+        state = &state * at(g).exp().unsqueeze(-1);
         let read = (&state * at(k)).sum_dim_intlist(-2, false, None::<Kind>);
         let error = (v.select(1, t) - read) * at(beta);
-        state = state + at(k) * error.unsqueeze(-2);
+        state = &state + at(k) * error.unsqueeze(-2);
         outs.push((&state * at(q)).sum_dim_intlist(-2, false, None::<Kind>));
     }
     Tensor::stack(&outs, 1)

@@ -4,18 +4,18 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use lightc_runtime::{Device, Kind, Tensor};
 
-pub type Outcome = Result<(), Box<dyn std::error::Error>>;
+pub(crate) type Outcome = Result<(), Box<dyn std::error::Error>>;
 
 /// The kinds that every op is tested in.
-pub const KINDS: [Kind; 2] = [Kind::Double, Kind::Float];
+pub(crate) const KINDS: [Kind; 2] = [Kind::Double, Kind::Float];
 
 /// Splitmix64.
-pub struct Rng(u64);
+pub(crate) struct Rng(u64);
 
 impl Rng {
     /// Seeded by `LIGHTC_TEST_SEED` or the clock; the seed is printed, which
     /// the test harness shows where the test fails.
-    pub fn fresh() -> Rng {
+    pub(crate) fn fresh() -> Rng {
         let given = std::env::var("LIGHTC_TEST_SEED")
             .ok()
             .and_then(|text| text.parse().ok());
@@ -28,7 +28,7 @@ impl Rng {
         Rng(seed)
     }
 
-    pub fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -37,30 +37,30 @@ impl Rng {
     }
 
     /// An integer in `low ..= high`.
-    pub fn int(&mut self, low: i64, high: i64) -> i64 {
+    pub(crate) fn int(&mut self, low: i64, high: i64) -> i64 {
         low + (self.next() % (high - low + 1) as u64) as i64
     }
 
-    pub fn size(&mut self, low: usize, high: usize) -> usize {
+    pub(crate) fn size(&mut self, low: usize, high: usize) -> usize {
         self.int(low as i64, high as i64) as usize
     }
 
     /// A number in `low .. high`.
-    pub fn real(&mut self, low: f64, high: f64) -> f64 {
+    pub(crate) fn real(&mut self, low: f64, high: f64) -> f64 {
         low + (high - low) * (self.next() >> 11) as f64 / (1u64 << 53) as f64
     }
 
     /// Of the kind's precision.
-    pub fn array(&mut self, shape: &[usize], low: f64, high: f64, kind: Kind) -> Array {
+    pub(crate) fn array(&mut self, shape: &[usize], low: f64, high: f64, kind: Kind) -> Array {
         Array::fill(shape, |_| rounded(self.real(low, high), kind))
     }
 
-    pub fn normal(&mut self, shape: &[usize], kind: Kind) -> Array {
+    pub(crate) fn normal(&mut self, shape: &[usize], kind: Kind) -> Array {
         self.array(shape, -1.7, 1.7, kind)
     }
 
     /// The array as a tensor, in row-major order or some other memory layout.
-    pub fn tensor(&mut self, x: &Array, kind: Kind) -> Tensor {
+    pub(crate) fn tensor(&mut self, x: &Array, kind: Kind) -> Tensor {
         let tensor = x.tensor(kind);
         let rank = tensor.dim() as i64;
         match self.int(0, 2) {
@@ -89,13 +89,13 @@ fn rounded(x: f64, kind: Kind) -> f64 {
 
 /// A dense array of f64 in row-major order.
 #[derive(Clone, Debug)]
-pub struct Array {
-    pub shape: Vec<usize>,
-    pub data: Vec<f64>,
+pub(crate) struct Array {
+    pub(crate) shape: Vec<usize>,
+    pub(crate) data: Vec<f64>,
 }
 
 impl Array {
-    pub fn zeros(shape: &[usize]) -> Array {
+    pub(crate) fn zeros(shape: &[usize]) -> Array {
         Array {
             shape: shape.to_vec(),
             data: vec![0.0; shape.iter().product()],
@@ -103,7 +103,7 @@ impl Array {
     }
 
     /// The element at each index.
-    pub fn fill(shape: &[usize], mut f: impl FnMut(&[usize]) -> f64) -> Array {
+    pub(crate) fn fill(shape: &[usize], mut f: impl FnMut(&[usize]) -> f64) -> Array {
         let mut all = Array::zeros(shape);
         for (index, at) in indices(shape).into_iter().enumerate() {
             all.data[index] = f(&at);
@@ -119,30 +119,30 @@ impl Array {
         })
     }
 
-    pub fn at(&self, at: &[usize]) -> f64 {
+    pub(crate) fn at(&self, at: &[usize]) -> f64 {
         self.data[self.place(at)]
     }
 
-    pub fn at_mut(&mut self, at: &[usize]) -> &mut f64 {
+    pub(crate) fn at_mut(&mut self, at: &[usize]) -> &mut f64 {
         let place = self.place(at);
         &mut self.data[place]
     }
 
-    pub fn map(&self, f: impl Fn(f64) -> f64) -> Array {
+    pub(crate) fn map(&self, f: impl Fn(f64) -> f64) -> Array {
         Array {
             shape: self.shape.clone(),
             data: self.data.iter().map(|&x| f(x)).collect(),
         }
     }
 
-    pub fn tensor(&self, kind: Kind) -> Tensor {
+    pub(crate) fn tensor(&self, kind: Kind) -> Tensor {
         let shape: Vec<i64> = self.shape.iter().map(|&n| n as i64).collect();
         Tensor::from_slice(&self.data).reshape(&shape).to_kind(kind)
     }
 }
 
 /// All indices of a shape in row-major order.
-pub fn indices(shape: &[usize]) -> Vec<Vec<usize>> {
+pub(crate) fn indices(shape: &[usize]) -> Vec<Vec<usize>> {
     let mut all = vec![vec![]];
     for &n in shape {
         all = all
@@ -153,7 +153,7 @@ pub fn indices(shape: &[usize]) -> Vec<Vec<usize>> {
     all
 }
 
-pub fn array_of(x: &Tensor) -> Array {
+pub(crate) fn array_of(x: &Tensor) -> Array {
     let data = Vec::<f64>::try_from(x.to_kind(Kind::Double).contiguous().reshape([-1]));
     Array {
         shape: x.size().iter().map(|&n| n as usize).collect(),
@@ -161,7 +161,7 @@ pub fn array_of(x: &Tensor) -> Array {
     }
 }
 
-pub fn close_to(name: &str, got: &Tensor, want: &Array, tolerance: f64) {
+pub(crate) fn close_to(name: &str, got: &Tensor, want: &Array, tolerance: f64) {
     let got = array_of(got);
     assert_eq!(got.shape, want.shape, "{name}: shape");
     let scale = want.data.iter().fold(1.0f64, |scale, x| scale.max(x.abs()));
@@ -175,7 +175,7 @@ pub fn close_to(name: &str, got: &Tensor, want: &Array, tolerance: f64) {
 }
 
 /// Within 1e-10 in f64 and 1e-5 in f32 of the array's scale.
-pub fn close(name: &str, got: &Tensor, want: &Array) {
+pub(crate) fn close(name: &str, got: &Tensor, want: &Array) {
     let tolerance = if got.kind() == Kind::Float {
         1e-5
     } else {
@@ -184,12 +184,12 @@ pub fn close(name: &str, got: &Tensor, want: &Array) {
     close_to(name, got, want, tolerance);
 }
 
-pub fn same(name: &str, got: &Tensor, want: &Tensor) {
+pub(crate) fn same(name: &str, got: &Tensor, want: &Tensor) {
     close(name, got, &array_of(want));
 }
 
 /// Gradients of `sum(f(inputs) * dy)` by libtorch, in f64.
-pub fn autograd(
+pub(crate) fn autograd(
     inputs: &[&Array],
     dy: &Array,
     f: impl Fn(&[Tensor]) -> lightc_runtime::Result<Tensor>,
@@ -204,7 +204,7 @@ pub fn autograd(
 
 /// Central differences of `sum(f(inputs) * dy)` at a few random elements of
 /// each input, against `gradients`.
-pub fn differences(
+pub(crate) fn differences(
     name: &str,
     rng: &mut Rng,
     inputs: &[&Array],
@@ -240,16 +240,16 @@ pub fn differences(
     Ok(())
 }
 
-pub fn bools(x: &Array) -> Tensor {
+pub(crate) fn bools(x: &Array) -> Tensor {
     x.tensor(Kind::Double).ne(0.0)
 }
 
-pub fn integers(x: &Array) -> Tensor {
+pub(crate) fn integers(x: &Array) -> Tensor {
     x.tensor(Kind::Int64)
 }
 
 /// Leaves freed memory full of NaN for the next allocation of this size.
-pub fn poison(like: &Tensor) {
+pub(crate) fn poison(like: &Tensor) {
     for _ in 0..4 {
         let _dropped = Tensor::full(like.size(), f64::NAN, (like.kind(), Device::Cpu));
     }

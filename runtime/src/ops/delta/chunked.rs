@@ -12,7 +12,7 @@ use tch::{Kind, Tensor};
 
 use super::{DeltaGradients, Inputs, Sizes};
 use crate::Result;
-use crate::ops::support::scalar;
+use crate::ops::support::{cast, scalar};
 
 /// Steps per chunk.
 const CHUNK: i64 = 64;
@@ -175,24 +175,24 @@ impl Chunks {
         let k = layout.heads_first(inputs.k)?;
         let v = layout.heads_first(inputs.v)?;
         let beta = layout.heads_first(inputs.beta)?.f_unsqueeze(-1)?;
-        let sums = layout
-            .heads_first(inputs.g)?
-            .f_cumsum(-1, None::<Kind>)?
-            .f_unsqueeze(-1)?;
+        // Sums of a strong decay reach into the hundreds, where f32 holds their
+        // differences to 1e-4 only: they are taken in f64.
+        let g = layout.heads_first(inputs.g)?;
+        let sums = g.f_cumsum(-1, Kind::Double)?.f_unsqueeze(-1)?;
         let last = sums.f_narrow(-2, layout.chunk - 1, 1)?;
+        let exp = |x: &Tensor| -> Result<Tensor> { Ok(cast(x, inputs.q.kind())?.f_exp()?) };
         let chunk = [layout.chunk, layout.chunk];
         let past = Tensor::f_ones(chunk, (Kind::Bool, q.device()))?.f_tril(0)?;
         let never = scalar(f64::NEG_INFINITY, &sums)?;
-        let between = sums
+        let apart = sums
             .f_sub(&transposed(&sums)?)?
-            .f_where_self(&past, &never)?
-            .f_exp()?;
-        let decay = sums.f_exp()?;
+            .f_where_self(&past, &never)?;
+        let (between, decay) = (exp(&apart)?, exp(&sums)?);
         Ok(Chunks {
             q_decayed: q.f_mul(&decay)?,
             kk: k.f_matmul(&transposed(&k)?)?,
-            rest_decay: last.f_sub(&sums)?.f_exp()?,
-            last_decay: last.f_exp()?,
+            rest_decay: exp(&last.f_sub(&sums)?)?,
+            last_decay: exp(&last)?,
             q,
             k,
             v,
