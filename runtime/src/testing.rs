@@ -79,7 +79,7 @@ impl TestCorpus {
         let text = "\
 steps = 20
 seed = 1337
-threads = 2
+threads = 1
 data = { shards = \"shards\", sequence_length = 18, batch = 4, run_length = 3 }
 schedule = { kind = \"cosine\", peak = 0.05, end = 0.005, warmup_steps = 4, warmup_from = 0.01 }
 groups = [
