@@ -36,9 +36,7 @@ pub fn linear_cross_entropy(
     for (start, n) in rows.chunks() {
         let z = capped(&rows.logits(start, n)?, softcap)?;
         let (class, counts) = rows.targets(start, n)?;
-        let at_target = z
-            .f_gather(1, &class.f_unsqueeze(1)?, false)?
-            .f_squeeze_dim(1)?;
+        let at_target = z.f_gather(1, &class.f_unsqueeze(1)?, false)?.f_squeeze_dim(1)?;
         let loss = z.f_logsumexp([1i64], false)?.f_sub(&at_target)?;
         let held = loss.f_where_self(&counts, &scalar(0.0, &loss)?)?;
         total = total.f_add(&held.f_sum(None::<Kind>)?)?;
@@ -66,11 +64,7 @@ pub fn linear_cross_entropy_grad(
         let part = dz.f_transpose(0, 1)?.f_mm(&rows.h.f_narrow(0, start, n)?)?;
         dw = dw.f_add(&cast(&part, dw.kind())?)?;
     }
-    let dh = if dh.is_empty() {
-        h.f_zeros_like()?
-    } else {
-        Tensor::f_cat(&dh, 0)?
-    };
+    let dh = if dh.is_empty() { h.f_zeros_like()? } else { Tensor::f_cat(&dh, 0)? };
     Ok((dh.f_reshape(h.size())?, cast(&dw, w.kind())?))
 }
 
@@ -110,17 +104,11 @@ impl<'a> Rows<'a> {
         let Some((&last, lead)) = h_size.split_last() else {
             return Err(op_error(op, "h has no dimensions"));
         };
-        ensure(last == d, op, || {
-            format!("h {h_size:?} and w {:?} differ in the last", w.size())
-        })?;
+        ensure(last == d, op, || format!("h {h_size:?} and w {:?} differ in the last", w.size()))?;
         ensure_shape(op, "targets", targets, lead)?;
         check_targets(op, targets, classes, IGNORE_INDEX)?;
         let n_rows: i64 = lead.iter().product();
-        let held = if h.device().is_cuda() {
-            CHUNK_DEVICE
-        } else {
-            CHUNK_CPU
-        };
+        let held = if h.device().is_cuda() { CHUNK_DEVICE } else { CHUNK_CPU };
         let chunk = (held / classes.max(1)).max(MIN_ROWS);
         Ok(Rows {
             h: h.f_reshape([n_rows, d])?,
@@ -141,10 +129,7 @@ impl<'a> Rows<'a> {
 
     /// Logits of a chunk before the cap, at least f32.
     fn logits(&self, start: i64, n: i64) -> Result<Tensor> {
-        let z = self
-            .h
-            .f_narrow(0, start, n)?
-            .f_mm(&self.w.f_transpose(0, 1)?)?;
+        let z = self.h.f_narrow(0, start, n)?.f_mm(&self.w.f_transpose(0, 1)?)?;
         cast(&z, wide_kind(z.kind()))
     }
 
@@ -165,9 +150,7 @@ impl<'a> Rows<'a> {
     fn logit_gradient(&self, start: i64, n: i64, weight: &Tensor, softcap: f64) -> Result<Tensor> {
         let z = capped(&self.logits(start, n)?, softcap)?;
         let (class, counts) = self.targets(start, n)?;
-        let row_weight = weight
-            .f_where_self(&counts, &scalar(0.0, weight)?)?
-            .f_unsqueeze(1)?;
+        let row_weight = weight.f_where_self(&counts, &scalar(0.0, weight)?)?.f_unsqueeze(1)?;
         let minus = Tensor::f_full([n, 1], -1.0, (z.kind(), z.device()))?;
         let mut dz = z.f_softmax(1, None::<Kind>)?;
         // Each row has one target, so the order of this sum does not matter.
