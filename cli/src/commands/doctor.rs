@@ -153,7 +153,8 @@ fn tool(name: &'static str, mut command: Command, folder: Option<&Path>) -> Chec
         command.current_dir(folder);
     }
     let fix = format!("install Rust {RUST} or newer: https://rustup.rs");
-    match first_line(command.arg("--version")) {
+    // A question is no reason for rustup to download a toolchain.
+    match first_line(command.arg("--version").env("RUSTUP_AUTO_INSTALL", "0")) {
         Err(reason) => Check::missing(name, reason, fix),
         Ok(line) if is_old(&line) => Check::missing(name, format!("{line}, {RUST} needed"), fix),
         Ok(line) => Check::ok(name, format!("{line} ({RUST} or newer is needed)")),

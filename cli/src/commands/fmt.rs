@@ -102,7 +102,7 @@ mod tests {
 
     #[test]
     fn layout_has_no_meaning_and_names_have() {
-        let of = |text| meaning(text).unwrap();
+        let of = |text: &str| meaning(text).unwrap();
         let text = "block A(d) {\n    forward(x[d]) -> [d] {\n        x\n    }\n}\n";
         assert_eq!(of(text), of(&text.replace("    ", " ")));
         assert_ne!(of(text), of(&text.replace('x', "y")));
