@@ -1116,7 +1116,7 @@ fn emitted_calls_name_positions() {
     );
     check_emitted(Permute { order: words(&["d", "b", "t"]) }, x, "ops::permute(a0, &[2, 0, 1])?");
     check_emitted(Rename { from: word("t"), to: word("s") }, x, "Tensor::shallow_clone(a0)");
-    check_emitted(Cast { to: DType::F32 }, x, "ops::to_f32(a0)?");
+    check_emitted(Cast { to: DType::F32 }, x, "ops::to_f32(a0, like)?");
     check_emitted(Cast { to: DType::Act }, "f32 t=3", "ops::to_act(a0, like.kind())?");
     let into = vec![constant("h", 2), constant("k", 4)];
     check_emitted(Split { axis: word("d"), into }, x, "ops::split(a0, 2, &[2, 4])?");
@@ -1168,15 +1168,15 @@ fn emitted_calls_name_positions() {
 fn emitted_calls_join_precision_classes() {
     // The runtime takes tensors of one kind: narrow ones are widened first.
     let over = words(&["d"]);
-    let wanted = r#"ops::contract(&ops::to_f32(a0)?, a1, "td,fd->tf")?"#;
+    let wanted = r#"ops::contract(&ops::to_f32(a0, like)?, a1, "td,fd->tf")?"#;
     check_emitted(Contract { over }, "act t=3 d=8; f32 f=2 d=8", wanted);
     let concat = Concat { axis: word("t"), to: word("s") };
-    let wanted = "ops::concat(&[a0, &ops::to_f32(a1)?], 0)?";
+    let wanted = "ops::concat(&[a0, &ops::to_f32(a1, like)?], 0)?";
     check_emitted(concat, "f32 t=3; act t=2", wanted);
     // Of a result that is not widened, what comes back wide is narrowed.
     let (row, gate) = ("act b=1 t=3 h=2 k=4", "f32 b=1 t=3 h=2");
     let args = format!("{row}; {row}; {row}; {gate}; {gate}");
-    let widened = "&ops::to_f32(a0)?, &ops::to_f32(a1)?, &ops::to_f32(a2)?, a3, a4";
+    let widened = "&ops::to_f32(a0, like)?, &ops::to_f32(a1, like)?, &ops::to_f32(a2, like)?, a3, a4";
     let wanted = format!("ops::to_act(&ops::gated_delta_rule({widened})?, like.kind())?");
     check_emitted(delta("k"), &args, &wanted);
     let grad =
@@ -1185,7 +1185,7 @@ fn emitted_calls_join_precision_classes() {
         (0..3).map(|i| format!("ops::to_act(&wide_{i}, like.kind())?,")).collect();
     let wanted = format!(
         "{{ let (wide_0, wide_1, wide_2, wide_3, wide_4) =
-            ops::gated_delta_rule_grad({widened}, &ops::to_f32(a5)?)?;
+            ops::gated_delta_rule_grad({widened}, &ops::to_f32(a5, like)?)?;
             ({narrowed} wide_3, wide_4) }}"
     );
     check_emitted(grad, &format!("{args}; {row}"), &wanted);

@@ -135,7 +135,8 @@ impl Size {
     /// keeps its name.
     #[must_use]
     pub fn substitute(&self, bindings: &BTreeMap<String, Size>) -> Size {
-        self.try_substitute(bindings).unwrap_or_else(|| self.clone())
+        self.try_substitute(bindings)
+            .unwrap_or_else(|| self.clone())
     }
 
     fn try_substitute(&self, bindings: &BTreeMap<String, Size>) -> Option<Size> {
@@ -156,7 +157,9 @@ impl Size {
 
     /// The terms in canonical order, as pairs of monomial and coefficient.
     pub fn terms(&self) -> impl Iterator<Item = (&Monomial, i64)> {
-        self.terms.iter().map(|(monomial, &coefficient)| (monomial, coefficient))
+        self.terms
+            .iter()
+            .map(|(monomial, &coefficient)| (monomial, coefficient))
     }
 
     /// Small enough to work with: products of sums grow without bound, and no real size has

@@ -1,5 +1,7 @@
 //! Every diagnostic, with the source that it is about.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use lightc_dsl::diag::{self, Diag, codes};
 use lightc_dsl::resolve::load_program;
 use lightc_dsl::source::{MapLoader, Sources};

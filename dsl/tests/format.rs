@@ -1,5 +1,7 @@
 //! One layout, reached in one step, with nothing lost.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 mod common;
 
 use common::{model_sources, syntax_of};
@@ -11,12 +13,21 @@ fn formatted(source: &str) -> String {
     let once = format(source).unwrap_or_else(|diags| panic!("{diags:#?}\n{source}"));
     let twice = format(&once).unwrap_or_else(|diags| panic!("{diags:#?}\n{once}"));
     assert_eq!(once, twice, "formatting is not stable for:\n{source}");
-    assert_eq!(syntax_of(source), syntax_of(&once), "the syntax changed for:\n{source}");
+    assert_eq!(
+        syntax_of(source),
+        syntax_of(&once),
+        "the syntax changed for:\n{source}"
+    );
     once
 }
 
 fn check_format(source: &str) -> String {
-    format!("{}\n{}\n{}", source.trim_end(), "=".repeat(80), formatted(source))
+    format!(
+        "{}\n{}\n{}",
+        source.trim_end(),
+        "=".repeat(80),
+        formatted(source)
+    )
 }
 
 macro_rules! formats {
@@ -166,7 +177,10 @@ fn nothing_in_nothing_out() {
 #[test]
 fn text_with_errors_is_left_alone() {
     let diags = format("stage s {\n    d = = 1\n}\nstage t {\n    e = +\n}\n").unwrap_err();
-    assert_eq!(diags.iter().map(|d| d.code).collect::<Vec<_>>(), ["E0101", "E0101"]);
+    assert_eq!(
+        diags.iter().map(|d| d.code).collect::<Vec<_>>(),
+        ["E0101", "E0101"]
+    );
 }
 
 #[test]
@@ -178,7 +192,12 @@ fn the_models_keep_their_syntax() {
 
 /// Expressions as text, with brackets where they are needed and where they are not.
 fn expression() -> impl Strategy<Value = String> {
-    let name = prop_oneof!["[a-c]", "[0-9]", Just("1e-6".to_owned()), Just("u".repeat(30))];
+    let name = prop_oneof![
+        "[a-c]",
+        "[0-9]",
+        Just("1e-6".to_owned()),
+        Just("u".repeat(30))
+    ];
     name.prop_recursive(6, 40, 4, |inner| {
         let op = prop_oneof![Just("+"), Just("-"), Just("*"), Just("/")];
         prop_oneof![
@@ -188,9 +207,11 @@ fn expression() -> impl Strategy<Value = String> {
             inner.clone().prop_map(|a| format!("({a} <= 1)")),
             inner.clone().prop_map(|a| format!("({a} > x - {a})")),
             prop::collection::vec(inner.clone(), 0..4).prop_map(|v| format!("[{}]", v.join(", "))),
-            prop::collection::vec(inner.clone(), 0..4)
-                .prop_map(|v| format!("call({}, over (d, e), t -> s)", v.join(", "))
-                    .replace("(, ", "(")),
+            prop::collection::vec(inner.clone(), 0..4).prop_map(|v| format!(
+                "call({}, over (d, e), t -> s)",
+                v.join(", ")
+            )
+            .replace("(, ", "(")),
             inner.prop_map(|a| format!("f(x: {a}, u[{a} .. 9] -> t, s[{a}])")),
         ]
     })

@@ -1,5 +1,7 @@
 //! What correct programs mean.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use lightc_dsl::model::{InitLaw, MemberRef, StageModel, Storage, SubKind, Target};
 use lightc_dsl::resolve::{Program, load_program};
 use lightc_dsl::source::{Loader, MapLoader, join_path};
@@ -81,7 +83,13 @@ fn show(model: &StageModel) -> String {
         }
         for s in &instance.states {
             let axes: Vec<String> = s.axes.iter().map(|a| a.name.clone()).collect();
-            let _ = writeln!(out, "    state {}[{}] = {}", s.name, axes.join(", "), s.start);
+            let _ = writeln!(
+                out,
+                "    state {}[{}] = {}",
+                s.name,
+                axes.join(", "),
+                s.start
+            );
         }
         for t in &instance.tables {
             let _ = writeln!(out, "    table {} from {}", t.name, t.from);

@@ -7,12 +7,15 @@
 use std::any::Any;
 use std::slice::Iter;
 
+use crate::Tensor;
 use crate::error::{Error, Result};
 use crate::stage::Inputs;
-use crate::Tensor;
 
 fn mismatch(detail: String) -> Error {
-    Error::Op { op: "stage", detail }
+    Error::Op {
+        op: "stage",
+        detail,
+    }
 }
 
 /// Gives tensors in canonical order, each kind from a list of its own.
@@ -54,7 +57,8 @@ impl<'a> FlatSource<'a> {
 }
 
 fn next<'a>(list: &mut Iter<'a, Tensor>, what: &'static str) -> Result<&'a Tensor> {
-    list.next().ok_or_else(|| mismatch(format!("the list of {what} is too short for the stage")))
+    list.next()
+        .ok_or_else(|| mismatch(format!("the list of {what} is too short for the stage")))
 }
 
 impl<'a> Source<&'a Tensor> for FlatSource<'a> {
@@ -130,7 +134,9 @@ impl FlatStates {
             )));
         }
         let pairs = sink.0.into_iter().zip(inputs.states);
-        Ok(pairs.map(|(next, now)| next.unwrap_or_else(|| now.shallow_clone())).collect())
+        Ok(pairs
+            .map(|(next, now)| next.unwrap_or_else(|| now.shallow_clone()))
+            .collect())
     }
 }
 

@@ -56,6 +56,10 @@ pub struct DataConfig {
     /// Folder made by `prepare`; relative paths start at the configuration's
     /// folder. Required.
     pub shards: PathBuf,
+    /// BLAKE3 of the tokenizer that the shards must have. Default: whichever
+    /// they have, which a run then writes down here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokenizer: Option<String>,
     /// Tokens per sequence, `u`; the model sees `u - 2` positions. Required.
     pub sequence_length: usize,
     /// Sequences per step. Required.
@@ -291,11 +295,12 @@ impl Config {
     }
 
     /// Every setting that changes what the run computes, by dotted key. The
-    /// folder of the shards is not among them (their digest is checked), nor
-    /// are intervals of evaluation and saving.
+    /// shards are not among them (their digests are checked), nor are intervals
+    /// of evaluation and saving.
     pub fn settings(&self) -> BTreeMap<String, String> {
         let mut shaping = self.clone();
         shaping.data.shards = PathBuf::new();
+        shaping.data.tokenizer = None;
         shaping.evaluation = EvaluationConfig::default();
         shaping.checkpoint = CheckpointConfig::default();
         let mut settings = BTreeMap::new();

@@ -109,6 +109,7 @@ impl<'a> Session<'a> {
         tch::set_num_threads(config.threads as i32);
         let corpus = Corpus::open(&config.data.shards)?;
         corpus.check_vocab(stage.vocab())?;
+        corpus.check_pinned(config.data.tokenizer.as_deref())?;
         Ok(Session {
             stage,
             config,
@@ -175,7 +176,9 @@ pub fn train(
     let (state, resumed_from) = begin(&session, options, &store)?;
     let plan = Plan::new(&session.corpus.train, &config.data, config.seed)?;
     let resolved = options.out.join("config.resolved.toml");
-    durable::replace_file(&resolved, config.resolved().as_bytes())?;
+    let mut pinned = config.clone();
+    pinned.data.tokenizer = Some(session.corpus.tokenizer.hash().to_owned());
+    durable::replace_file(&resolved, pinned.resolved().as_bytes())?;
     let metrics = Metrics::open(&options.out.join("metrics.jsonl"), resumed_from)?;
     let end = options.stop_after.unwrap_or(config.steps).min(config.steps);
     let progress = if options.silent {
@@ -193,7 +196,7 @@ pub fn train(
         progress,
         last_saved,
     };
-    run.to_end(end, stop)
+    run.drive(end, stop)
 }
 
 /// Creates the run's folder and takes its lock, which the file keeps while it
@@ -256,7 +259,7 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    fn to_end(mut self, end: u64, stop: &AtomicBool) -> Result<Summary> {
+    fn drive(mut self, end: u64, stop: &AtomicBool) -> Result<Summary> {
         let begin_step = self.state.step();
         let unigram = unigram(&self.session.corpus);
         self.write_start(&unigram)?;

@@ -156,6 +156,19 @@ impl Corpus {
         }
         .into())
     }
+
+    /// Checks that the tokenizer is the one that a configuration asks for, if
+    /// it asks for one.
+    pub fn check_pinned(&self, pinned: Option<&str>) -> Result<()> {
+        let found = self.tokenizer.hash();
+        match pinned {
+            Some(expected) if expected != found => {
+                let (expected, found) = (expected.to_owned(), found.to_owned());
+                Err(DataError::TokenizerPinned { expected, found }.into())
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 fn read_manifest(path: &Path, text: &str) -> Result<CorpusManifest> {

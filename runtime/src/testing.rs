@@ -79,7 +79,7 @@ impl TestCorpus {
         let text = "\
 steps = 20
 seed = 1337
-threads = 2
+threads = 1
 data = { shards = \"shards\", sequence_length = 18, batch = 4, run_length = 3 }
 schedule = { kind = \"cosine\", peak = 0.05, end = 0.005, warmup_steps = 4, warmup_from = 0.01 }
 groups = [
@@ -347,11 +347,6 @@ impl Stage for BigramStage {
     }
 
     fn train_step(&self, train: &mut TrainState, batch: &Batch) -> Result<StepReport> {
-        let outputs = self.forward(&train.inputs(batch))?;
-        let (forwarded, saved) = train.take(outputs)?;
-        let gradients = self.backward(&train.inputs(batch), saved)?;
-        let clipped = train.clip(gradients)?;
-        train.update(&clipped)?;
-        Ok(train.advance(forwarded, &clipped))
+        crate::trainer::step(self, train, batch)
     }
 }

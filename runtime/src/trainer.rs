@@ -1,18 +1,7 @@
 //! The state of a run, and the pieces that a generated training step is made
 //! of.
 //!
-//! A generated `train_step` is, in full:
-//!
-//! ```text
-//! fn train_step(&self, train: &mut TrainState, batch: &Batch) -> Result<StepReport> {
-//!     let outputs = self.forward(&train.inputs(batch))?;
-//!     let (forwarded, saved) = train.take(outputs)?;      // finite, and of the right shapes
-//!     let gradients = self.backward(&train.inputs(batch), saved)?;
-//!     let clipped = train.clip(gradients)?;               // finite; global norm
-//!     train.update(&clipped)?;                            // AdamW at lr(step, group)
-//!     Ok(train.advance(forwarded, &clipped))              // states, carries, step + 1
-//! }
-//! ```
+//! A generated `train_step` calls [`step`], or writes out its six lines.
 //!
 //! Everything that can fail on the numbers fails before `update`, so an error
 //! leaves the state as it was before the step.
@@ -428,6 +417,16 @@ impl TrainState {
         }
         .into()
     }
+}
+
+/// One whole training step of a stage.
+pub fn step(stage: &dyn Stage, train: &mut TrainState, batch: &Batch) -> Result<StepReport> {
+    let outputs = stage.forward(&train.inputs(batch))?;
+    let (forwarded, saved) = train.take(outputs)?;
+    let gradients = stage.backward(&train.inputs(batch), saved)?;
+    let clipped = train.clip(gradients)?;
+    train.update(&clipped)?;
+    Ok(train.advance(forwarded, &clipped))
 }
 
 /// Carries of zeros for a number of lanes.

@@ -91,7 +91,9 @@ fn the_loss_falls_below_the_unigram_figure() {
     assert_eq!(rows(&bench.out("run"), "evaluation").len(), 4);
     let resolved = std::fs::read_to_string(bench.out("run").join("config.resolved.toml"));
     let resolved = resolved.expect("reads");
-    let again = Config::parse(Path::new("resolved"), &resolved).expect("parses");
+    let mut again = Config::parse(Path::new("resolved"), &resolved).expect("parses");
+    let hash = again.data.tokenizer.take();
+    assert_eq!(hash.as_deref(), Some(bench.corpus.open().tokenizer.hash()));
     assert_eq!(again, bench.config);
 }
 

@@ -282,7 +282,12 @@ fn stage_items(compiled: &Compiled, origin: &Origin) -> Result<TokenStream, Stri
             #forward
             #backward
             fn train_step(&self, train: &mut TrainState, batch: &Batch) -> Result<StepReport> {
-                lightc_runtime::trainer::step(self, train, batch)
+                let outputs = self.forward(&train.inputs(batch))?;
+                let (forwarded, saved) = train.take(outputs)?;
+                let gradients = self.backward(&train.inputs(batch), saved)?;
+                let clipped = train.clip(gradients)?;
+                train.update(&clipped)?;
+                Ok(train.advance(forwarded, &clipped))
             }
         }
     })

@@ -519,7 +519,7 @@ pub(crate) fn emit_joined(
     let args = (0..call.args.len()).map(|index| {
         let arg = call.arg(index);
         if mixed && joined.contains(&index) && class(&index) == Some(DType::Act) {
-            quote!(&ops::to_f32(#arg)?)
+            quote!(&ops::to_f32(#arg, like)?)
         } else {
             arg
         }

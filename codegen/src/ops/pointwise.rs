@@ -380,7 +380,7 @@ impl OpDef for SizeValue {
     }
 
     fn infer(&self, _: &[&Type]) -> Result<Vec<Type>, TypeError> {
-        Ok(vec![Type::scalar(DType::Act)])
+        Ok(vec![Type::scalar(DType::F32)])
     }
 
     #[allow(clippy::cast_precision_loss)]
@@ -822,7 +822,7 @@ impl OpDef for Cast {
         let x = call.arg(0);
         let kind = call.kind();
         match self.to {
-            DType::F32 => quote!(ops::to_f32(#x)?),
+            DType::F32 => quote!(ops::to_f32(#x, #kind)?),
             _ => quote!(ops::to_act(#x, #kind.kind())?),
         }
     }

@@ -689,7 +689,7 @@ impl OpDef for Concat {
         let result = call.result_types.first().map(|ty| ty.dtype);
         let parts = call.args.iter().zip(call.arg_types).map(|(part, ty)| {
             let widened = result == Some(DType::F32) && ty.dtype == DType::Act;
-            if widened { quote!(&ops::to_f32(#part)?) } else { part.clone() }
+            if widened { quote!(&ops::to_f32(#part, like)?) } else { part.clone() }
         });
         quote!(ops::concat(&[#(#parts),*], #dim)?)
     }

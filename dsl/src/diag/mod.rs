@@ -86,6 +86,13 @@ impl Diag {
     }
 }
 
+/// Puts diagnostics in the order of the source, the root file first, and keeps one of those that
+/// say the same about the same place.
+pub fn normalize(diags: &mut Vec<Diag>) {
+    diags.sort_by_key(|d| d.primary.span);
+    dedup(diags);
+}
+
 /// Keeps the first of diagnostics that say the same about the same place, in their order.
 pub fn dedup(diags: &mut Vec<Diag>) {
     let mut seen = std::collections::BTreeSet::new();

@@ -55,7 +55,7 @@ pub fn load_program(
         collect(&mut program, id, items, &mut loading.diags);
     }
     loading.diags.extend(check::program(&program));
-    crate::diag::dedup(&mut loading.diags);
+    crate::diag::normalize(&mut loading.diags);
     program.errors = loading.diags.clone();
     program.reported = loading
         .diags

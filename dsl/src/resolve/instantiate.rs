@@ -36,7 +36,7 @@ pub(super) fn stage(program: &Program, name: &str) -> Result<StageModel, Vec<Dia
     if program.is_damaged(name) {
         return Err(program.errors.clone());
     }
-    let bindings = program.bindings(name).map_err(|d| vec![d])?;
+    let bindings = program.bindings(name).map_err(|d| vec![*d])?;
     let Some(def) = program.stage(name) else {
         return Err(Vec::new());
     };
@@ -128,7 +128,7 @@ impl<'p> Resolver<'p> {
 
     /// What to return where there is no model.
     fn failed(mut self) -> Vec<Diag> {
-        crate::diag::dedup(&mut self.diags);
+        crate::diag::normalize(&mut self.diags);
         self.diags
             .retain(|d| !self.program.reported.contains(&(d.code, d.primary.span)));
         if self.diags.is_empty() {

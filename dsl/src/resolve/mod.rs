@@ -162,7 +162,7 @@ impl Program {
             }
         }
         diags.retain(|d| !self.reported.contains(&(d.code, d.primary.span)));
-        crate::diag::dedup(&mut diags);
+        crate::diag::normalize(&mut diags);
         (models, diags)
     }
 
@@ -187,10 +187,12 @@ impl Program {
     ///
     /// # Errors
     /// The stage or one of its parents does not exist, or it extends itself.
-    pub fn bindings(&self, stage: &str) -> Result<BTreeMap<&str, &ast::Binding>, Diag> {
+    pub fn bindings(&self, stage: &str) -> Result<BTreeMap<&str, &ast::Binding>, Box<Diag>> {
         let mut bindings = BTreeMap::new();
         let mut seen = BTreeSet::new();
-        let mut next = self.stage(stage).ok_or_else(|| self.unknown_stage(stage))?;
+        let mut next = self
+            .stage(stage)
+            .ok_or_else(|| Box::new(self.unknown_stage(stage)))?;
         loop {
             seen.insert(next.ast.name.name.as_str());
             for binding in &next.ast.bindings {
@@ -202,16 +204,16 @@ impl Program {
                 return Ok(bindings);
             };
             if seen.contains(parent.name.as_str()) {
-                return Err(Diag::error(
+                return Err(Box::new(Diag::error(
                     codes::EXTENDS_CYCLE,
                     format!("stage `{stage}` extends itself"),
                     parent.span,
                     format!("leads back to `{}`", parent.name),
-                ));
+                )));
             }
             next = self
                 .stage(&parent.name)
-                .ok_or_else(|| self.unknown_parent(parent))?;
+                .ok_or_else(|| Box::new(self.unknown_parent(parent)))?;
         }
     }
 

@@ -91,8 +91,13 @@ pub fn prepare(options: &PrepareOptions) -> Result<Prepared> {
         tokenizer: &tokenizer,
         dir: make_temporary(&options.out)?,
     };
-    let manifest = job.write(&train, &held_out, dropped, input_digest)?;
-    job.publish(&manifest)?;
+    let done = job
+        .write(&train, &held_out, dropped, input_digest)
+        .and_then(|manifest| job.publish(&manifest));
+    if let Err(error) = done {
+        std::fs::remove_dir_all(&job.dir).map_err(DataError::io("removing", &job.dir))?;
+        return Err(error);
+    }
     Ok(Prepared {
         corpus: Corpus::open(&options.out)?,
         was_there: false,

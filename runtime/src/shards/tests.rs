@@ -195,6 +195,10 @@ fn bad_input() {
         let error = prepare(&options).expect_err(name);
         text += &format!("# {name}\n{}", shown(&corpus, &error));
         assert!(!corpus.shards().exists(), "{name} left a folder");
+        assert!(
+            !corpus.dir.path().join(".tmp_shards").exists(),
+            "{name} left a temporary"
+        );
     }
     insta::assert_snapshot!("bad_input", text);
 }
@@ -204,5 +208,11 @@ fn the_stage_and_the_tokenizer_must_agree_on_the_vocabulary() {
     let corpus = TestCorpus::new().open();
     assert!(corpus.check_vocab(VOCAB as i64).is_ok());
     let error = corpus.check_vocab(2048).expect_err("is refused");
-    insta::assert_snapshot!("vocab", error.rendered());
+    let hash = corpus.tokenizer.hash().to_owned();
+    assert!(corpus.check_pinned(None).is_ok() && corpus.check_pinned(Some(&hash)).is_ok());
+    let pinned = corpus.check_pinned(Some("0000")).expect_err("is refused");
+    insta::assert_snapshot!(
+        "vocab",
+        format!("{}{}", error.rendered(), pinned.rendered())
+    );
 }

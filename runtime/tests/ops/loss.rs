@@ -32,12 +32,13 @@ fn naive(h: &Array, w: &Array, targets: &Array, softcap: f64) -> f64 {
 #[test]
 fn cross_entropy_and_gradients() -> Outcome {
     let mut rng = Rng::fresh();
-    // The last shape takes several chunks of rows.
+    // Then a lone row of many classes, and rows enough for several chunks.
     for [b, t, d, v] in [
         [1, 1, 1, 1],
         [2, 5, 7, 11],
         [3, 4, 2, 30],
-        [2, 5, 3, 150_000],
+        [1, 1, 3, 150_000],
+        [2, 75, 2, 9000],
     ] {
         for kind in KINDS {
             for softcap in [0.0, 1.5] {
