@@ -22,7 +22,8 @@ fn json(text: &str) -> Value {
 #[test]
 fn check_of_good_sources() {
     let place = Place::new();
-    let text = [TINY, LIGHTNING, "models/std/norm.llm"].map(|file| place.transcript(&["check", file]));
+    let text =
+        [TINY, LIGHTNING, "models/std/norm.llm"].map(|file| place.transcript(&["check", file]));
     assert_snapshot!(text.join("\n"));
 }
 
@@ -163,7 +164,8 @@ fn the_digest_does_not_depend_on_the_folder() {
     let there = command.current_dir(place.path("models/tiny")).output().unwrap();
     let there = String::from_utf8(there.stdout).unwrap();
     let whole = place.stdout(&arguments(place.path("models/tiny/./tiny.llm").to_str().unwrap()));
-    let digest = |text: &str| text.lines().find(|line| line.starts_with("// digest")).unwrap().to_owned();
+    let digest =
+        |text: &str| text.lines().find(|line| line.starts_with("// digest")).unwrap().to_owned();
     assert_eq!(digest(&here), digest(&there));
     assert_eq!(digest(&here), digest(&whole));
 }
@@ -241,8 +243,10 @@ fn params_in_full_list_every_tensor() {
         let line = text.lines().rfind(|line| line.starts_with(path)).unwrap();
         line.split_whitespace().collect::<Vec<_>>().join(" ")
     };
-    assert_snapshot!([line("lm_head "), line("layers.0.mix.body.a_log"), line("layers.3.mix.body.index_bias")]
-        .join("\n"));
+    assert_snapshot!(
+        [line("lm_head "), line("layers.0.mix.body.a_log"), line("layers.3.mix.body.index_bias")]
+            .join("\n")
+    );
     let value = json(&place.stdout(&[&arguments[..], &["--format", "json"]].concat()));
     let params = value["params"].as_array().unwrap();
     let sum: i64 = params.iter().map(|param| param["elements"].as_i64().unwrap()).sum();
@@ -253,7 +257,16 @@ fn params_in_full_list_every_tensor() {
 fn inspect_shows_one_function() {
     let place = Place::new();
     let show = |emit, function| {
-        place.transcript(&["inspect", TINY, "--stage", "tiny_2b", "--emit", emit, "--function", function])
+        place.transcript(&[
+            "inspect",
+            TINY,
+            "--stage",
+            "tiny_2b",
+            "--emit",
+            emit,
+            "--function",
+            function,
+        ])
     };
     let text = [
         show("model", "SwiGlu"),
@@ -291,8 +304,12 @@ fn inspect_forms_agree() {
 #[test]
 fn explain() {
     let place = Place::new();
-    let commands: [&[&str]; 4] =
-        [&["explain", "E1201"], &["explain", "e1201", "--format", "json"], &["explain", "E0999"], &["explain"]];
+    let commands: [&[&str]; 4] = [
+        &["explain", "E1201"],
+        &["explain", "e1201", "--format", "json"],
+        &["explain", "E0999"],
+        &["explain"],
+    ];
     assert_snapshot!(commands.map(|command| place.transcript(command)).join("\n"));
     let list = place.stdout(&["explain", "--list"]);
     assert!(list.contains("E0208  unknown stage\n"), "{list}");
@@ -339,7 +356,11 @@ fn snapshot_pins_and_shows_a_change() {
     let changed = place.run(&["snapshot", TINY]);
     assert_eq!(changed.status.code(), Some(1));
     let diff = String::from_utf8(changed.stdout.clone()).unwrap();
-    for expected in ["-# |     f              = 96\n", "+# |     f              = 192\n", "-stored  635,402, at inference 590,994\n"] {
+    for expected in [
+        "-# |     f              = 96\n",
+        "+# |     f              = 192\n",
+        "-stored  635,402, at inference 590,994\n",
+    ] {
         assert!(diff.contains(expected), "{expected:?} in\n{diff}");
     }
     let said = place.without_paths(&String::from_utf8_lossy(&changed.stderr));
@@ -374,7 +395,8 @@ fn build_writes_the_same_bytes_again() {
     let names = [".lightc-generated.json", "Cargo.lock", "Cargo.toml", "src/"];
     assert_eq!(place.list("out/crate"), names);
     place.stdout(&build("out/other"));
-    for file in ["Cargo.toml", "Cargo.lock", "src/lib.rs", "src/main.rs", ".lightc-generated.json"] {
+    for file in ["Cargo.toml", "Cargo.lock", "src/lib.rs", "src/main.rs", ".lightc-generated.json"]
+    {
         let read = |folder: &str| place.read(&format!("out/{folder}/{file}"));
         assert_eq!(read("crate"), read("other"), "{file}");
     }
@@ -404,8 +426,20 @@ fn doctor_names_what_is_missing() {
     let names: Vec<&str> = checks.iter().map(|check| check["name"].as_str().unwrap()).collect();
     assert_eq!(
         names,
-        ["lightc", "rustc", "cargo", "C++ compiler", "Python", "libtorch", "runtime", "cache folder",
-         "disk space", "processor", "memory", "GPU"]
+        [
+            "lightc",
+            "rustc",
+            "cargo",
+            "C++ compiler",
+            "Python",
+            "libtorch",
+            "runtime",
+            "cache folder",
+            "disk space",
+            "processor",
+            "memory",
+            "GPU"
+        ]
     );
     let libtorch = checks.iter().find(|check| check["name"] == "libtorch").unwrap();
     assert_eq!(libtorch["status"], "missing");

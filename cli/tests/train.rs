@@ -16,9 +16,12 @@ const TINY: &str = "models/tiny/tiny.llm";
 /// A place with a `cargo` that builds `program`, and a libtorch.
 fn place_with(program: &str) -> Place {
     let place = Place::new();
-    for file in
-        ["lib/libtorch_cpu.so", "lib/libtorch.so", "lib/libc10.so", "include/torch/csrc/api/include/torch/torch.h"]
-    {
+    for file in [
+        "lib/libtorch_cpu.so",
+        "lib/libtorch.so",
+        "lib/libc10.so",
+        "include/torch/csrc/api/include/torch/torch.h",
+    ] {
         place.write(&format!("torch/{file}"), "");
     }
     place.write("torch/build-version", "2.11.0+cpu\n");
@@ -44,7 +47,8 @@ fn command(place: &Place, arguments: &[&str]) -> Command {
     command
 }
 
-const TRAIN: [&str; 8] = ["train", TINY, "--stage", "tiny_2b", "--config", "c.toml", "--out", "run"];
+const TRAIN: [&str; 8] =
+    ["train", TINY, "--stage", "tiny_2b", "--config", "c.toml", "--out", "run"];
 
 #[test]
 fn the_program_gets_its_arguments_and_libtorch_and_gives_the_exit_code() {
@@ -53,7 +57,10 @@ fn the_program_gets_its_arguments_and_libtorch_and_gives_the_exit_code() {
     let output = command(&place, &[&TRAIN[..], &more].concat()).output().unwrap();
     let text = String::from_utf8(output.stdout.clone()).unwrap();
     let lines: Vec<&str> = text.lines().collect();
-    assert_eq!(lines[0], "train --config c.toml --out run --resume --steps 5 --accept-changed-source");
+    assert_eq!(
+        lines[0],
+        "train --config c.toml --out run --resume --steps 5 --accept-changed-source"
+    );
     assert!(lines[1].ends_with("torch/lib"), "{text}");
     assert_eq!(output.status.code(), Some(3));
 
@@ -82,8 +89,11 @@ fn another_source_is_another_program() {
 
 #[test]
 fn signals_reach_the_program() {
-    let place = place_with("#!/bin/sh\ntrap 'echo saved; exit 130' INT\necho ready\nwhile :; do sleep 0.05; done\n");
-    let mut child = command(&place, &TRAIN).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let place = place_with(
+        "#!/bin/sh\ntrap 'echo saved; exit 130' INT\necho ready\nwhile :; do sleep 0.05; done\n",
+    );
+    let mut child =
+        command(&place, &TRAIN).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     assert_eq!(lines.next().unwrap().unwrap(), "ready");
     let killed = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
@@ -95,7 +105,9 @@ fn signals_reach_the_program() {
 #[test]
 fn what_is_wrong_is_said_before_anything_is_compiled() {
     let place = place_with("#!/bin/sh\n");
-    let no_config = command(&place, &[&TRAIN[..5], &["nowhere.toml", "--out", "run"]].concat()).output().unwrap();
+    let no_config = command(&place, &[&TRAIN[..5], &["nowhere.toml", "--out", "run"]].concat())
+        .output()
+        .unwrap();
     let no_libtorch = command(&place, &TRAIN).env_remove("LIBTORCH").output().unwrap();
     let no_runtime = command(&place, &TRAIN).env("LIGHTC_RUNTIME", "nowhere").output().unwrap();
     for (output, code) in [(no_config, "E1201"), (no_libtorch, "E1206"), (no_runtime, "E1205")] {

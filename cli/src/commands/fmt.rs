@@ -84,7 +84,8 @@ fn meaning(text: &str) -> Option<Value> {
 fn drop_places(value: &mut Value) {
     match value {
         Value::Object(fields) => {
-            let is_place = |value: &Value| value.get("source").is_some() && value.get("start").is_some();
+            let is_place =
+                |value: &Value| value.get("source").is_some() && value.get("start").is_some();
             fields.retain(|_, value| !is_place(value));
             fields.values_mut().for_each(drop_places);
         }
