@@ -68,8 +68,11 @@ impl Fault {
 
     /// In the layout of diagnostics with a place.
     pub(crate) fn text(&self, color: bool) -> String {
-        let (red, bold, plain) =
-            if color { ("\u{1b}[0m\u{1b}[1m\u{1b}[31m", "\u{1b}[1m", "\u{1b}[0m") } else { ("", "", "") };
+        let (red, bold, plain) = if color {
+            ("\u{1b}[0m\u{1b}[1m\u{1b}[31m", "\u{1b}[1m", "\u{1b}[0m")
+        } else {
+            ("", "", "")
+        };
         let mut text = format!("{red}error[{}]{plain}{bold}: {}{plain}\n", self.code, self.message);
         for (position, line) in self.help.iter().flat_map(|help| help.lines()).enumerate() {
             text.push_str(if position == 0 { "  = help: " } else { "          " });
@@ -133,7 +136,10 @@ mod tests {
     #[test]
     fn a_fault_looks_like_a_diagnostic() {
         let fault = Fault::new("E1201", "no file").help("write one\nor two");
-        assert_eq!(fault.text(false), "error[E1201]: no file\n  = help: write one\n          or two\n");
+        assert_eq!(
+            fault.text(false),
+            "error[E1201]: no file\n  = help: write one\n          or two\n"
+        );
     }
 
     #[test]

@@ -5,7 +5,7 @@ use crate::table::{Table, counted, grouped};
 use lightc_codegen::analysis::{Count, ParamRow, ParamTable};
 use lightc_codegen::ir::{Module, text};
 use lightc_codegen::schedule::{FunctionSchedule, Schedule};
-use lightc_dsl::model::{Axis, Instance, Storage, StageModel, SubDef, SubKind, Target};
+use lightc_dsl::model::{Axis, Instance, StageModel, Storage, SubDef, SubKind, Target};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
@@ -38,7 +38,14 @@ fn modules_table(table: &ParamTable) -> String {
         ]);
     }
     let total = grouped(trained + frozen);
-    rows.row(vec!["total".into(), String::new(), total, grouped(trained), grouped(frozen), String::new()]);
+    rows.row(vec![
+        "total".into(),
+        String::new(),
+        total,
+        grouped(trained),
+        grouped(frozen),
+        String::new(),
+    ]);
     rows.text()
 }
 
@@ -76,7 +83,8 @@ fn frozen_text(table: &ParamTable) -> String {
 fn tensors_table(table: &ParamTable) -> String {
     let mut rows = Table::new(&["tensor", "axes", "dtype", ">parameters", "init", "storage", ""]);
     for row in &table.params {
-        let axes: Vec<String> = row.axes.iter().map(|(name, size)| format!("{name}={size}")).collect();
+        let axes: Vec<String> =
+            row.axes.iter().map(|(name, size)| format!("{name}={size}")).collect();
         let storage = match row.storage {
             Storage::Trained => "trained",
             Storage::Frozen(_) => "frozen",
@@ -135,10 +143,17 @@ fn instance_text(model: &StageModel, index: u32, instance: &Instance) -> String 
         let _ = writeln!(out, "    param {}[{axes}]: {dtype} ~ {init} {storage}", param.name);
     }
     for state in &instance.states {
-        let _ = writeln!(out, "    state {}[{}] = {}", state.name, axes_text(&state.axes), state.start);
+        let _ =
+            writeln!(out, "    state {}[{}] = {}", state.name, axes_text(&state.axes), state.start);
     }
     for table in &instance.tables {
-        let _ = writeln!(out, "    table {}[{}] from {:?}", table.name, axes_text(&table.axes), table.from);
+        let _ = writeln!(
+            out,
+            "    table {}[{}] from {:?}",
+            table.name,
+            axes_text(&table.axes),
+            table.from
+        );
     }
     for sub in &instance.subs {
         out.push_str(&sub_text(model, sub));
@@ -207,10 +222,10 @@ pub fn schedule_text(schedule: &Schedule) -> String {
     let mut rows =
         Table::new(&["function", ">ops", ">saved", "elements saved", "elements touched", "flops"]);
     for function in &schedule.functions {
-        let touched = function
-            .steps
-            .iter()
-            .try_fold(lightc_dsl::size::Size::default(), |sum, step| sum.checked_add(&step.elements));
+        let touched =
+            function.steps.iter().try_fold(lightc_dsl::size::Size::default(), |sum, step| {
+                sum.checked_add(&step.elements)
+            });
         rows.row(vec![
             function.function.clone(),
             function.steps.len().to_string(),
@@ -220,7 +235,11 @@ pub fn schedule_text(schedule: &Schedule) -> String {
             function.flops.to_string(),
         ]);
     }
-    format!("target {}; callees are not counted in their callers\n\n{}", schedule.target, rows.text())
+    format!(
+        "target {}; callees are not counted in their callers\n\n{}",
+        schedule.target,
+        rows.text()
+    )
 }
 
 /// The steps of one function.
@@ -235,7 +254,8 @@ pub fn steps_text(function: &FunctionSchedule) -> String {
             step.drops.join(" "),
         ]);
     }
-    let saved = if function.saved.is_empty() { "nothing".to_owned() } else { function.saved.join(" ") };
+    let saved =
+        if function.saved.is_empty() { "nothing".to_owned() } else { function.saved.join(" ") };
     format!(
         "function {}\nkeeps for its backward: {saved} ({} elements)\nflops: {}\n\n{}",
         function.function,

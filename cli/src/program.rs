@@ -38,7 +38,11 @@ pub(crate) struct Program {
 
 impl Program {
     /// Generates and compiles the program of a stage.
-    pub(crate) fn build(file: &Path, stage: &str, runtime: &runtime::Choice) -> Result<Self, Failure> {
+    pub(crate) fn build(
+        file: &Path,
+        stage: &str,
+        runtime: &runtime::Choice,
+    ) -> Result<Self, Failure> {
         let runtime = runtime.find()?;
         let (loaded, model) = Loaded::read_stage(file, stage)?;
         // The name alone: the same stage is the same program wherever it is started.
@@ -86,8 +90,8 @@ pub(crate) fn generate(
     let path = runtime.path.to_str().ok_or_else(|| {
         Fault::new(codes::NO_RUNTIME, format!("the path `{}` is not UTF-8", runtime.path.display()))
     })?;
-    let files = emit_crate(&compiled, origin, path)
-        .map_err(|reason| not_a_program(&model.name, reason))?;
+    let files =
+        emit_crate(&compiled, origin, path).map_err(|reason| not_a_program(&model.name, reason))?;
     let mut files: Vec<NewFile> =
         files.into_iter().map(|file| NewFile { path: file.path, text: file.text }).collect();
     // The versions that the runtime was tested with, and that are compiled already.
@@ -129,7 +133,10 @@ pub(crate) fn cache_folder() -> Result<PathBuf, Failure> {
         .filter(|path| path.is_absolute())
         .or_else(|| variable("HOME").map(|home| home.join(".cache")));
     let cache = cache.ok_or_else(|| {
-        Fault::new(codes::UNWRITABLE, "there is no cache folder: neither XDG_CACHE_HOME nor HOME is set")
+        Fault::new(
+            codes::UNWRITABLE,
+            "there is no cache folder: neither XDG_CACHE_HOME nor HOME is set",
+        )
     })?;
     Ok(cache.join("lightc").join("build"))
 }

@@ -41,7 +41,11 @@ fn built_in() -> PathBuf {
     here.parent().unwrap_or(here).join("runtime")
 }
 
-fn find(option: Option<&Path>, variable: Option<PathBuf>, beside: PathBuf) -> Result<Runtime, Failure> {
+fn find(
+    option: Option<&Path>,
+    variable: Option<PathBuf>,
+    beside: PathBuf,
+) -> Result<Runtime, Failure> {
     let named = [
         (option.map(Path::to_owned), "--runtime"),
         (variable.filter(|path| !path.as_os_str().is_empty()), VARIABLE),
@@ -97,7 +101,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| crate_in(&dir.path().join(name), "lightc-runtime");
         let (option, variable, beside) = (at("option"), at("variable"), at("beside"));
-        let origin = |o: Option<&Path>, v: Option<&PathBuf>| find(o, v.cloned(), beside.clone()).unwrap().origin;
+        let origin = |o: Option<&Path>, v: Option<&PathBuf>| {
+            find(o, v.cloned(), beside.clone()).unwrap().origin
+        };
         assert_eq!(origin(Some(&option), Some(&variable)), "--runtime");
         assert_eq!(origin(None, Some(&variable)), VARIABLE);
         assert_eq!(origin(None, Some(&PathBuf::new())), "the checkout that lightc was built in");

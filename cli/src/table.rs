@@ -64,9 +64,13 @@ mod tests {
 
     #[test]
     fn numbers_are_grouped_by_thousands() {
-        for (number, text) in
-            [(0, "0"), (999, "999"), (1000, "1,000"), (1_653_102_772, "1,653,102,772"), (-1234, "-1,234")]
-        {
+        for (number, text) in [
+            (0, "0"),
+            (999, "999"),
+            (1000, "1,000"),
+            (1_653_102_772, "1,653,102,772"),
+            (-1234, "-1,234"),
+        ] {
             assert_eq!(grouped(number), text);
         }
     }

@@ -84,7 +84,11 @@ fn install() -> Result<(), Failure> {
         Progress::Step(text) => terminal::say(&format!("libtorch: {text}\n")),
         Progress::Working { elapsed, bytes } if elapsed.as_secs() >= next => {
             next = elapsed.as_secs() + 15;
-            terminal::say(&format!("  {} s, {} MB on disk\n", elapsed.as_secs(), bytes / 1_000_000));
+            terminal::say(&format!(
+                "  {} s, {} MB on disk\n",
+                elapsed.as_secs(),
+                bytes / 1_000_000
+            ));
         }
         _ => {}
     };
@@ -130,7 +134,11 @@ fn text(report: &Report) -> String {
             rows.row(vec![String::new(), String::new(), format!("{lead}{}", line.trim())]);
         }
     }
-    let end = if report.ok { "everything that is needed is here" } else { "something that is needed is missing" };
+    let end = if report.ok {
+        "everything that is needed is here"
+    } else {
+        "something that is needed is missing"
+    };
     format!("{}\n{end}\n", rows.text())
 }
 
@@ -153,7 +161,8 @@ fn tool(name: &'static str, mut command: Command, folder: Option<&Path>) -> Chec
         command.current_dir(folder);
     }
     let fix = format!("install Rust {RUST} or newer: https://rustup.rs");
-    match first_line(command.arg("--version")) {
+    // A question is no reason for rustup to download a toolchain.
+    match first_line(command.arg("--version").env("RUSTUP_AUTO_INSTALL", "0")) {
         Err(reason) => Check::missing(name, reason, fix),
         Ok(line) if is_old(&line) => Check::missing(name, format!("{line}, {RUST} needed"), fix),
         Ok(line) => Check::ok(name, format!("{line} ({RUST} or newer is needed)")),
@@ -192,9 +201,10 @@ fn python(has_libtorch: bool) -> Check {
     let name = "Python";
     match first_line(Command::new(&python).arg("--version")) {
         Ok(line) => Check::ok(name, line),
-        Err(reason) if has_libtorch => {
-            Check::absent(name, format!("`{}`: {reason}; libtorch is there already", python.display()))
-        }
+        Err(reason) if has_libtorch => Check::absent(
+            name,
+            format!("`{}`: {reason}; libtorch is there already", python.display()),
+        ),
         Err(reason) => Check::missing(
             name,
             format!("`{}`: {reason}", python.display()),
@@ -217,7 +227,8 @@ fn libtorch() -> Check {
         ),
         Err(error) => {
             let text = error.to_string();
-            let (found, fix) = text.split_once("fix: ").unwrap_or((&text, "set LIBTORCH to a good one"));
+            let (found, fix) =
+                text.split_once("fix: ").unwrap_or((&text, "set LIBTORCH to a good one"));
             Check::missing(name, found.trim(), fix.trim())
         }
     }
@@ -285,7 +296,11 @@ fn gigabytes(bytes: u64) -> String {
 fn processor() -> Check {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let features = features();
-    let features = if features.is_empty() { "no vector extensions known".to_owned() } else { features.join(" ") };
+    let features = if features.is_empty() {
+        "no vector extensions known".to_owned()
+    } else {
+        features.join(" ")
+    };
     Check::ok("processor", format!("{cores} cores, {}, {features}", std::env::consts::ARCH))
 }
 
@@ -345,7 +360,12 @@ mod tests {
     fn fixes_stand_below_what_is_missing() {
         let checks = vec![Check::ok("a", "1"), Check::missing("b", "no", "do this\n  then that")];
         let text = text(&Report { ok: false, checks });
-        assert!(text.contains("MISSING  b     no\n               fix: do this\n                    then that\n"), "{text}");
+        assert!(
+            text.contains(
+                "MISSING  b     no\n               fix: do this\n                    then that\n"
+            ),
+            "{text}"
+        );
         assert!(text.ends_with("something that is needed is missing\n"));
     }
 

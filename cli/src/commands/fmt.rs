@@ -84,7 +84,8 @@ fn meaning(text: &str) -> Option<Value> {
 fn drop_places(value: &mut Value) {
     match value {
         Value::Object(fields) => {
-            let is_place = |value: &Value| value.get("source").is_some() && value.get("start").is_some();
+            let is_place =
+                |value: &Value| value.get("source").is_some() && value.get("start").is_some();
             fields.retain(|_, value| !is_place(value));
             fields.values_mut().for_each(drop_places);
         }
@@ -102,7 +103,7 @@ mod tests {
 
     #[test]
     fn layout_has_no_meaning_and_names_have() {
-        let of = |text| meaning(text).unwrap();
+        let of = |text: &str| meaning(text).unwrap();
         let text = "block A(d) {\n    forward(x[d]) -> [d] {\n        x\n    }\n}\n";
         assert_eq!(of(text), of(&text.replace("    ", " ")));
         assert_ne!(of(text), of(&text.replace('x', "y")));

@@ -67,7 +67,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
 
 fn no_stage(loaded: &Loaded) -> Failure {
     let names = loaded.program.stage_names().join(", ");
-    let help = if names.is_empty() { "this file defines none".into() } else { format!("this file defines: {names}") };
+    let help = if names.is_empty() {
+        "this file defines none".into()
+    } else {
+        format!("this file defines: {names}")
+    };
     Fault::new("E0208", "--stage is missing: only `--emit ast` goes without one").help(help).into()
 }
 
@@ -176,9 +180,8 @@ fn rust(arguments: &Arguments, loaded: &Loaded, compiled: &Compiled) -> Result<S
         return Err(Fault::new(codes::UNKNOWN_FUNCTION, message).into());
     }
     let origin = loaded.origin(name_of(&arguments.file)?);
-    let text = emit_stage(compiled, &origin).map_err(|reason| {
-        crate::program::not_a_program(&compiled.module.name, reason)
-    })?;
+    let text = emit_stage(compiled, &origin)
+        .map_err(|reason| crate::program::not_a_program(&compiled.module.name, reason))?;
     match arguments.format {
         Format::Text => Ok(text),
         Format::Json => line(&json!({ "stage": compiled.module.name, "text": text })),
@@ -199,7 +202,11 @@ fn find<'a>(wanted: &str, known: impl Iterator<Item = &'a str>) -> Result<usize,
         Some(near) => format!("`{near}` exists"),
         None => {
             let mut distinct: Vec<&str> = Vec::new();
-            known.iter().for_each(|name| if !distinct.contains(name) { distinct.push(name) });
+            known.iter().for_each(|name| {
+                if !distinct.contains(name) {
+                    distinct.push(name)
+                }
+            });
             format!("there are: {}", distinct.join(", "))
         }
     };

@@ -48,13 +48,18 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         name.into()
     });
     let pinned = generate(arguments)?;
-    let changed = if arguments.bless { bless(&folder, &pinned)? } else { compare(&folder, &pinned)? };
+    let changed =
+        if arguments.bless { bless(&folder, &pinned)? } else { compare(&folder, &pinned)? };
     if arguments.stage.is_none() {
         orphans(&folder, &pinned);
     }
     match (changed, arguments.bless) {
-        (0, false) => terminal::say(&format!("{}, no difference\n", counted(pinned.len(), "snapshot"))),
-        (n, true) => terminal::say(&format!("{} written to {}\n", counted(n, "snapshot"), folder.display())),
+        (0, false) => {
+            terminal::say(&format!("{}, no difference\n", counted(pinned.len(), "snapshot")))
+        }
+        (n, true) => {
+            terminal::say(&format!("{} written to {}\n", counted(n, "snapshot"), folder.display()))
+        }
         (n, false) => {
             terminal::say(&format!(
                 "{} differ or are missing; `lightc snapshot {} --bless` accepts them\n",
@@ -160,7 +165,12 @@ fn compare(folder: &Path, pinned: &[Pinned]) -> Result<usize, Failure> {
         }
         let old = read_text(&path)?;
         if old != file.text {
-            terminal::print(&diff::unified(&name.to_string(), &format!("{name} (now)"), &old, &file.text))?;
+            terminal::print(&diff::unified(
+                &name.to_string(),
+                &format!("{name} (now)"),
+                &old,
+                &file.text,
+            ))?;
             changed += 1;
         }
     }
