@@ -13,21 +13,12 @@ fn formatted(source: &str) -> String {
     let once = format(source).unwrap_or_else(|diags| panic!("{diags:#?}\n{source}"));
     let twice = format(&once).unwrap_or_else(|diags| panic!("{diags:#?}\n{once}"));
     assert_eq!(once, twice, "formatting is not stable for:\n{source}");
-    assert_eq!(
-        syntax_of(source),
-        syntax_of(&once),
-        "the syntax changed for:\n{source}"
-    );
+    assert_eq!(syntax_of(source), syntax_of(&once), "the syntax changed for:\n{source}");
     once
 }
 
 fn check_format(source: &str) -> String {
-    format!(
-        "{}\n{}\n{}",
-        source.trim_end(),
-        "=".repeat(80),
-        formatted(source)
-    )
+    format!("{}\n{}\n{}", source.trim_end(), "=".repeat(80), formatted(source))
 }
 
 macro_rules! formats {
@@ -177,10 +168,7 @@ fn nothing_in_nothing_out() {
 #[test]
 fn text_with_errors_is_left_alone() {
     let diags = format("stage s {\n    d = = 1\n}\nstage t {\n    e = +\n}\n").unwrap_err();
-    assert_eq!(
-        diags.iter().map(|d| d.code).collect::<Vec<_>>(),
-        ["E0101", "E0101"]
-    );
+    assert_eq!(diags.iter().map(|d| d.code).collect::<Vec<_>>(), ["E0101", "E0101"]);
 }
 
 #[test]
@@ -192,12 +180,7 @@ fn the_models_keep_their_syntax() {
 
 /// Expressions as text, with brackets where they are needed and where they are not.
 fn expression() -> impl Strategy<Value = String> {
-    let name = prop_oneof![
-        "[a-c]",
-        "[0-9]",
-        Just("1e-6".to_owned()),
-        Just("u".repeat(30))
-    ];
+    let name = prop_oneof!["[a-c]", "[0-9]", Just("1e-6".to_owned()), Just("u".repeat(30))];
     name.prop_recursive(6, 40, 4, |inner| {
         let op = prop_oneof![Just("+"), Just("-"), Just("*"), Just("/")];
         prop_oneof![

@@ -274,20 +274,10 @@ fn soup(random: &mut Random) -> String {
 /// One thing many times: nesting and chains are where stacks and times grow.
 fn tower(random: &mut Random) -> String {
     let n = [10, 60, 200, 3000][random.below(4)];
-    let (open, close) = [
-        ("(", ")"),
-        ("f(", ")"),
-        ("[", "]"),
-        ("-(", ")"),
-        ("1 + ", ""),
-        ("", " * x"),
-        ("{", "}"),
-    ][random.below(7)];
-    format!(
-        "stage s {{\n    d = {}1{}\n    model = d\n}}\n",
-        open.repeat(n),
-        close.repeat(n)
-    )
+    let (open, close) =
+        [("(", ")"), ("f(", ")"), ("[", "]"), ("-(", ")"), ("1 + ", ""), ("", " * x"), ("{", "}")]
+            [random.below(7)];
+    format!("stage s {{\n    d = {}1{}\n    model = d\n}}\n", open.repeat(n), close.repeat(n))
 }
 
 fn input(corpus: &[String], random: &mut Random) -> String {
@@ -306,18 +296,11 @@ fn input(corpus: &[String], random: &mut Random) -> String {
 
 fn check_places(diags: &[Diag], sources: &Sources) {
     for diag in diags {
-        assert!(
-            diag::codes::page(diag.code).is_some(),
-            "{} has no page",
-            diag.code
-        );
+        assert!(diag::codes::page(diag.code).is_some(), "{} has no page", diag.code);
         for label in std::iter::once(&diag.primary).chain(&diag.related) {
             let text = &sources.get(label.span.source).expect("a known source").text;
             let range = label.span.start as usize..label.span.end as usize;
-            assert!(
-                text.get(range).is_some(),
-                "{label:?} lies outside of its text"
-            );
+            assert!(text.get(range).is_some(), "{label:?} lies outside of its text");
         }
     }
 }
@@ -329,16 +312,10 @@ fn check(text: &str, loader: &MapLoader, thorough: bool) -> bool {
     check_places(&diags, &sources);
     let (models, more) = program.check();
     check_places(&more, &sources);
-    assert!(
-        models.is_empty() || diags.is_empty(),
-        "a model came out of a program with errors"
-    );
+    assert!(models.is_empty() || diags.is_empty(), "a model came out of a program with errors");
     for name in program.stage_names() {
         let result = program.resolve_stage(name);
-        assert!(
-            !result.is_err_and(|d| d.is_empty()),
-            "`{name}` failed without a diagnostic"
-        );
+        assert!(!result.is_err_and(|d| d.is_empty()), "`{name}` failed without a diagnostic");
     }
     let layout = format(text);
     match &layout {
@@ -359,9 +336,7 @@ fn check(text: &str, loader: &MapLoader, thorough: bool) -> bool {
 
 fn number_from(variable: &str, default: u64) -> u64 {
     match std::env::var(variable) {
-        Ok(text) => text
-            .parse()
-            .unwrap_or_else(|_| panic!("{variable} is not a number: {text}")),
+        Ok(text) => text.parse().unwrap_or_else(|_| panic!("{variable} is not a number: {text}")),
         Err(_) => default,
     }
 }
@@ -397,10 +372,7 @@ fn no_input_panics() {
                     });
                     n_parsed.fetch_add(u64::from(parsed), Ordering::Relaxed);
                     let took = began.elapsed();
-                    assert!(
-                        took < SLOW,
-                        "case {case} of seed {seed} took {took:?}:\n{text}"
-                    );
+                    assert!(took < SLOW, "case {case} of seed {seed} took {took:?}:\n{text}");
                 }
             });
         }

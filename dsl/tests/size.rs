@@ -7,10 +7,7 @@ use proptest::prelude::*;
 use std::collections::BTreeMap;
 
 fn size() -> impl Strategy<Value = Size> {
-    let leaf = prop_oneof![
-        (-20_i64..20).prop_map(Size::constant),
-        "[a-c]".prop_map(Size::symbol),
-    ];
+    let leaf = prop_oneof![(-20_i64..20).prop_map(Size::constant), "[a-c]".prop_map(Size::symbol),];
     leaf.prop_recursive(3, 12, 2, |inner| {
         (inner.clone(), 0..3, inner).prop_map(|(a, op, b)| match op {
             0 => a.checked_add(&b).unwrap(),
@@ -21,27 +18,19 @@ fn size() -> impl Strategy<Value = Size> {
 }
 
 fn value(size: &Size) -> i64 {
-    let bindings: BTreeMap<String, i64> = [("a", 3), ("b", -2), ("c", 7)]
-        .map(|(n, v)| (n.to_owned(), v))
-        .into();
+    let bindings: BTreeMap<String, i64> =
+        [("a", 3), ("b", -2), ("c", 7)].map(|(n, v)| (n.to_owned(), v)).into();
     size.evaluate(&bindings).unwrap()
 }
 
 #[test]
 fn printed_form() {
     let u = Size::symbol("u");
-    let sum = u
-        .checked_mul(&u)
-        .unwrap()
-        .checked_sub(&Size::constant(2))
-        .unwrap();
+    let sum = u.checked_mul(&u).unwrap().checked_sub(&Size::constant(2)).unwrap();
     assert_eq!(sum.to_string(), "u*u-2");
     assert_eq!(Size::constant(0).to_string(), "0");
     assert_eq!(sum.checked_sub(&sum).unwrap().as_constant(), Some(0));
-    assert_eq!(
-        Size::constant(i64::MAX).checked_add(&Size::constant(1)),
-        None
-    );
+    assert_eq!(Size::constant(i64::MAX).checked_add(&Size::constant(1)), None);
     assert_eq!(u.exact_div(&Size::constant(0)), None);
     assert_eq!(u.exact_div(&Size::constant(2)), None);
 }

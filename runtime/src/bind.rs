@@ -12,10 +12,7 @@ use crate::error::{Error, Result};
 use crate::stage::Inputs;
 
 fn mismatch(detail: String) -> Error {
-    Error::Op {
-        op: "stage",
-        detail,
-    }
+    Error::Op { op: "stage", detail }
 }
 
 /// Gives tensors in canonical order, each kind from a list of its own.
@@ -57,8 +54,7 @@ impl<'a> FlatSource<'a> {
 }
 
 fn next<'a>(list: &mut Iter<'a, Tensor>, what: &'static str) -> Result<&'a Tensor> {
-    list.next()
-        .ok_or_else(|| mismatch(format!("the list of {what} is too short for the stage")))
+    list.next().ok_or_else(|| mismatch(format!("the list of {what} is too short for the stage")))
 }
 
 impl<'a> Source<&'a Tensor> for FlatSource<'a> {
@@ -134,9 +130,7 @@ impl FlatStates {
             )));
         }
         let pairs = sink.0.into_iter().zip(inputs.states);
-        Ok(pairs
-            .map(|(next, now)| next.unwrap_or_else(|| now.shallow_clone()))
-            .collect())
+        Ok(pairs.map(|(next, now)| next.unwrap_or_else(|| now.shallow_clone())).collect())
     }
 }
 
@@ -167,10 +161,7 @@ pub fn accumulate(total: &mut Option<Tensor>, gradient: Tensor) -> Result<()> {
 /// # Errors
 /// If the run has fewer carries than the stage.
 pub fn carry<'a>(inputs: &Inputs<'a>, index: usize) -> Result<&'a Tensor> {
-    inputs
-        .carries
-        .get(index)
-        .ok_or_else(|| mismatch(format!("the run has no carry {index}")))
+    inputs.carries.get(index).ok_or_else(|| mismatch(format!("the run has no carry {index}")))
 }
 
 /// What a forward kept, as its own type.

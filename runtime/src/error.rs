@@ -513,10 +513,7 @@ impl ConfigError {
         match self {
             ConfigError::Read { .. } => "give the path of a TOML file to `--config`".to_owned(),
             ConfigError::Syntax { .. } => "see https://toml.io for the syntax".to_owned(),
-            ConfigError::UnknownKey {
-                nearest: Some(nearest),
-                ..
-            } => {
+            ConfigError::UnknownKey { nearest: Some(nearest), .. } => {
                 format!("the key of nearest spelling is `{nearest}`")
             }
             ConfigError::UnknownKey { known, .. } => {
@@ -630,11 +627,7 @@ impl DataError {
         path: impl Into<PathBuf>,
     ) -> impl FnOnce(std::io::Error) -> DataError {
         let path = path.into();
-        move |source| DataError::Io {
-            action,
-            path,
-            source,
-        }
+        move |source| DataError::Io { action, path, source }
     }
 }
 
@@ -654,19 +647,13 @@ impl TrainError {
     /// How to mend it.
     pub fn help(&self) -> String {
         let text = match self {
-            TrainError::NotFinite {
-                last_checkpoint: Some(name),
-                ..
-            } => {
+            TrainError::NotFinite { last_checkpoint: Some(name), .. } => {
                 return format!(
                     "the update was not made and the last good checkpoint is `{name}`: resume \
                      from it with a smaller `schedule.peak` or a longer warmup"
                 );
             }
-            TrainError::NotFinite {
-                last_checkpoint: None,
-                ..
-            } => {
+            TrainError::NotFinite { last_checkpoint: None, .. } => {
                 "the update was not made and there is no checkpoint yet: start again with a \
                  smaller `schedule.peak` or a longer warmup"
             }
@@ -686,11 +673,7 @@ impl TrainError {
         path: impl Into<PathBuf>,
     ) -> impl FnOnce(std::io::Error) -> TrainError {
         let path = path.into();
-        move |source| TrainError::Io {
-            action,
-            path,
-            source,
-        }
+        move |source| TrainError::Io { action, path, source }
     }
 }
 

@@ -37,7 +37,15 @@ fn prepare(folder: &Path) {
     let list = folder.join("files.txt");
     std::fs::write(&list, documents.join("\n")).expect("the list is written");
     let shards = folder.join("shards");
-    run(&["prepare", "--files-from", text(&list), "--out", text(&shards), "--held-out-every", "10"]);
+    run(&[
+        "prepare",
+        "--files-from",
+        text(&list),
+        "--out",
+        text(&shards),
+        "--held-out-every",
+        "10",
+    ]);
 }
 
 fn configuration(folder: &Path) -> std::path::PathBuf {
@@ -81,7 +89,10 @@ fn twenty_steps_are_ten_and_ten() {
     let (expected, expected_head) = digests(&whole);
     let (found, found_head) = digests(&parts);
     let n_trained = PARAMS.iter().filter(|p| p.storage == Storage::Trained).count();
-    assert!(expected.len() >= PARAMS.len() + 2 * n_trained, "parameters and both moments are there");
+    assert!(
+        expected.len() >= PARAMS.len() + 2 * n_trained,
+        "parameters and both moments are there"
+    );
     for (name, digest) in &expected {
         assert_eq!(found.get(name), Some(digest), "{name} differs");
     }

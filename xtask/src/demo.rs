@@ -43,10 +43,7 @@ impl Demo {
         let environment = libtorch::environment()?;
         let lightc = process::build_release("lightc")?;
         clear_out()?;
-        Ok(Self {
-            lightc,
-            environment,
-        })
+        Ok(Self { lightc, environment })
     }
 
     fn show_source(&self) -> Result<()> {
@@ -61,9 +58,7 @@ impl Demo {
     fn build_crate(&self) -> Result<()> {
         banner(3, "generate the training code");
         let folder = format!("{OUT}/crate");
-        self.lightc(&[
-            "build", SOURCE, "--stage", STAGE, "--target", "cpu", "--out", &folder,
-        ])?;
+        self.lightc(&["build", SOURCE, "--stage", STAGE, "--target", "cpu", "--out", &folder])?;
         list_files(&process::root().join(&folder))
     }
 
@@ -152,10 +147,7 @@ fn collect_files(folder: &Path, files: &mut Vec<(PathBuf, u64)>) -> Result<()> {
 
 /// A path as seen from the repository's root.
 fn relative(path: &Path) -> String {
-    path.strip_prefix(process::root())
-        .unwrap_or(path)
-        .display()
-        .to_string()
+    path.strip_prefix(process::root()).unwrap_or(path).display().to_string()
 }
 
 #[cfg(test)]
@@ -173,12 +165,6 @@ mod tests {
         let mut files = Vec::new();
         collect_files(dir.path(), &mut files).unwrap();
         files.sort();
-        assert_eq!(
-            files,
-            [
-                (dir.path().join("Cargo.toml"), 2),
-                (dir.path().join("src/lib.rs"), 2)
-            ]
-        );
+        assert_eq!(files, [(dir.path().join("Cargo.toml"), 2), (dir.path().join("src/lib.rs"), 2)]);
     }
 }

@@ -102,7 +102,8 @@ fn shape_of(ty: &Type, what: &str) -> Result<Vec<Literal>, String> {
     let mut sizes = Vec::new();
     for axis in &ty.axes {
         let size = axis.size.as_constant();
-        let size = size.ok_or_else(|| format!("{what} has axis `{}` of unbound size", axis.name))?;
+        let size =
+            size.ok_or_else(|| format!("{what} has axis `{}` of unbound size", axis.name))?;
         sizes.push(Literal::i64_unsuffixed(size));
     }
     Ok(sizes)
@@ -178,7 +179,9 @@ fn roles(root: &Function) -> Result<Roles, String> {
     for (name, value) in root.inputs() {
         let ty = root.ty(value);
         match (name, ty.dtype) {
-            ("tokens", DType::Index) if ty.axes.len() == 2 => roles.inputs.push(quote!(inputs.tokens)),
+            ("tokens", DType::Index) if ty.axes.len() == 2 => {
+                roles.inputs.push(quote!(inputs.tokens))
+            }
             ("continues", DType::Act) if ty.axes.len() == 1 => {
                 roles.inputs.push(quote!(inputs.continues));
             }

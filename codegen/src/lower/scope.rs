@@ -45,6 +45,8 @@ fn whole(value: f64, text: &str) -> Result<Size, TypeError> {
 /// The error for an axis name that is not in scope.
 pub(super) fn unknown_axis(name: &str, axes: &BTreeMap<String, Size>) -> TypeError {
     let known: Vec<&str> = axes.keys().map(String::as_str).collect();
-    TypeError::new("E0407", format!("axis `{name}` is not in scope"))
-        .with_help(format!("axes in scope: {}; declare one with `axis {name} = ...`", known.join(", ")))
+    TypeError::new("E0407", format!("axis `{name}` is not in scope")).with_help(format!(
+        "axes in scope: {}; declare one with `axis {name} = ...`",
+        known.join(", ")
+    ))
 }

@@ -97,9 +97,7 @@ impl Page {
 
 /// The page of a code; case does not matter.
 pub fn page(code: &str) -> Option<&'static Page> {
-    PAGES
-        .iter()
-        .find(|page| page.code.eq_ignore_ascii_case(code))
+    PAGES.iter().find(|page| page.code.eq_ignore_ascii_case(code))
 }
 
 macro_rules! pages {
@@ -123,5 +121,12 @@ pub const PAGES: &[Page] = pages! {
     "E0401" "E0402" "E0403" "E0404" "E0405" "E0406" "E0407" "E0408" "E0409" "E0410"
     "E0501" "E0502" "E0503" "E0504" "E0511" "E0512" "E0513" "E0514" "E0515" "E0516"
     "E0701"
+    "E0801" "E0802" "E0803" "E0804" "E0805" "E0806" "E0807" "E0808" "E0809" "E0810" "E0811"
+    "E0812"
+    "E0901" "E0902" "E0903" "E0904" "E0905" "E0906" "E0907" "E0908" "E0909" "E0910" "E0911"
+    "E0912" "E0913" "E0914" "E0915" "E0916" "E0917" "E0918" "E0919" "E0920" "E0921"
+    "E1001" "E1002" "E1003" "E1004" "E1005" "E1006" "E1007" "E1008" "E1009" "E1010" "E1011"
+    "E1012" "E1013" "E1014" "E1015" "E1016" "E1017" "E1018" "E1019" "E1020" "E1021"
+    "E1101" "E1102" "E1103" "E1104" "E1105" "E1106" "E1107" "E1108"
     "E1201" "E1202" "E1203" "E1204" "E1205" "E1206" "E1207" "E1208" "E1209" "E1210"
 };

@@ -106,7 +106,8 @@ fn node_text(function: &Function, node: &Node) -> String {
     let types: Vec<String> = node.results.iter().map(|r| function.ty(*r).to_string()).collect();
     let args: Vec<String> = node.args.iter().map(ToString::to_string).collect();
     let def = node.op.def();
-    let mut text = if results.is_empty() { String::new() } else { format!("{} = ", results.join(", ")) };
+    let mut text =
+        if results.is_empty() { String::new() } else { format!("{} = ", results.join(", ")) };
     text.push_str(def.mnemonic());
     for (name, value) in &def.attrs().0 {
         let _ = write!(text, " {name}={value}");
@@ -158,4 +159,3 @@ pub fn print_backward(module: &Module, backward: &Backward) -> String {
     out.push_str("}\n");
     out
 }
-
