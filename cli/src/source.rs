@@ -47,7 +47,7 @@ impl Loaded {
     pub(crate) fn failure(self, found: Vec<Diag>) -> Failure {
         let mut diags = self.diags;
         diags.extend(found);
-        lightc_dsl::diag::dedup(&mut diags);
+        lightc_dsl::diag::normalize(&mut diags);
         Failure::Source { diags, sources: self.sources }
     }
 

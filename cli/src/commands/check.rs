@@ -78,7 +78,7 @@ fn check(loaded: &Loaded) -> (Vec<Summary>, Vec<Diag>) {
             Err(found) => diags.extend(found),
         }
     }
-    diag::dedup(&mut diags);
+    diag::normalize(&mut diags);
     (summaries, diags)
 }
 
