@@ -137,18 +137,26 @@ impl Emitter<'_> {
                 }
             }
         }
+        if fields.is_empty() {
+            // A type parameter must be used.
+            let mark = quote!(std::marker::PhantomData);
+            fields.push(quote!(#[doc = " The block has no tensors."] pub none: #mark<T>));
+            build.push(quote!(none: #mark));
+        }
+        let source = used(&quote!(#(#build)*), "source");
+        let sink = used(&quote!(#(#take)*), "sink");
         quote! {
             /// The tensors of the block: itself, gradients or next states, by what `T` is.
             pub struct Tensors<T> { #(#fields),* }
 
             impl<T> Tensors<T> {
                 /// Takes every tensor from a source, in canonical order.
-                pub fn build(source: &mut impl Source<T>) -> Result<Self> {
+                pub fn build(#source: &mut impl Source<T>) -> Result<Self> {
                     Ok(Tensors { #(#build),* })
                 }
 
                 /// Gives every tensor to a sink, in canonical order.
-                pub fn take(self, sink: &mut impl Sink<T>) { #(#take)* }
+                pub fn take(self, #sink: &mut impl Sink<T>) { #(#take)* }
             }
         }
     }

@@ -12,4 +12,4 @@ mod stage;
 
 pub use call::EmitCall;
 pub use digest::source_digest;
-pub use stage::{CrateFile, Origin, emit_crate, emit_stage};
+pub use stage::{CrateFile, Origin, emit_blocks, emit_crate, emit_stage};

@@ -85,6 +85,8 @@ unary_grad! {
     tanh_grad = |x, dy| Tensor::f_tanh_backward(dy, &x.f_tanh()?);
     /// `2 x dy`.
     square_grad = |x, dy| dy.f_mul(x)?.f_mul_scalar(2.0);
+    /// 0: [`floor`] is constant between its steps.
+    floor_grad = |_x, dy| dy.f_mul_scalar(0.0);
     /// `dy * sign(x)`, 0 at 0.
     abs_grad = |x, dy| dy.f_mul(&x.f_sign()?);
 }
