@@ -255,11 +255,11 @@ pub(crate) fn cargo() -> Command {
 
 /// The program that cargo's messages name.
 fn executable(messages: &str) -> Option<PathBuf> {
-    let named = messages.lines().filter_map(|line| {
+    let mut named = messages.lines().filter_map(|line| {
         let message: serde_json::Value = serde_json::from_str(line).ok()?;
         Some(PathBuf::from(message.get("executable")?.as_str()?))
     });
-    named.last()
+    named.next_back()
 }
 
 #[cfg(test)]

@@ -99,12 +99,12 @@ fn generate(arguments: &Arguments) -> Result<Vec<Pinned>, Failure> {
     if diags.is_empty() { Ok(pinned) } else { Err(loaded.failure(diags)) }
 }
 
-/// Ending and text of each form of a stage, or what is wrong with the source (outer) or with
+/// Ending and text of each generated form.
+type Forms = Vec<(&'static str, String)>;
+
+/// Each form of a stage, or what is wrong with the source (outer) or with
 /// making a program of it (inner).
-fn forms(
-    model: &StageModel,
-    origin: &Origin,
-) -> Result<Result<Vec<(&'static str, String)>, Failure>, Vec<Diag>> {
+fn forms(model: &StageModel, origin: &Origin) -> Result<Result<Forms, Failure>, Vec<Diag>> {
     let compiled = pipeline::compile(model)?;
     let module = &compiled.module;
     let table = super::params::bound_table(model, module)?;

@@ -344,12 +344,12 @@ impl<'a> Cursor<'a> {
 
     fn node(&mut self, function: &mut Function, defines: bool) -> Parsed<()> {
         let mut definitions = Vec::new();
-        while defines {
+        if defines {
             definitions.push(self.definition()?);
-            if self.eat("=") {
-                break;
+            while !self.eat("=") {
+                self.expect(",")?;
+                definitions.push(self.definition()?);
             }
-            self.expect(",")?;
         }
         let mnemonic = self.word()?;
         let attrs = self.attrs()?;
