@@ -1,6 +1,6 @@
 //! Generates the Rust code of the stages in this folder.
 
-use lightc_codegen::emit::{Origin, emit_stage};
+use lightc_codegen::emit::{Origin, emit_stage, source_digest};
 use lightc_dsl::source::MapLoader;
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -17,17 +17,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     collect(&folder, &mut files)?;
     files.sort();
     let mut loader = MapLoader::default();
-    let mut digest = blake3::Hasher::new();
     for path in &files {
         println!("cargo:rerun-if-changed={}", path.display());
         let text = fs::read_to_string(path)?;
         let name = format!("models/{}", path.strip_prefix(&folder)?.display());
-        let _ = digest.update(name.as_bytes()).update(&[0]).update(text.as_bytes()).update(&[0]);
         loader = loader.with(name, text);
     }
-    let source_hash = digest.finalize().to_hex().to_string();
     for (source, stage) in STAGES {
-        let text = generate(&folder, &loader, source, stage, &source_hash)?;
+        let text = generate(&folder, &loader, source, stage)?;
         fs::write(out.join(format!("{stage}.rs")), text)?;
     }
     Ok(())
@@ -51,7 +48,6 @@ fn generate(
     loader: &MapLoader,
     source: &str,
     stage: &str,
-    source_hash: &str,
 ) -> Result<String, Box<dyn Error>> {
     let path = folder.join(source.strip_prefix("models/").unwrap_or(source));
     let text = fs::read_to_string(path)?;
@@ -71,7 +67,7 @@ fn generate(
     let compiled = lightc_codegen::pipeline::compile(&model).map_err(|diags| explain(&diags))?;
     let origin = Origin {
         source: source.to_owned(),
-        source_hash: source_hash.to_owned(),
+        source_hash: source_digest(&sources),
         compiler: env::var("CARGO_PKG_VERSION")?,
     };
     Ok(emit_stage(&compiled, &origin)?)

@@ -12,16 +12,12 @@ pub const TEMPORARY_PREFIX: &str = ".tmp_";
 
 /// Flushes a folder's entries to the disk.
 pub fn sync_dir(dir: &Path) -> Result<()> {
-    File::open(dir)
-        .and_then(|file| file.sync_all())
-        .map_err(Error::io("syncing", dir))
+    File::open(dir).and_then(|file| file.sync_all()).map_err(Error::io("syncing", dir))
 }
 
 /// Flushes a file's bytes to the disk.
 pub fn sync_file(path: &Path) -> Result<()> {
-    File::open(path)
-        .and_then(|file| file.sync_all())
-        .map_err(Error::io("syncing", path))
+    File::open(path).and_then(|file| file.sync_all()).map_err(Error::io("syncing", path))
 }
 
 /// Writes and syncs a file in place. For use inside a temporary folder.
@@ -57,19 +53,12 @@ pub fn remove_dir(path: &Path) -> Result<()> {
 pub fn clear_temporaries(dir: &Path) -> Result<()> {
     for entry in fs::read_dir(dir).map_err(Error::io("listing", dir))? {
         let entry = entry.map_err(Error::io("listing", dir))?;
-        if !entry
-            .file_name()
-            .to_string_lossy()
-            .starts_with(TEMPORARY_PREFIX)
-        {
+        if !entry.file_name().to_string_lossy().starts_with(TEMPORARY_PREFIX) {
             continue;
         }
         let path = entry.path();
-        let removed = if path.is_dir() {
-            fs::remove_dir_all(&path)
-        } else {
-            fs::remove_file(&path)
-        };
+        let removed =
+            if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
         removed.map_err(Error::io("removing", &path))?;
     }
     Ok(())
@@ -78,10 +67,7 @@ pub fn clear_temporaries(dir: &Path) -> Result<()> {
 /// The temporary name of a path, in the same folder (so that a rename stays on
 /// one file system).
 pub fn temporary_beside(path: &Path) -> Result<PathBuf> {
-    let name = path
-        .file_name()
-        .map(|name| name.to_string_lossy().into_owned())
-        .unwrap_or_default();
+    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     Ok(parent(path)?.join(format!("{TEMPORARY_PREFIX}{name}")))
 }
 
@@ -89,8 +75,6 @@ fn parent(path: &Path) -> Result<&Path> {
     match path.parent() {
         Some(parent) if parent.as_os_str().is_empty() => Ok(Path::new(".")),
         Some(parent) => Ok(parent),
-        None => Err(Error::NotFound {
-            path: path.to_owned(),
-        }),
+        None => Err(Error::NotFound { path: path.to_owned() }),
     }
 }

@@ -286,10 +286,7 @@ impl Error {
     /// How to mend it.
     pub fn help(&self) -> String {
         match self {
-            Error::LatestDamaged {
-                previous: Some(previous),
-                ..
-            } => format!(
+            Error::LatestDamaged { previous: Some(previous), .. } => format!(
                 "nothing was loaded; the newest intact checkpoint is `{previous}`: resume from it \
                  with `--resume-from {previous}`"
             ),
@@ -363,11 +360,7 @@ impl Error {
         path: impl Into<PathBuf>,
     ) -> impl FnOnce(std::io::Error) -> Error {
         let path = path.into();
-        move |source| Error::Io {
-            action,
-            path,
-            source,
-        }
+        move |source| Error::Io { action, path, source }
     }
 }
 

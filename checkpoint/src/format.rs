@@ -95,13 +95,7 @@ mod tests {
         assert_eq!(step_name(100), "step_00000100");
         assert_eq!(step_of_name("step_00000100"), Some(100));
         assert_eq!(step_of_name("step_1234567890"), Some(1_234_567_890));
-        for other in [
-            "step_100",
-            "step_",
-            "step_0000010x",
-            ".tmp_step_00000100",
-            "latest",
-        ] {
+        for other in ["step_100", "step_", "step_0000010x", ".tmp_step_00000100", "latest"] {
             assert_eq!(step_of_name(other), None, "{other}");
         }
     }

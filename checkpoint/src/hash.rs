@@ -49,19 +49,13 @@ pub fn hash(path: &Path) -> Result<HashReport> {
     if path.is_file() {
         return hash_file(path);
     }
-    Err(Error::NotFound {
-        path: path.to_owned(),
-    })
+    Err(Error::NotFound { path: path.to_owned() })
 }
 
 fn report(checkpoint: &Checkpoint) -> HashReport {
     let mut tensors = Vec::new();
     for file in &checkpoint.manifest().files {
-        tensors.extend(
-            file.tensors
-                .iter()
-                .map(|entry| from_entry(&file.name, entry)),
-        );
+        tensors.extend(file.tensors.iter().map(|entry| from_entry(&file.name, entry)));
     }
     finish(tensors)
 }
@@ -82,10 +76,7 @@ fn hash_file(path: &Path) -> Result<HashReport> {
         path: path.to_owned(),
         detail: error.to_string(),
     })?;
-    let file = path
-        .file_name()
-        .map(|name| name.to_string_lossy().into_owned())
-        .unwrap_or_default();
+    let file = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let tensors = parsed.tensors().into_iter().map(|(name, view)| TensorHash {
         file: file.clone(),
         name,
@@ -100,17 +91,8 @@ fn finish(mut tensors: Vec<TensorHash>) -> HashReport {
     tensors.sort_by(|a, b| (&a.file, &a.name).cmp(&(&b.file, &b.name)));
     let mut hasher = blake3::Hasher::new();
     for tensor in &tensors {
-        let TensorHash {
-            file,
-            name,
-            dtype,
-            shape,
-            blake3,
-        } = tensor;
+        let TensorHash { file, name, dtype, shape, blake3 } = tensor;
         hasher.update(format!("{file} {name} {dtype:?} {shape:?} {blake3}\n").as_bytes());
     }
-    HashReport {
-        root: hasher.finalize().to_hex().to_string(),
-        tensors,
-    }
+    HashReport { root: hasher.finalize().to_hex().to_string(), tensors }
 }

@@ -89,11 +89,7 @@ impl Checkpoint {
         }
         match Error::from_list(errors) {
             Some(error) => Err(error),
-            None => Ok(Checkpoint {
-                dir: dir.to_owned(),
-                manifest,
-                files,
-            }),
+            None => Ok(Checkpoint { dir: dir.to_owned(), manifest, files }),
         }
     }
 
@@ -117,24 +113,12 @@ impl Checkpoint {
         let entry = self.entry(file, name).ok_or_else(missing)?;
         let mapped = self.files.get(file).ok_or_else(missing)?;
         let range = mapped.ranges.get(name).ok_or_else(missing)?;
-        let bytes = mapped
-            .bytes
-            .as_slice()
-            .get(range.clone())
-            .ok_or_else(missing)?;
-        Ok(TensorRef {
-            dtype: entry.dtype,
-            shape: &entry.shape,
-            bytes,
-        })
+        let bytes = mapped.bytes.as_slice().get(range.clone()).ok_or_else(missing)?;
+        Ok(TensorRef { dtype: entry.dtype, shape: &entry.shape, bytes })
     }
 
     fn entry(&self, file: &str, name: &str) -> Option<&TensorEntry> {
-        let file = self
-            .manifest
-            .files
-            .iter()
-            .find(|entry| entry.name == file)?;
+        let file = self.manifest.files.iter().find(|entry| entry.name == file)?;
         file.tensors.iter().find(|entry| entry.name == name)
     }
 
@@ -159,37 +143,19 @@ impl Checkpoint {
         let path = self.dir.clone();
         if head.stage != expected.stage {
             let (expected, found) = (expected.stage.to_owned(), head.stage.clone());
-            return Err(Error::Stage {
-                path,
-                expected,
-                found,
-            });
+            return Err(Error::Stage { path, expected, found });
         }
         if let Some(differs) = differs(expected.source_hash, &head.source_hash) {
-            return Err(Error::Source {
-                path,
-                expected: differs,
-                found: head.source_hash.clone(),
-            });
+            return Err(Error::Source { path, expected: differs, found: head.source_hash.clone() });
         }
         if head.tokenizer_hash != expected.tokenizer_hash {
-            let (expected, found) = (
-                expected.tokenizer_hash.to_owned(),
-                head.tokenizer_hash.clone(),
-            );
-            return Err(Error::Tokenizer {
-                path,
-                expected,
-                found,
-            });
+            let (expected, found) =
+                (expected.tokenizer_hash.to_owned(), head.tokenizer_hash.clone());
+            return Err(Error::Tokenizer { path, expected, found });
         }
         if let Some(differs) = differs(expected.corpus_digest, &head.corpus_digest) {
             let found = head.corpus_digest.clone();
-            return Err(Error::Corpus {
-                path,
-                expected: differs,
-                found,
-            });
+            return Err(Error::Corpus { path, expected: differs, found });
         }
         Ok(())
     }
@@ -202,40 +168,25 @@ impl Checkpoint {
         if changes.is_empty() {
             return Ok(());
         }
-        Err(Error::Settings {
-            path: self.dir.clone(),
-            changes,
-        })
+        Err(Error::Settings { path: self.dir.clone(), changes })
     }
 
     fn check_tensor(&self, tensor: &ExpectedTensor, errors: &mut Vec<Error>) {
         let path = self.dir.join(&tensor.file);
         let by = "the stage".to_owned();
         match self.entry(&tensor.file, &tensor.name) {
-            None => errors.push(Error::MissingTensor {
-                path,
-                tensor: tensor.name.clone(),
-                by,
-            }),
+            None => errors.push(Error::MissingTensor { path, tensor: tensor.name.clone(), by }),
             Some(found) => {
                 let wanted = (tensor.dtype, tensor.shape.as_slice());
-                compare(
-                    &path,
-                    &tensor.name,
-                    &by,
-                    wanted,
-                    (found.dtype, &found.shape),
-                    errors,
-                );
+                compare(&path, &tensor.name, &by, wanted, (found.dtype, &found.shape), errors);
             }
         }
     }
 
     fn check_extra(&self, file: &FileEntry, tensors: &[ExpectedTensor], errors: &mut Vec<Error>) {
         for entry in &file.tensors {
-            let known = tensors
-                .iter()
-                .any(|tensor| tensor.file == file.name && tensor.name == entry.name);
+            let known =
+                tensors.iter().any(|tensor| tensor.file == file.name && tensor.name == entry.name);
             if !known {
                 errors.push(Error::ExtraTensor {
                     path: self.dir.join(&file.name),
@@ -267,9 +218,7 @@ pub fn setting_changes(
 }
 
 fn differs(expected: Option<&str>, found: &str) -> Option<String> {
-    expected
-        .filter(|expected| *expected != found)
-        .map(str::to_owned)
+    expected.filter(|expected| *expected != found).map(str::to_owned)
 }
 
 /// Reads and checks the manifest of a checkpoint folder.
@@ -287,11 +236,7 @@ pub fn read_manifest(dir: &Path) -> Result<Manifest> {
         detail: error.to_string(),
     })?;
     if let Some(found) = other_format(&text) {
-        return Err(Error::FormatVersion {
-            path,
-            found,
-            supported: FORMAT,
-        });
+        return Err(Error::FormatVersion { path, found, supported: FORMAT });
     }
     sealed::unseal(&text).map_err(|detail| Error::ManifestDamaged { path, detail })
 }
@@ -338,10 +283,7 @@ fn open_file(path: &Path, entry: &FileEntry) -> Result<MappedFile> {
     let bytes = match Bytes::open(path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            return Err(Error::FileMissing {
-                path: path.to_owned(),
-                n_bytes: entry.n_bytes,
-            });
+            return Err(Error::FileMissing { path: path.to_owned(), n_bytes: entry.n_bytes });
         }
         Err(error) => return Err(Error::io("reading", path)(error)),
     };
@@ -355,11 +297,7 @@ fn check_file(
     entry: &FileEntry,
 ) -> Result<BTreeMap<String, Range<usize>>> {
     let found = bytes.len() as u64;
-    let length = || Error::FileLength {
-        path: path.to_owned(),
-        expected: entry.n_bytes,
-        found,
-    };
+    let length = || Error::FileLength { path: path.to_owned(), expected: entry.n_bytes, found };
     let ranges = match read_header(bytes, entry, path) {
         Ok(ranges) => ranges,
         Err(Error::Header { .. }) if found != entry.n_bytes => return Err(length()),
@@ -373,14 +311,8 @@ fn check_file(
     }
     let digest = blake3::hash(bytes).to_hex().to_string();
     if digest != entry.blake3 {
-        let detail = format!(
-            "the file has BLAKE3 {digest}, the manifest says {}",
-            entry.blake3
-        );
-        return Err(Error::Header {
-            path: path.to_owned(),
-            detail,
-        });
+        let detail = format!("the file has BLAKE3 {digest}, the manifest says {}", entry.blake3);
+        return Err(Error::Header { path: path.to_owned(), detail });
     }
     Ok(ranges)
 }
@@ -392,11 +324,8 @@ fn read_header(
     entry: &FileEntry,
     path: &Path,
 ) -> Result<BTreeMap<String, Range<usize>>> {
-    let (n_header, metadata) =
-        SafeTensors::read_metadata(bytes).map_err(|error| Error::Header {
-            path: path.to_owned(),
-            detail: error.to_string(),
-        })?;
+    let (n_header, metadata) = SafeTensors::read_metadata(bytes)
+        .map_err(|error| Error::Header { path: path.to_owned(), detail: error.to_string() })?;
     let begin = n_header + 8;
     let mut errors = Vec::new();
     let mut ranges = BTreeMap::new();
@@ -404,32 +333,17 @@ fn read_header(
     for tensor in &entry.tensors {
         let Some(info) = metadata.info(&tensor.name) else {
             let (path, tensor) = (path.to_owned(), tensor.name.clone());
-            errors.push(Error::MissingTensor {
-                path,
-                tensor,
-                by: by.clone(),
-            });
+            errors.push(Error::MissingTensor { path, tensor, by: by.clone() });
             continue;
         };
         let wanted = (tensor.dtype, tensor.shape.as_slice());
-        compare(
-            path,
-            &tensor.name,
-            &by,
-            wanted,
-            (info.dtype, &info.shape),
-            &mut errors,
-        );
+        compare(path, &tensor.name, &by, wanted, (info.dtype, &info.shape), &mut errors);
         let (from, to) = info.data_offsets;
         ranges.insert(tensor.name.clone(), begin + from..begin + to);
     }
     for name in metadata.offset_keys() {
         if !ranges.contains_key(&name) {
-            errors.push(Error::ExtraTensor {
-                path: path.to_owned(),
-                tensor: name,
-                by: by.clone(),
-            });
+            errors.push(Error::ExtraTensor { path: path.to_owned(), tensor: name, by: by.clone() });
         }
     }
     Error::from_list(errors).map_or(Ok(ranges), Err)
@@ -446,22 +360,10 @@ fn compare(
     let (path, tensor, by) = (path.to_owned(), tensor.to_owned(), by.to_owned());
     if expected.0 != found.0 {
         let (expected, found) = (expected.0, found.0);
-        errors.push(Error::DtypeDiffers {
-            path,
-            tensor,
-            by,
-            expected,
-            found,
-        });
+        errors.push(Error::DtypeDiffers { path, tensor, by, expected, found });
     } else if expected.1 != found.1 {
         let (expected, found) = (expected.1.to_vec(), found.1.to_vec());
-        errors.push(Error::Shape {
-            path,
-            tensor,
-            by,
-            expected,
-            found,
-        });
+        errors.push(Error::Shape { path, tensor, by, expected, found });
     }
 }
 
@@ -471,9 +373,7 @@ fn check_bytes(
     range: Option<&Range<usize>>,
     bytes: &[u8],
 ) -> Result<()> {
-    let data = range
-        .and_then(|range| bytes.get(range.clone()))
-        .unwrap_or_default();
+    let data = range.and_then(|range| bytes.get(range.clone())).unwrap_or_default();
     let found = blake3::hash(data).to_hex().to_string();
     if found != tensor.blake3 {
         return Err(Error::TensorDigest {
@@ -507,11 +407,7 @@ pub fn first_not_finite(dtype: Dtype, bytes: &[u8]) -> Option<(usize, f64)> {
 
 fn first<const N: usize>(bytes: &[u8], value: impl Fn([u8; N]) -> f64) -> Option<(usize, f64)> {
     let (elements, _) = bytes.as_chunks::<N>();
-    elements
-        .iter()
-        .map(|raw| value(*raw))
-        .enumerate()
-        .find(|(_, value)| !value.is_finite())
+    elements.iter().map(|raw| value(*raw)).enumerate().find(|(_, value)| !value.is_finite())
 }
 
 #[cfg(test)]
@@ -522,19 +418,10 @@ mod tests {
     fn the_first_non_finite_element_is_found_in_every_float_dtype() {
         let floats = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect();
         let bytes: Vec<u8> = floats(&[1.0, f32::MAX, f32::NEG_INFINITY, f32::NAN]);
-        assert_eq!(
-            first_not_finite(Dtype::F32, &bytes),
-            Some((2, f64::NEG_INFINITY))
-        );
+        assert_eq!(first_not_finite(Dtype::F32, &bytes), Some((2, f64::NEG_INFINITY)));
         assert_eq!(first_not_finite(Dtype::I32, &bytes), None);
-        assert_eq!(
-            first_not_finite(Dtype::BF16, &[0x80, 0x3f, 0xc0, 0x7f]).map(|x| x.0),
-            Some(1)
-        );
-        assert_eq!(
-            first_not_finite(Dtype::F16, &[0, 0x7c]),
-            Some((0, f64::INFINITY))
-        );
+        assert_eq!(first_not_finite(Dtype::BF16, &[0x80, 0x3f, 0xc0, 0x7f]).map(|x| x.0), Some(1));
+        assert_eq!(first_not_finite(Dtype::F16, &[0, 0x7c]), Some((0, f64::INFINITY)));
         assert_eq!(first_not_finite(Dtype::F64, &1e300f64.to_le_bytes()), None);
     }
 }

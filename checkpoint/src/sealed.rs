@@ -24,10 +24,7 @@ struct Unsealed<T> {
 /// The sealed text of a value.
 pub fn seal<T: Serialize>(content: &T) -> Result<String, serde_json::Error> {
     let digest = digest_of(content)?;
-    let mut text = serde_json::to_string_pretty(&Sealed {
-        blake3: &digest,
-        content,
-    })?;
+    let mut text = serde_json::to_string_pretty(&Sealed { blake3: &digest, content })?;
     text.push('\n');
     Ok(text)
 }
@@ -37,10 +34,7 @@ pub fn unseal<T: Serialize + DeserializeOwned>(text: &str) -> Result<T, String> 
     let unsealed: Unsealed<T> = serde_json::from_str(text).map_err(|error| error.to_string())?;
     let found = digest_of(&unsealed.content).map_err(|error| error.to_string())?;
     if found != unsealed.blake3 {
-        return Err(format!(
-            "its content has BLAKE3 {found}, it says {}",
-            unsealed.blake3
-        ));
+        return Err(format!("its content has BLAKE3 {found}, it says {}", unsealed.blake3));
     }
     let again = seal(&unsealed.content).map_err(|error| error.to_string())?;
     if again != text {
@@ -66,10 +60,7 @@ mod tests {
 
     #[test]
     fn every_flipped_bit_is_found() {
-        let thing = Thing {
-            name: "a".to_owned(),
-            sizes: vec![1, 20],
-        };
+        let thing = Thing { name: "a".to_owned(), sizes: vec![1, 20] };
         let text = seal(&thing).expect("seals");
         assert_eq!(unseal::<Thing>(&text), Ok(thing));
         for index in 0..text.len() {
@@ -79,10 +70,7 @@ mod tests {
                 let Ok(changed) = String::from_utf8(bytes) else {
                     continue;
                 };
-                assert!(
-                    unseal::<Thing>(&changed).is_err(),
-                    "bit {bit} of byte {index}"
-                );
+                assert!(unseal::<Thing>(&changed).is_err(), "bit {bit} of byte {index}");
             }
         }
     }

@@ -142,18 +142,10 @@ impl Store {
         };
         let path = self.root.join(LATEST_FILE);
         if step_of_name(&name).is_none() {
-            return Err(Error::BadLatest {
-                path,
-                content: name,
-                why: "is not a step name",
-            });
+            return Err(Error::BadLatest { path, content: name, why: "is not a step name" });
         }
         if !self.root.join(&name).is_dir() {
-            return Err(Error::BadLatest {
-                path,
-                content: name,
-                why: "does not exist",
-            });
+            return Err(Error::BadLatest { path, content: name, why: "does not exist" });
         }
         Ok(Some(name))
     }
@@ -174,14 +166,11 @@ impl Store {
         let name = match self.latest() {
             Ok(Some(name)) => name,
             Ok(None) => {
-                return Err(Error::NotFound {
-                    path: self.root.clone(),
-                });
+                return Err(Error::NotFound { path: self.root.clone() });
             }
             Err(error) => return Err(self.damaged(error, None)),
         };
-        self.open(&name)
-            .map_err(|error| self.damaged(error, Some(&name)))
+        self.open(&name).map_err(|error| self.damaged(error, Some(&name)))
     }
 
     /// Opens and verifies one checkpoint by its folder name.
@@ -197,10 +186,7 @@ impl Store {
             .map(step_name)
             .filter(|candidate| Some(candidate.as_str()) != name)
             .find(|candidate| self.open(candidate).is_ok());
-        Error::LatestDamaged {
-            cause: Box::new(cause),
-            previous,
-        }
+        Error::LatestDamaged { cause: Box::new(cause), previous }
     }
 
     /// The steps that have a folder, in ascending order.
@@ -267,11 +253,7 @@ pub(crate) fn write_folder(
         at(Point::FileWritten(file.name.clone()))?;
     }
     entries.sort_by(|a, b| a.name.cmp(&b.name));
-    let manifest = Manifest {
-        format: FORMAT,
-        head: head.clone(),
-        files: entries,
-    };
+    let manifest = Manifest { format: FORMAT, head: head.clone(), files: entries };
     let path = dir.join(MANIFEST_FILE);
     let text = sealed::seal(&manifest).map_err(|error| Error::Io {
         action: "writing",
@@ -285,22 +267,13 @@ pub(crate) fn write_folder(
 
 fn write_file(dir: &Path, file: &FileContents<'_>) -> Result<FileEntry> {
     let path = dir.join(&file.name);
-    let views = file
-        .tensors
-        .iter()
-        .map(|tensor| (tensor.name.as_str(), tensor));
-    safetensors::serialize_to_file(views, None, &path).map_err(|error| Error::Header {
-        path: path.clone(),
-        detail: error.to_string(),
-    })?;
+    let views = file.tensors.iter().map(|tensor| (tensor.name.as_str(), tensor));
+    safetensors::serialize_to_file(views, None, &path)
+        .map_err(|error| Error::Header { path: path.clone(), detail: error.to_string() })?;
     durable::sync_file(&path)?;
     let mut hasher = blake3::Hasher::new();
-    hasher
-        .update_mmap(&path)
-        .map_err(Error::io("reading", &path))?;
-    let n_bytes = fs::metadata(&path)
-        .map_err(Error::io("reading", &path))?
-        .len();
+    hasher.update_mmap(&path).map_err(Error::io("reading", &path))?;
+    let n_bytes = fs::metadata(&path).map_err(Error::io("reading", &path))?.len();
     let mut tensors: Vec<TensorEntry> = file.tensors.iter().map(entry).collect();
     tensors.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(FileEntry {

@@ -22,9 +22,7 @@ fn head(step: u64) -> Head {
 
 fn floats(name: &str, shape: &[usize], first: f32) -> TensorData<'static> {
     let n: usize = shape.iter().product();
-    let bytes: Vec<u8> = (0..n)
-        .flat_map(|i| (first + i as f32).to_le_bytes())
-        .collect();
+    let bytes: Vec<u8> = (0..n).flat_map(|i| (first + i as f32).to_le_bytes()).collect();
     TensorData {
         name: name.to_owned(),
         dtype: Dtype::F32,
@@ -38,10 +36,7 @@ fn files(step: u64) -> Vec<FileContents<'static>> {
     vec![
         FileContents {
             name: "params.safetensors".to_owned(),
-            tensors: vec![
-                floats("a.w", &[2, 3], first),
-                floats("b", &[4], first + 0.5),
-            ],
+            tensors: vec![floats("a.w", &[2, 3], first), floats("b", &[4], first + 0.5)],
         },
         FileContents {
             name: "states.safetensors".to_owned(),
@@ -105,15 +100,11 @@ fn what_is_saved_is_read_back() {
     let (_dir, store) = saved(&[3]);
     let checkpoint = store.open_latest().expect("opens");
     assert_eq!(checkpoint.manifest().head, head(3));
-    let tensor = checkpoint
-        .tensor("params.safetensors", "a.w")
-        .expect("is there");
+    let tensor = checkpoint.tensor("params.safetensors", "a.w").expect("is there");
     assert_eq!(tensor.shape, [2, 3]);
     assert_eq!(tensor.bytes[..4], 3f32.to_le_bytes());
     let tensors = wanted();
-    checkpoint
-        .check(&expected(&tensors, &head(3).settings))
-        .expect("agrees");
+    checkpoint.check(&expected(&tensors, &head(3).settings)).expect("agrees");
 }
 
 #[test]
@@ -124,9 +115,7 @@ fn a_crash_at_any_point_leaves_a_loadable_latest() {
         let mut n_passed = 0;
         let crashed = store.save_with(&head(2), &files(2), &mut |point| {
             if n_passed == crash_at {
-                return Err(Error::NotFound {
-                    path: format!("{point:?}").into(),
-                });
+                return Err(Error::NotFound { path: format!("{point:?}").into() });
             }
             n_passed += 1;
             Ok(())
@@ -137,16 +126,9 @@ fn a_crash_at_any_point_leaves_a_loadable_latest() {
         // The next save goes through, whatever the crash left.
         let next = if step == 1 { 2 } else { 3 };
         store.save(&head(next), &files(next)).expect("saves again");
-        assert_eq!(
-            store.open_latest().expect("loads").manifest().head.step,
-            next
-        );
+        assert_eq!(store.open_latest().expect("loads").manifest().head.step, next);
         let left = fs::read_dir(store.root()).expect("lists").count();
-        assert_eq!(
-            left,
-            store.steps().expect("lists").len() + 1,
-            "temporaries are left"
-        );
+        assert_eq!(left, store.steps().expect("lists").len() + 1, "temporaries are left");
     }
 }
 
@@ -171,9 +153,7 @@ fn a_flipped_bit_anywhere_is_found() {
         for index in 0..n_bytes {
             let bit = index % 8;
             patch(&store, &name, |bytes| bytes[index] ^= 1 << bit);
-            let error = store
-                .open_latest()
-                .expect_err(&format!("{file} byte {index}"));
+            let error = store.open_latest().expect_err(&format!("{file} byte {index}"));
             assert!(error.code().starts_with("E10"), "{error}");
             patch(&store, &name, |bytes| bytes[index] ^= 1 << bit);
         }
@@ -196,9 +176,7 @@ fn a_file_cut_short_anywhere_is_found() {
 #[test]
 fn a_damaged_latest_names_the_newest_intact_one_and_is_not_replaced_by_it() {
     let (_dir, store) = saved(&[1, 2, 3]);
-    patch(&store, "step_00000003/params.safetensors", |bytes| {
-        bytes.truncate(150)
-    });
+    patch(&store, "step_00000003/params.safetensors", |bytes| bytes.truncate(150));
     patch(&store, "step_00000002/states.safetensors", |bytes| {
         let last = bytes.len() - 1;
         bytes[last] ^= 1;
@@ -207,10 +185,7 @@ fn a_damaged_latest_names_the_newest_intact_one_and_is_not_replaced_by_it() {
     let first = shown(&store, &error);
     fs::remove_dir_all(store.root().join("step_00000001")).expect("removes");
     let error = store.open_latest().expect_err("is found");
-    insta::assert_snapshot!(
-        "latest_damaged",
-        format!("{first}\n\n{}", shown(&store, &error))
-    );
+    insta::assert_snapshot!("latest_damaged", format!("{first}\n\n{}", shown(&store, &error)));
 }
 
 /// What happens to a store behind its back.
@@ -248,16 +223,11 @@ fn each_kind_of_damage_has_its_own_message() {
             });
         }),
         ("header byte", &|store| {
-            patch(store, "step_00000001/params.safetensors", |bytes| {
-                bytes[0] ^= 1
-            });
+            patch(store, "step_00000001/params.safetensors", |bytes| bytes[0] ^= 1);
         }),
         ("tensor renamed", &|store| {
             patch(store, "step_00000001/params.safetensors", |bytes| {
-                let at = bytes
-                    .windows(3)
-                    .position(|word| word == b"a.w")
-                    .expect("is there");
+                let at = bytes.windows(3).position(|word| word == b"a.w").expect("is there");
                 bytes[at] = b'c';
             });
         }),
@@ -284,79 +254,25 @@ fn each_disagreement_with_the_program_has_its_own_message() {
     };
     let tensors = wanted();
     let base = expected(&tensors, &settings);
-    tell(
-        "stage",
-        &Expected {
-            stage: "other",
-            ..base.clone()
-        },
-    );
-    tell(
-        "source",
-        &Expected {
-            source_hash: Some("bbbb"),
-            ..base.clone()
-        },
-    );
-    tell(
-        "tokenizer",
-        &Expected {
-            tokenizer_hash: "uuuu",
-            ..base.clone()
-        },
-    );
-    tell(
-        "corpus",
-        &Expected {
-            corpus_digest: Some("dddd"),
-            ..base.clone()
-        },
-    );
+    tell("stage", &Expected { stage: "other", ..base.clone() });
+    tell("source", &Expected { source_hash: Some("bbbb"), ..base.clone() });
+    tell("tokenizer", &Expected { tokenizer_hash: "uuuu", ..base.clone() });
+    tell("corpus", &Expected { corpus_digest: Some("dddd"), ..base.clone() });
     let other = BTreeMap::from([
         ("data.batch".to_owned(), "8".to_owned()),
         ("seed".to_owned(), "1".to_owned()),
     ]);
-    tell(
-        "settings",
-        &Expected {
-            settings: Some(&other),
-            ..base.clone()
-        },
-    );
+    tell("settings", &Expected { settings: Some(&other), ..base.clone() });
     let mut shape = tensors.clone();
     shape[0].shape = vec![3, 2];
-    tell(
-        "shape",
-        &Expected {
-            tensors: &shape,
-            ..base.clone()
-        },
-    );
+    tell("shape", &Expected { tensors: &shape, ..base.clone() });
     let mut dtype = tensors.clone();
     dtype[1].dtype = Dtype::F64;
-    tell(
-        "dtype",
-        &Expected {
-            tensors: &dtype,
-            ..base.clone()
-        },
-    );
-    tell(
-        "extra",
-        &Expected {
-            tensors: &tensors[..2],
-            ..base.clone()
-        },
-    );
+    tell("dtype", &Expected { tensors: &dtype, ..base.clone() });
+    tell("extra", &Expected { tensors: &tensors[..2], ..base.clone() });
     let mut renamed = tensors.clone();
     renamed[0].name = "a.v".to_owned();
-    tell(
-        "missing and extra",
-        &Expected {
-            tensors: &renamed,
-            ..base.clone()
-        },
-    );
+    tell("missing and extra", &Expected { tensors: &renamed, ..base.clone() });
     insta::assert_snapshot!("disagreement", text);
 }
 
@@ -366,15 +282,10 @@ fn nothing_that_is_not_finite_is_saved_or_loaded() {
     let mut poisoned = files(2);
     poisoned[0].tensors[1].bytes.to_mut()[4..8].copy_from_slice(&f32::NAN.to_le_bytes());
     let error = store.save(&head(2), &poisoned).expect_err("is refused");
-    assert_eq!(
-        error.to_string(),
-        "params.safetensors: tensor `b` has NaN at element 1"
-    );
+    assert_eq!(error.to_string(), "params.safetensors: tensor `b` has NaN at element 1");
     assert_eq!(store.open_latest().expect("loads").manifest().head.step, 1);
     // One that was written all the same, with digests that agree.
-    store
-        .save_with(&head(2), &poisoned, &mut |_| Ok(()))
-        .expect("writes");
+    store.save_with(&head(2), &poisoned, &mut |_| Ok(())).expect("writes");
     let error = store.open_latest().expect_err("is found");
     assert_eq!(error.code(), "E1013");
     assert!(error.help().contains("step_00000001"), "{}", error.help());
@@ -383,29 +294,18 @@ fn nothing_that_is_not_finite_is_saved_or_loaded() {
 #[test]
 fn saving_over_the_latest_is_refused_and_over_an_abandoned_one_is_not() {
     let (_dir, store) = saved(&[1, 2, 3]);
-    assert_eq!(
-        store
-            .save(&head(3), &files(3))
-            .expect_err("is refused")
-            .code(),
-        "E1019"
-    );
+    assert_eq!(store.save(&head(3), &files(3)).expect_err("is refused").code(), "E1019");
     store.set_latest("step_00000001").expect("points back");
     store.save(&head(2), &files(20)).expect("replaces");
     let checkpoint = store.open_latest().expect("opens");
-    let tensor = checkpoint
-        .tensor("params.safetensors", "a.w")
-        .expect("is there");
+    let tensor = checkpoint.tensor("params.safetensors", "a.w").expect("is there");
     assert_eq!(tensor.bytes[..4], 20f32.to_le_bytes());
 }
 
 #[test]
 fn pruning_keeps_the_last_ones_and_the_latest() {
     let (_dir, store) = saved(&[1, 2, 3, 4]);
-    assert_eq!(
-        store.prune(2).expect("prunes"),
-        ["step_00000001", "step_00000002"]
-    );
+    assert_eq!(store.prune(2).expect("prunes"), ["step_00000001", "step_00000002"]);
     assert_eq!(store.steps().expect("lists"), [3, 4]);
     store.set_latest("step_00000003").expect("points back");
     assert_eq!(store.prune(0).expect("prunes"), [] as [String; 0]);
@@ -423,16 +323,8 @@ fn hashes_do_not_depend_on_where_the_checkpoint_lies() {
     let other = crate::hash(&store.root().join("step_00000001")).expect("hashes");
     assert_ne!(by_run.root, other.root);
     let file = store.root().join("step_00000002/params.safetensors");
-    assert_eq!(
-        crate::hash(&file).expect("hashes").tensors[..],
-        by_step.tensors[..2]
-    );
-    assert_eq!(
-        crate::hash(&store.root().join("none"))
-            .expect_err("fails")
-            .code(),
-        "E1001"
-    );
+    assert_eq!(crate::hash(&file).expect("hashes").tensors[..], by_step.tensors[..2]);
+    assert_eq!(crate::hash(&store.root().join("none")).expect_err("fails").code(), "E1001");
     let text = store.root().join("latest");
     assert_eq!(crate::hash(&text).expect_err("fails").code(), "E1021");
 }

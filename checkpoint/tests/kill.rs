@@ -22,9 +22,8 @@ fn save(store: &Store, step: u64) {
         corpus_digest: String::new(),
         settings: BTreeMap::new(),
     };
-    let bytes: Vec<u8> = (0..50_000u32)
-        .flat_map(|i| ((i as f32) + step as f32).to_le_bytes())
-        .collect();
+    let bytes: Vec<u8> =
+        (0..50_000u32).flat_map(|i| ((i as f32) + step as f32).to_le_bytes()).collect();
     let tensors = |name: &str| FileContents {
         name: format!("{name}.safetensors"),
         tensors: vec![TensorData {
@@ -34,11 +33,7 @@ fn save(store: &Store, step: u64) {
             bytes: Cow::Borrowed(&bytes),
         }],
     };
-    let files = [
-        tensors("params"),
-        tensors("moments_m"),
-        tensors("moments_v"),
-    ];
+    let files = [tensors("params"), tensors("moments_m"), tensors("moments_v")];
     store.save(&head, &files).expect("saves");
     store.prune(2).expect("prunes");
 }
@@ -50,11 +45,7 @@ fn saver() {
         return;
     };
     let store = Store::new(root);
-    let begin = store
-        .steps()
-        .expect("lists")
-        .last()
-        .map_or(1, |step| step + 1);
+    let begin = store.steps().expect("lists").last().map_or(1, |step| step + 1);
     for step in begin..u64::MAX {
         save(&store, step);
     }

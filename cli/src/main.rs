@@ -1,3 +1,5 @@
-//! Skeleton.
+//! The command `lightc`.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    lightc_cli::main()
+}

@@ -21,13 +21,35 @@ pub struct Compiled {
 /// The output of the root block that training minimises.
 pub const LOSS: &str = "loss";
 
+/// Lowers a stage and verifies the result.
+///
+/// # Errors
+/// All diagnostics of lowering.
+pub fn lower(model: &StageModel) -> Result<Module, Vec<Diag>> {
+    let module = lower::lower(model)?;
+    verified(&module, "lowering", model.span)?;
+    Ok(module)
+}
+
+/// Whether a module has a scalar to minimise. One that has none can be checked and inspected, and
+/// gradient liveness does not apply to it.
+pub fn has_loss(module: &Module) -> bool {
+    module.entry_function().outputs.iter().any(|output| output.name.as_deref() == Some(LOSS))
+}
+
 /// Lowers a stage, derives its backward pass and checks gradient liveness.
 ///
 /// # Errors
 /// All diagnostics of the first pass that has any.
 pub fn compile(model: &StageModel) -> Result<Compiled, Vec<Diag>> {
-    let mut module = lower::lower(model)?;
-    verified(&module, "lowering", model.span)?;
+    differentiate(model, lower(model)?)
+}
+
+/// The rest of [`compile`], from a stage's lowered module on.
+///
+/// # Errors
+/// All diagnostics of the first pass that has any.
+pub fn differentiate(model: &StageModel, mut module: Module) -> Result<Compiled, Vec<Diag>> {
     let backward = autodiff::differentiate(&mut module, LOSS)
         .map_err(|error| vec![lower::at(error, model.span)])?;
     verified(&module, "differentiation", model.span)?;

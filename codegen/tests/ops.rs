@@ -1176,7 +1176,8 @@ fn emitted_calls_join_precision_classes() {
     // Of a result that is not widened, what comes back wide is narrowed.
     let (row, gate) = ("act b=1 t=3 h=2 k=4", "f32 b=1 t=3 h=2");
     let args = format!("{row}; {row}; {row}; {gate}; {gate}");
-    let widened = "&ops::to_f32(a0, like)?, &ops::to_f32(a1, like)?, &ops::to_f32(a2, like)?, a3, a4";
+    let widened =
+        "&ops::to_f32(a0, like)?, &ops::to_f32(a1, like)?, &ops::to_f32(a2, like)?, a3, a4";
     let wanted = format!("ops::to_act(&ops::gated_delta_rule({widened})?, like.kind())?");
     check_emitted(delta("k"), &args, &wanted);
     let grad =

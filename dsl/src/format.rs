@@ -30,11 +30,7 @@ pub fn format(text: &str) -> Result<String, Vec<Diag>> {
     }
     let layout = layout::scan(source, text);
     let parser = FileParser::new(source, text, &layout);
-    let mut printer = Printer {
-        text,
-        parser,
-        out: String::new(),
-    };
+    let mut printer = Printer { text, parser, out: String::new() };
     printer.nodes(&layout.nodes, Context::Top, 0);
     printer.end(&layout, &layout.end);
     Ok(printer.out)
@@ -84,11 +80,7 @@ impl Printer<'_> {
     }
 
     fn push_comment(&mut self, comment: &Comment, keep_doc: bool) {
-        let text = self
-            .text
-            .get(comment.range.clone())
-            .unwrap_or("")
-            .trim_end();
+        let text = self.text.get(comment.range.clone()).unwrap_or("").trim_end();
         // A `///` inside a line documents nothing; above the line it would.
         match text.strip_prefix("///") {
             Some(rest) if !keep_doc && !rest.starts_with('/') => {
@@ -110,11 +102,7 @@ impl Printer<'_> {
         while first < printed.len() {
             let n = run_length(printed.get(first..).unwrap_or_default());
             let run = printed.get(first..first + n).unwrap_or_default();
-            let widest = run
-                .iter()
-                .map(|(_, p)| p.head.chars().count())
-                .max()
-                .unwrap_or(0);
+            let widest = run.iter().map(|(_, p)| p.head.chars().count()).max().unwrap_or(0);
             for (offset, (node, line)) in run.iter().enumerate() {
                 let before = (first + offset).checked_sub(1).and_then(|i| printed.get(i));
                 let blank = wants_blank(before.map(|(_, p)| &p.line), &line.line, node, context);
@@ -202,23 +190,16 @@ impl Printer<'_> {
 
 /// Comments inside a line: they move above it.
 fn inner_comments(node: &Node) -> impl Iterator<Item = &Comment> {
-    node.comments
-        .iter()
-        .filter(|c| c.range.start < node.range.end)
+    node.comments.iter().filter(|c| c.range.start < node.range.end)
 }
 
 fn trailing_comment(node: &Node) -> Option<&Comment> {
-    node.comments
-        .iter()
-        .find(|c| c.range.start >= node.range.end)
+    node.comments.iter().find(|c| c.range.start >= node.range.end)
 }
 
 fn wants_blank(before: Option<&Line>, line: &Line, node: &Node, context: Context) -> bool {
     let Some(before) = before else { return false };
-    let in_source = node
-        .before
-        .first()
-        .map_or(node.blank_before, |c| c.blank_before);
+    let in_source = node.before.first().map_or(node.blank_before, |c| c.blank_before);
     let imports = matches!((before, line), (Line::Import(_), Line::Import(_)));
     in_source || (context == Context::Top && !imports)
 }
@@ -249,19 +230,12 @@ fn prepare(line: Line) -> Printed {
                 let head = format!("param {}[{axes}]{}", param.name.name, dtype(param.dtype));
                 (head, Some((" ~ ", RunKind::Param)))
             }
-            Member::Sub(sub) => (
-                format!("sub {}", sub.name.name),
-                Some((" = ", RunKind::Sub)),
-            ),
+            Member::Sub(sub) => (format!("sub {}", sub.name.name), Some((" = ", RunKind::Sub))),
             _ => (String::new(), None),
         },
         _ => (String::new(), None),
     };
-    Printed {
-        head,
-        operator,
-        line,
-    }
+    Printed { head, operator, line }
 }
 
 /// What follows the head, from `column` on. `tail` columns are kept free at its end.
@@ -271,10 +245,7 @@ fn rest_of_line(line: &Line, indent: usize, column: usize, tail: usize) -> Strin
         Line::Import(path) => format!("import \"{}\"", path.value),
         Line::BlockHead(name, formals) => {
             let pieces: Vec<String> = formals.iter().map(formal).collect();
-            format!(
-                "block {}",
-                head_list(&name.name, &pieces, "", indent, 6, tail)
-            )
+            format!("block {}", head_list(&name.name, &pieces, "", indent, 6, tail))
         }
         Line::StageHead(name, None) => format!("stage {}", name.name),
         Line::StageHead(name, Some(parent)) => {
@@ -317,17 +288,10 @@ fn member_rest(member: &Member, indent: usize, column: usize) -> String {
         }
         Member::Table(table) => {
             let axes = names(&table.axes);
-            format!(
-                "table {}[{axes}] from \"{}\"",
-                table.name.name, table.from.value
-            )
+            format!("table {}[{axes}] from \"{}\"", table.name.name, table.from.value)
         }
         Member::Sub(sub) => {
-            let tail = if sub.training_only {
-                " training_only"
-            } else {
-                ""
-            };
+            let tail = if sub.training_only { " training_only" } else { "" };
             expr_at(&sub.block, 0, indent, column, tail.len()) + tail
         }
         Member::Stack(stack) => {
@@ -403,10 +367,7 @@ fn formal(formal: &Formal) -> String {
         FormalKind::Block => ": block",
         FormalKind::Blocks => ": blocks",
     };
-    let default = formal
-        .default
-        .as_ref()
-        .map(|d| format!(" = {}", flat(d, 0)));
+    let default = formal.default.as_ref().map(|d| format!(" = {}", flat(d, 0)));
     format!("{}{kind}{}", formal.name.name, default.unwrap_or_default())
 }
 
@@ -435,11 +396,7 @@ fn outputs_text(outputs: &[Port]) -> String {
 }
 
 fn target(target: &Target) -> String {
-    format!(
-        "{}{}",
-        target.name.name,
-        target.axes.as_ref().map(pattern).unwrap_or_default()
-    )
+    format!("{}{}", target.name.name, target.axes.as_ref().map(pattern).unwrap_or_default())
 }
 
 /// `name(pieces)after`, with the pieces on lines of their own where it is too long.
@@ -531,11 +488,7 @@ fn flat(expr: &Expr, least: u8) -> String {
             format!("[{}]", items.join(", "))
         }
     };
-    if level(expr) < least {
-        format!("({text})")
-    } else {
-        text
-    }
+    if level(expr) < least { format!("({text})") } else { text }
 }
 
 /// `-` stands once before a primary expression.
@@ -552,13 +505,7 @@ fn flat_arg(arg: &Arg) -> String {
         Arg::Named(name, value) => format!("{}: {}", name.name, flat(value, 0)),
         Arg::Over(axes, _) => format!("over {}", name_group(axes)),
         Arg::Map { from, to, .. } => format!("{} -> {}", name_group(from), name_group(to)),
-        Arg::Range {
-            axis,
-            start,
-            end,
-            to,
-            ..
-        } => {
+        Arg::Range { axis, start, end, to, .. } => {
             let (start, end) = (flat(start, 0), flat(end, 0));
             format!("{}[{start} .. {end}] -> {}", axis.name, to.name)
         }
@@ -586,15 +533,9 @@ fn expr_at(expr: &Expr, least: u8, indent: usize, column: usize, tail: usize) ->
         },
         ExprKind::Binary(op, ..) => operands(expr, *op, indent, column, tail),
         ExprKind::Call { args, .. } if args.is_empty() => line,
-        ExprKind::Call { callee, args } => fill_pieces(
-            &format!("{}(", callee.name),
-            args,
-            ")",
-            indent,
-            tail,
-            flat_arg,
-            arg_at,
-        ),
+        ExprKind::Call { callee, args } => {
+            fill_pieces(&format!("{}(", callee.name), args, ")", indent, tail, flat_arg, arg_at)
+        }
         ExprKind::List(items) => fill("[", items, "]", indent, column, tail),
     }
 }

@@ -111,13 +111,8 @@ pub(crate) fn scan(source: SourceId, text: &str) -> Layout {
             "the file has {} bytes, and the limit for one source file is {MAX_BYTES}",
             text.len()
         );
-        let diag = Diag::error(
-            codes::TOO_LARGE,
-            message,
-            span(source, 0..0),
-            "in this file",
-        )
-        .with_help("split it into several files and import them");
+        let diag = Diag::error(codes::TOO_LARGE, message, span(source, 0..0), "in this file")
+            .with_help("split it into several files and import them");
         return Layout {
             text: String::new(),
             nodes: Vec::new(),
@@ -145,11 +140,7 @@ pub(crate) fn scan(source: SourceId, text: &str) -> Layout {
 }
 
 pub(crate) fn span(source: SourceId, range: Range<usize>) -> Span {
-    Span {
-        source,
-        start: range.start as u32,
-        end: range.end as u32,
-    }
+    Span { source, start: range.start as u32, end: range.end as u32 }
 }
 
 impl Scanner<'_> {
@@ -176,12 +167,7 @@ impl Scanner<'_> {
         self.recover();
         let nodes = self.levels.pop().unwrap_or_default();
         let text = String::from_utf8_lossy(&self.text).into_owned();
-        Layout {
-            text,
-            nodes,
-            end: self.waiting,
-            diags: self.diags,
-        }
+        Layout { text, nodes, end: self.waiting, diags: self.diags }
     }
 
     fn peek(&self, ahead: usize) -> Option<u8> {
@@ -193,9 +179,7 @@ impl Scanner<'_> {
         let line_start = self.at == 0 || self.bytes.get(self.at - 1) == Some(&b'\n');
         let rest = self.bytes.get(self.at..).unwrap_or_default();
         line_start
-            && [&b"block "[..], b"stage ", b"import "]
-                .iter()
-                .any(|word| rest.starts_with(word))
+            && [&b"block "[..], b"stage ", b"import "].iter().any(|word| rest.starts_with(word))
     }
 
     /// Closes everything that is still open.
@@ -219,11 +203,8 @@ impl Scanner<'_> {
 
     fn word(&self, range: &Range<usize>) -> String {
         let text = self.bytes.get(range.clone()).unwrap_or_default();
-        let word: Vec<u8> = text
-            .iter()
-            .copied()
-            .take_while(|b| b.is_ascii_alphanumeric() || *b == b'_')
-            .collect();
+        let word: Vec<u8> =
+            text.iter().copied().take_while(|b| b.is_ascii_alphanumeric() || *b == b'_').collect();
         if word.is_empty() {
             "line".to_owned()
         } else {
@@ -267,10 +248,7 @@ impl Scanner<'_> {
         let Some(line) = &self.line else { return false };
         let text = self.text.get(line.range.clone()).unwrap_or_default();
         let last = text.iter().rev().find(|b| !b.is_ascii_whitespace());
-        matches!(
-            last,
-            Some(b'+' | b'-' | b'*' | b'/' | b'<' | b'>' | b'=' | b'~' | b':' | b',')
-        )
+        matches!(last, Some(b'+' | b'-' | b'*' | b'/' | b'<' | b'>' | b'=' | b'~' | b':' | b','))
     }
 
     fn end_line(&mut self) {
@@ -289,13 +267,8 @@ impl Scanner<'_> {
             let message = format!("`{}` is not closed", bracket as char);
             let close = if bracket == b'(' { ')' } else { ']' };
             self.diags.push(
-                Diag::error(
-                    codes::UNCLOSED,
-                    message,
-                    span(self.source, at..at + 1),
-                    "opened here",
-                )
-                .with_help(format!("add the missing `{close}`")),
+                Diag::error(codes::UNCLOSED, message, span(self.source, at..at + 1), "opened here")
+                    .with_help(format!("add the missing `{close}`")),
             );
             self.mark_broken();
         }
@@ -321,11 +294,7 @@ impl Scanner<'_> {
             && !rest.starts_with(b"////")
             && self.heads.len() < MAX_BODIES
             && self.last == Last::Nothing;
-        let comment = Comment {
-            range,
-            doc,
-            blank_before: false,
-        };
+        let comment = Comment { range, doc, blank_before: false };
         self.place_comment(comment);
     }
 
@@ -341,12 +310,7 @@ impl Scanner<'_> {
                     head.comments.push(comment);
                 }
             }
-            (
-                Last::Close,
-                Some(Node {
-                    body: Some(body), ..
-                }),
-            ) if body.after.is_none() => {
+            (Last::Close, Some(Node { body: Some(body), .. })) if body.after.is_none() => {
                 body.after = Some(comment);
             }
             (Last::Line, Some(node)) => node.comments.push(comment),
@@ -454,13 +418,8 @@ impl Scanner<'_> {
         if !had_line {
             head.range = self.at..self.at;
             self.diags.push(
-                Diag::error(
-                    codes::UNEXPECTED,
-                    "`{` follows nothing",
-                    place,
-                    "opens a body",
-                )
-                .with_help("a body follows `block`, `stage` or `forward` on the same line"),
+                Diag::error(codes::UNEXPECTED, "`{` follows nothing", place, "opens a body")
+                    .with_help("a body follows `block`, `stage` or `forward` on the same line"),
             );
         } else if self.heads.len() >= MAX_BODIES {
             self.diags.push(Diag::error(
@@ -470,11 +429,7 @@ impl Scanner<'_> {
                 "one level too many",
             ));
         }
-        head.body = Some(Body {
-            open: self.at,
-            close: self.at + 1,
-            ..Body::default()
-        });
+        head.body = Some(Body { open: self.at, close: self.at + 1, ..Body::default() });
         // A head whose brackets do not close cannot be parsed; its body can still be scanned.
         head.broken |= !had_line;
         self.heads.push(head);
@@ -488,13 +443,8 @@ impl Scanner<'_> {
         if self.heads.is_empty() {
             let place = span(self.source, self.at..self.at + 1);
             self.diags.push(
-                Diag::error(
-                    codes::UNCLOSED,
-                    "`}` closes nothing",
-                    place,
-                    "no body is open here",
-                )
-                .with_help("remove it"),
+                Diag::error(codes::UNCLOSED, "`}` closes nothing", place, "no body is open here")
+                    .with_help("remove it"),
             );
             self.at += 1;
             return;

@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | text to syntax | [`syntax`] | [`ast::File`] |
 //! | names, sizes, `extends`, blocks instantiated | [`resolve`] | [`model::StageModel`] |
-//! | layout | [`format`] | text |
+//! | layout | [`mod@format`] | text |
 //!
 //! Axes and dtypes of *values* are inferred later, while the forward bodies are
 //! lowered to IR: each op's own shape rule does it, so the rule stands in one place.

@@ -28,9 +28,7 @@ impl Size {
 
     /// A size that is bound later, by its name.
     pub fn symbol(name: impl Into<String>) -> Self {
-        Size {
-            terms: BTreeMap::from([(Monomial::from([(name.into(), 1)]), 1)]),
-        }
+        Size { terms: BTreeMap::from([(Monomial::from([(name.into(), 1)]), 1)]) }
     }
 
     /// The number, where no name is left.
@@ -46,11 +44,7 @@ impl Size {
     pub fn checked_add(&self, other: &Size) -> Option<Size> {
         let mut terms = self.terms.clone();
         for (monomial, &coefficient) in &other.terms {
-            let sum = terms
-                .get(monomial)
-                .copied()
-                .unwrap_or(0)
-                .checked_add(coefficient)?;
+            let sum = terms.get(monomial).copied().unwrap_or(0).checked_add(coefficient)?;
             if sum == 0 {
                 terms.remove(monomial);
             } else {
@@ -72,16 +66,10 @@ impl Size {
             for (right, &b) in &other.terms {
                 let mut monomial = left.clone();
                 for (name, &power) in right {
-                    let total = monomial
-                        .get(name)
-                        .copied()
-                        .unwrap_or(0)
-                        .checked_add(power)?;
+                    let total = monomial.get(name).copied().unwrap_or(0).checked_add(power)?;
                     monomial.insert(name.clone(), total);
                 }
-                let term = Size {
-                    terms: BTreeMap::from([(monomial, a.checked_mul(b)?)]),
-                };
+                let term = Size { terms: BTreeMap::from([(monomial, a.checked_mul(b)?)]) };
                 result = result.checked_add(&term)?;
             }
         }
@@ -102,11 +90,7 @@ impl Size {
             }
             let mut quotient = monomial.clone();
             for (name, &power) in divisor_monomial {
-                let left = quotient
-                    .get(name)
-                    .copied()
-                    .unwrap_or(0)
-                    .checked_sub(power)?;
+                let left = quotient.get(name).copied().unwrap_or(0).checked_sub(power)?;
                 if left == 0 {
                     quotient.remove(name);
                 } else {
@@ -168,11 +152,8 @@ impl Size {
 
     /// The names in it, in order.
     pub fn symbols(&self) -> impl Iterator<Item = &str> {
-        let names: std::collections::BTreeSet<&str> = self
-            .terms
-            .keys()
-            .flat_map(|m| m.keys().map(String::as_str))
-            .collect();
+        let names: std::collections::BTreeSet<&str> =
+            self.terms.keys().flat_map(|m| m.keys().map(String::as_str)).collect();
         names.into_iter()
     }
 }

@@ -36,10 +36,7 @@ impl Sources {
     /// Adds a text and returns its id.
     pub fn add(&mut self, name: impl Into<String>, text: impl Into<String>) -> SourceId {
         let id = SourceId(self.texts.len() as u32);
-        self.texts.push(Source {
-            name: name.into(),
-            text: text.into(),
-        });
+        self.texts.push(Source { name: name.into(), text: text.into() });
         id
     }
 
@@ -50,18 +47,12 @@ impl Sources {
 
     /// The id of an already added text.
     pub fn find(&self, name: &str) -> Option<SourceId> {
-        self.texts
-            .iter()
-            .position(|s| s.name == name)
-            .map(|i| SourceId(i as u32))
+        self.texts.iter().position(|s| s.name == name).map(|i| SourceId(i as u32))
     }
 
     /// All texts with their ids, in the order they were added.
     pub fn iter(&self) -> impl Iterator<Item = (SourceId, &Source)> {
-        self.texts
-            .iter()
-            .enumerate()
-            .map(|(i, s)| (SourceId(i as u32), s))
+        self.texts.iter().enumerate().map(|(i, s)| (SourceId(i as u32), s))
     }
 
     /// One-based line and column (in characters) of the start of a span.

@@ -56,26 +56,16 @@ pub(crate) fn parse_with_losses(
         return (None, layout.diags, Vec::new());
     }
     let mut parser = FileParser::new(source, text, &layout);
-    let items: Vec<Item> = layout
-        .nodes
-        .iter()
-        .filter_map(|node| parser.item(node))
-        .collect();
+    let items: Vec<Item> = layout.nodes.iter().filter_map(|node| parser.item(node)).collect();
     let mut diags = layout.diags.clone();
     diags.append(&mut parser.diags);
     diags.sort_by_key(|d| (d.primary.span.start, d.primary.span.end));
     let hit = |node: &&Node| {
         let end = node.body.as_ref().map_or(node.range.end, |b| b.close);
         let first = diags.partition_point(|d| (d.primary.span.start as usize) < node.range.start);
-        diags
-            .get(first)
-            .is_some_and(|d| (d.primary.span.start as usize) <= end)
+        diags.get(first).is_some_and(|d| (d.primary.span.start as usize) <= end)
     };
-    let lost = layout
-        .nodes
-        .iter()
-        .filter(hit)
-        .filter_map(|node| parser.name_of_item(node));
+    let lost = layout.nodes.iter().filter(hit).filter_map(|node| parser.name_of_item(node));
     let lost = lost.collect();
     (Some(File { items }), diags, lost)
 }
@@ -116,12 +106,7 @@ pub(crate) struct FileParser<'a> {
 
 impl<'a> FileParser<'a> {
     pub(crate) fn new(source: SourceId, text: &'a str, layout: &'a Layout) -> Self {
-        FileParser {
-            source,
-            text,
-            layout,
-            diags: Vec::new(),
-        }
+        FileParser { source, text, layout, diags: Vec::new() }
     }
 
     fn span(&self, range: Range<usize>) -> Span {
@@ -137,23 +122,11 @@ impl<'a> FileParser<'a> {
             Some(Line::Import(path)) => Some(Item::Import(path)),
             Some(Line::BlockHead(name, formals)) => {
                 let members = self.members(node.body.as_ref());
-                Some(Item::Block(Block {
-                    doc,
-                    name,
-                    formals,
-                    members,
-                    span,
-                }))
+                Some(Item::Block(Block { doc, name, formals, members, span }))
             }
             Some(Line::StageHead(name, extends)) => {
                 let bindings = self.bindings(node.body.as_ref());
-                Some(Item::Stage(Stage {
-                    doc,
-                    name,
-                    extends,
-                    bindings,
-                    span,
-                }))
+                Some(Item::Stage(Stage { doc, name, extends, bindings, span }))
             }
             _ => {
                 // The head is lost; errors in its body are not.
@@ -171,11 +144,7 @@ impl<'a> FileParser<'a> {
         let mut bindings = Vec::new();
         for node in nodes {
             if let Some(Line::Binding(name, value)) = self.line(node, Context::Stage) {
-                bindings.push(Binding {
-                    doc: self.doc(&node.before),
-                    name,
-                    value,
-                });
+                bindings.push(Binding { doc: self.doc(&node.before), name, value });
             }
         }
         bindings
@@ -207,14 +176,7 @@ impl<'a> FileParser<'a> {
             Some(Line::ForwardHead(inputs, outputs, span)) => {
                 let (body, result) = self.body(node.body.as_ref(), span)?;
                 let doc = text;
-                Some(Member::Forward(Forward {
-                    doc,
-                    inputs,
-                    outputs,
-                    body,
-                    result,
-                    span,
-                }))
+                Some(Member::Forward(Forward { doc, inputs, outputs, body, result, span }))
             }
             _ => {
                 if self.first_word(node) == "forward" {
@@ -300,10 +262,8 @@ impl<'a> FileParser<'a> {
     fn name_of_item(&self, node: &Node) -> Option<String> {
         let text = self.layout.text.get(node.range.clone()).unwrap_or("");
         let rest = text.get(self.first_word(node).len()..)?.trim_start();
-        let name: String = rest
-            .chars()
-            .take_while(|c| c.is_ascii_alphanumeric() || *c == '_')
-            .collect();
+        let name: String =
+            rest.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect();
         (!name.is_empty()).then_some(name)
     }
 
@@ -325,17 +285,11 @@ impl<'a> FileParser<'a> {
         let pair = match Grammar::parse(rule, input) {
             Ok(mut pairs) => pairs.next()?,
             Err(error) => {
-                self.diags
-                    .push(explain(self.source, input, base, rule, &error));
+                self.diags.push(explain(self.source, input, base, rule, &error));
                 return None;
             }
         };
-        let mut builder = Builder {
-            source: self.source,
-            base,
-            too_deep: None,
-            too_large: None,
-        };
+        let mut builder = Builder { source: self.source, base, too_deep: None, too_large: None };
         let line = builder.line(pair, self.span(node.range.clone()));
         if let Some(diag) = builder.over_limit() {
             self.diags.push(diag);
@@ -346,10 +300,7 @@ impl<'a> FileParser<'a> {
 
     /// Only heads have a body, and every head has one.
     fn check_body(&mut self, node: &Node, rule: Rule, line: Option<Line>) -> Option<Line> {
-        let wants = matches!(
-            rule,
-            Rule::block_head | Rule::stage_head | Rule::forward_head
-        );
+        let wants = matches!(rule, Rule::block_head | Rule::stage_head | Rule::forward_head);
         match &node.body {
             None if wants => {
                 let end = node.range.end;
@@ -403,10 +354,7 @@ impl<'a> FileParser<'a> {
     fn unknown_line(&self, node: &Node, context: Context, word: &str) -> Diag {
         let (words, where_): (&[&str], _) = match context {
             Context::Top => (&["import", "block", "stage"], "at the top level"),
-            _ => (
-                &["axis", "param", "state", "table", "sub", "stack", "forward"],
-                "in a block",
-            ),
+            _ => (&["axis", "param", "state", "table", "sub", "stack", "forward"], "in a block"),
         };
         let start = node.range.start;
         let length = if word.is_empty() { 1 } else { word.len() };
@@ -520,10 +468,7 @@ fn token(rest: &str) -> (String, usize) {
         rest.find(|c| !is_word(c)).unwrap_or(rest.len())
     } else {
         let double = ["->", "..", "<=", ">=", "=="];
-        double
-            .iter()
-            .find(|d| rest.starts_with(**d))
-            .map_or(first.len_utf8(), |d| d.len())
+        double.iter().find(|d| rest.starts_with(**d)).map_or(first.len_utf8(), |d| d.len())
     };
     let word = rest.get(..length).unwrap_or("");
     if KEYWORDS.contains(&word) {
@@ -540,24 +485,11 @@ fn expectations(rules: &[Rule]) -> Vec<String> {
     if words == ["`[`"] {
         return vec!["axes in brackets".to_owned()];
     }
-    if ["`(`", "`[`", "a name", "a number"]
-        .iter()
-        .all(|w| words.contains(w))
-    {
+    if ["`(`", "`[`", "a name", "a number"].iter().all(|w| words.contains(w)) {
         words.push("an expression");
     }
     let covered: [(&str, &[&str]); 4] = [
-        (
-            "an argument",
-            &[
-                "an expression",
-                "a name",
-                "a number",
-                "axis names",
-                "`(`",
-                "`[`",
-            ],
-        ),
+        ("an argument", &["an expression", "a name", "a number", "axis names", "`(`", "`[`"]),
         ("an expression", &["a name", "a number", "`(`", "`[`"]),
         ("an operator", &["`(`", "`[`", "`:`", "`->`"]),
         ("a name with its axes", &["a name"]),
@@ -571,23 +503,13 @@ fn expectations(rules: &[Rule]) -> Vec<String> {
 }
 
 fn hint(input: &str, at: usize, rest: &str, expected: &[String]) -> Option<String> {
-    let word: String = rest
-        .chars()
-        .take_while(|c| c.is_ascii_alphanumeric() || *c == '_')
-        .collect();
+    let word: String =
+        rest.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect();
     let before = input.get(..at).unwrap_or("").trim_end();
     let expects = |words: &[&str]| expected.iter().any(|e| words.contains(&e.as_str()));
-    let name = [
-        "a name",
-        "an expression",
-        "an argument",
-        "a name with its axes",
-        "a formal",
-    ];
+    let name = ["a name", "an expression", "an argument", "a name with its axes", "a formal"];
     if KEYWORDS.contains(&word.as_str()) && expects(&name) {
-        return Some(format!(
-            "`{word}` is a keyword and cannot be used as a name"
-        ));
+        return Some(format!("`{word}` is a keyword and cannot be used as a name"));
     }
     let help = match rest.chars().next() {
         _ if rest.starts_with("==") || rest.starts_with("!=") => {
@@ -737,12 +659,7 @@ impl Builder {
     fn over_limit(&self) -> Option<Diag> {
         if let Some(place) = self.too_large {
             let message = "the number does not fit in a 64-bit float";
-            return Some(Diag::error(
-                codes::TOO_LARGE,
-                message,
-                place,
-                "larger than 1.8e308",
-            ));
+            return Some(Diag::error(codes::TOO_LARGE, message, place, "larger than 1.8e308"));
         }
         let message = format!("the expression is more than {MAX_DEPTH} operations deep");
         let label = "this part is at the limit";
@@ -761,30 +678,18 @@ impl Builder {
     }
 
     fn ident(&self, pair: &Pair<'_, Rule>) -> Ident {
-        Ident {
-            name: pair.as_str().to_owned(),
-            span: self.span(pair),
-        }
+        Ident { name: pair.as_str().to_owned(), span: self.span(pair) }
     }
 
     fn text(&self, pair: &Pair<'_, Rule>) -> Text {
         let quoted = pair.as_str();
-        let value = quoted
-            .strip_prefix('"')
-            .and_then(|t| t.strip_suffix('"'))
-            .unwrap_or(quoted);
-        Text {
-            value: value.to_owned(),
-            span: self.span(pair),
-        }
+        let value = quoted.strip_prefix('"').and_then(|t| t.strip_suffix('"')).unwrap_or(quoted);
+        Text { value: value.to_owned(), span: self.span(pair) }
     }
 
     /// The names directly inside a pair.
     fn idents(&self, pair: Pair<'_, Rule>) -> Vec<Ident> {
-        parts(pair)
-            .filter(|p| p.as_rule() == Rule::name)
-            .map(|p| self.ident(&p))
-            .collect()
+        parts(pair).filter(|p| p.as_rule() == Rule::name).map(|p| self.ident(&p)).collect()
     }
 
     fn line(&mut self, pair: Pair<'_, Rule>, span: Span) -> Option<Line> {
@@ -813,10 +718,7 @@ impl Builder {
             }
             Rule::update_line => {
                 let name = self.ident(&parts.next()?);
-                Line::Stmt(Stmt::Update {
-                    name,
-                    value: self.expr(parts.next()?)?,
-                })
+                Line::Stmt(Stmt::Update { name, value: self.expr(parts.next()?)? })
             }
             Rule::let_line => Line::Stmt(self.let_stmt(parts)?),
             Rule::result_line => Line::Result(self.result(parts.next()?)?),
@@ -828,10 +730,7 @@ impl Builder {
         &mut self,
         parts: &mut impl Iterator<Item = Pair<'i, Rule>>,
     ) -> Option<AxisDef> {
-        Some(AxisDef {
-            name: self.ident(&parts.next()?),
-            size: self.expr(parts.next()?)?,
-        })
+        Some(AxisDef { name: self.ident(&parts.next()?), size: self.expr(parts.next()?)? })
     }
 
     fn let_stmt<'i>(&mut self, parts: impl Iterator<Item = Pair<'i, Rule>>) -> Option<Stmt> {
@@ -844,19 +743,13 @@ impl Builder {
                 value = Some(self.expr(part)?);
             }
         }
-        Some(Stmt::Let {
-            targets,
-            value: value?,
-        })
+        Some(Stmt::Let { targets, value: value? })
     }
 
     fn target(&self, pair: Pair<'_, Rule>) -> Option<Target> {
         let mut parts = parts(pair);
         let name = self.ident(&parts.next()?);
-        Some(Target {
-            name,
-            axes: parts.next().map(|p| self.pattern(p)),
-        })
+        Some(Target { name, axes: parts.next().map(|p| self.pattern(p)) })
     }
 
     fn result(&mut self, pair: Pair<'_, Rule>) -> Option<Vec<Expr>> {
@@ -874,11 +767,7 @@ impl Builder {
     fn formal(&mut self, pair: Pair<'_, Rule>) -> Option<Formal> {
         let mut parts = parts(pair);
         let name = self.ident(&parts.next()?);
-        let mut formal = Formal {
-            name,
-            kind: FormalKind::Axis,
-            default: None,
-        };
+        let mut formal = Formal { name, kind: FormalKind::Axis, default: None };
         for part in parts {
             if part.as_rule() == Rule::formal_kind {
                 formal.kind = match part.as_str() {
@@ -905,47 +794,22 @@ impl Builder {
             Rule::param_line => self.param(name, parts, span)?,
             Rule::state_line => {
                 let axes = self.idents(parts.next()?);
-                Member::State(State {
-                    doc,
-                    name,
-                    axes,
-                    start: self.expr(parts.next()?)?,
-                    span,
-                })
+                Member::State(State { doc, name, axes, start: self.expr(parts.next()?)?, span })
             }
             Rule::table_line => {
                 let axes = self.idents(parts.next()?);
-                Member::Table(Table {
-                    doc,
-                    name,
-                    axes,
-                    from: self.text(&parts.next()?),
-                    span,
-                })
+                Member::Table(Table { doc, name, axes, from: self.text(&parts.next()?), span })
             }
             Rule::sub_line => {
                 let block = self.expr(parts.next()?)?;
                 let training_only = parts.next().is_some();
-                Member::Sub(Sub {
-                    doc,
-                    name,
-                    block,
-                    training_only,
-                    span,
-                })
+                Member::Sub(Sub { doc, name, block, training_only, span })
             }
             Rule::stack_line => {
                 let block = self.expr(parts.next()?)?;
                 let item = self.ident(&parts.next()?);
                 let list = self.expr(parts.next()?)?;
-                Member::Stack(Stack {
-                    doc,
-                    name,
-                    block,
-                    item,
-                    list,
-                    span,
-                })
+                Member::Stack(Stack { doc, name, block, item, list, span })
             }
             _ => return None,
         })
@@ -967,24 +831,13 @@ impl Builder {
             }
         }
         let init = init?;
-        Some(Member::Param(Param {
-            doc: None,
-            name,
-            axes,
-            dtype,
-            init,
-            frozen,
-            span,
-        }))
+        Some(Member::Param(Param { doc: None, name, axes, dtype, init, frozen, span }))
     }
 
     fn init(&mut self, pair: Pair<'_, Rule>) -> Option<Init> {
         let mut parts = parts(pair);
         let name = self.ident(&parts.next()?);
-        Some(Init {
-            name,
-            args: parts.map(|p| self.expr(p)).collect::<Option<_>>()?,
-        })
+        Some(Init { name, args: parts.map(|p| self.expr(p)).collect::<Option<_>>()? })
     }
 
     fn ports(&mut self, pair: Pair<'_, Rule>) -> Option<Vec<Port>> {
@@ -1008,21 +861,13 @@ impl Builder {
                 _ => axes = Some(self.pattern(part)),
             }
         }
-        Some(Port {
-            name,
-            axes: axes?,
-            dtype,
-        })
+        Some(Port { name, axes: axes?, dtype })
     }
 
     fn pattern(&self, pair: Pair<'_, Rule>) -> AxisPattern {
         let span = self.span(&pair);
         let open = pair.clone().into_inner().any(|p| p.as_rule() == Rule::dots);
-        AxisPattern {
-            open,
-            axes: self.idents(pair),
-            span,
-        }
+        AxisPattern { open, axes: self.idents(pair), span }
     }
 
     fn expr(&mut self, pair: Pair<'_, Rule>) -> Option<Expr> {
@@ -1047,10 +892,7 @@ impl Builder {
     }
 
     fn binary(&mut self, left: Deep, op: BinaryOp, right: Deep) -> Deep {
-        let span = Span {
-            end: right.expr.span.end,
-            ..left.expr.span
-        };
+        let span = Span { end: right.expr.span.end, ..left.expr.span };
         let depth = left.depth.max(right.depth) + 1;
         let kind = ExprKind::Binary(op, Box::new(left.expr), Box::new(right.expr));
         self.limit(kind, span, depth)
@@ -1060,20 +902,11 @@ impl Builder {
     /// deeper than the limit; the line is dropped afterwards.
     fn limit(&mut self, kind: ExprKind, span: Span, depth: u32) -> Deep {
         if depth <= MAX_DEPTH {
-            return Deep {
-                expr: Expr { kind, span },
-                depth,
-            };
+            return Deep { expr: Expr { kind, span }, depth };
         }
         self.too_deep.get_or_insert(span);
-        let kind = ExprKind::Number {
-            value: 0.0,
-            text: "0".to_owned(),
-        };
-        Deep {
-            expr: Expr { kind, span },
-            depth: 0,
-        }
+        let kind = ExprKind::Number { value: 0.0, text: "0".to_owned() };
+        Deep { expr: Expr { kind, span }, depth: 0 }
     }
 
     fn sum(&mut self, pair: Pair<'_, Rule>) -> Option<Deep> {
@@ -1084,10 +917,7 @@ impl Builder {
             .map_prefix(|op, value| {
                 let mut this = this.borrow_mut();
                 let value = value?;
-                let span = Span {
-                    start: this.span(&op).start,
-                    ..value.expr.span
-                };
+                let span = Span { start: this.span(&op).start, ..value.expr.span };
                 let depth = value.depth + 1;
                 Some(this.limit(ExprKind::Negate(Box::new(value.expr)), span, depth))
             })
@@ -1155,14 +985,7 @@ impl Builder {
             Rule::over => (Arg::Over(self.name_list(first), span), 0),
             Rule::map => {
                 let from = self.name_list(first);
-                (
-                    Arg::Map {
-                        from,
-                        to: self.name_list(parts.next()?),
-                        span,
-                    },
-                    0,
-                )
+                (Arg::Map { from, to: self.name_list(parts.next()?), span }, 0)
             }
             Rule::named => {
                 let value = self.deep(parts.next()?)?;
@@ -1172,39 +995,19 @@ impl Builder {
                 let axis = self.ident(&first);
                 let start = self.deep(parts.next()?)?;
                 let Some(end) = parts.next() else {
-                    return Some((
-                        Arg::At {
-                            axis,
-                            index: start.expr,
-                            span,
-                        },
-                        start.depth,
-                    ));
+                    return Some((Arg::At { axis, index: start.expr, span }, start.depth));
                 };
                 let end = self.deep(end)?;
                 let to = self.ident(&parts.next()?);
                 let depth = start.depth.max(end.depth);
-                (
-                    Arg::Range {
-                        axis,
-                        start: start.expr,
-                        end: end.expr,
-                        to,
-                        span,
-                    },
-                    depth,
-                )
+                (Arg::Range { axis, start: start.expr, end: end.expr, to, span }, depth)
             }
         })
     }
 
     /// `d` or `(s, d)`
     fn name_list(&self, pair: Pair<'_, Rule>) -> Vec<Ident> {
-        if pair.as_rule() == Rule::name {
-            vec![self.ident(&pair)]
-        } else {
-            self.idents(pair)
-        }
+        if pair.as_rule() == Rule::name { vec![self.ident(&pair)] } else { self.idents(pair) }
     }
 }
 

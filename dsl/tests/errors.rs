@@ -1,5 +1,7 @@
 //! Every diagnostic, with the source that it is about.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use lightc_dsl::diag::{self, Diag, codes};
 use lightc_dsl::resolve::load_program;
 use lightc_dsl::source::{MapLoader, Sources};
@@ -26,12 +28,7 @@ fn diagnose(source: &str) -> (Sources, Vec<Diag>) {
 fn check_errors(source: &str) -> String {
     let (sources, diags) = diagnose(source);
     assert!(!diags.is_empty(), "no error in:\n{source}");
-    format!(
-        "{}\n{}\n{}",
-        source.trim_end(),
-        "=".repeat(80),
-        diag::render(&diags, &sources, false)
-    )
+    format!("{}\n{}\n{}", source.trim_end(), "=".repeat(80), diag::render(&diags, &sources, false))
 }
 
 macro_rules! errors {
@@ -596,11 +593,7 @@ fn pages_hold_what_they_say() {
     for page in codes::PAGES {
         let examples: Vec<&str> = page.text.split("```llm\n").skip(1).collect();
         let [bad, good] = examples.as_slice() else {
-            assert!(
-                examples.is_empty(),
-                "{}: a bad and a good example, or none",
-                page.code
-            );
+            assert!(examples.is_empty(), "{}: a bad and a good example, or none", page.code);
             continue;
         };
         let codes_of = |example: &str| {
@@ -618,20 +611,12 @@ fn pages_hold_what_they_say() {
         let own = is_own(page.code);
         if own {
             let found = codes_of(bad);
-            assert!(
-                found.contains(&page.code),
-                "{}: bad example has {found:?}",
-                page.code
-            );
+            assert!(found.contains(&page.code), "{}: bad example has {found:?}", page.code);
             let found: Vec<_> = codes_of(good)
                 .into_iter()
                 .filter(|c| ![codes::NO_MODEL, codes::NOT_ALONE].contains(c))
                 .collect();
-            assert!(
-                found.is_empty(),
-                "{}: good example has {found:?}",
-                page.code
-            );
+            assert!(found.is_empty(), "{}: good example has {found:?}", page.code);
         }
     }
 }
@@ -652,38 +637,24 @@ fn codes_and_pages_agree() {
         .filter(|name| name.starts_with(['E', 'W']))
         .collect();
     files.sort();
-    let table: Vec<String> = codes::PAGES
-        .iter()
-        .map(|p| format!("{}.md", p.code))
-        .collect();
-    assert_eq!(
-        files, table,
-        "pages in docs/errors, and rows of the table in order"
-    );
+    let table: Vec<String> = codes::PAGES.iter().map(|p| format!("{}.md", p.code)).collect();
+    assert_eq!(files, table, "pages in docs/errors, and rows of the table in order");
     for page in codes::PAGES {
         let heading = format!("# {}: {}\n", page.code, page.title());
         assert!(page.text.starts_with(&heading), "{}: heading", page.code);
         assert_eq!(codes::page(&page.code.to_lowercase()), Some(page));
     }
     let constants = include_str!("../src/diag/codes.rs");
-    for line in constants
-        .lines()
-        .filter(|l| l.starts_with("pub const") && l.contains(": &str"))
-    {
+    for line in constants.lines().filter(|l| l.starts_with("pub const") && l.contains(": &str")) {
         let code = line.split('"').nth(1).unwrap();
         assert!(codes::page(code).is_some(), "{code} has no page");
     }
     for entry in walk(&root.join("src")) {
         let text = std::fs::read_to_string(&entry).unwrap();
         let literal = text.split("\"E0").skip(1).any(|rest| {
-            rest.get(..4)
-                .is_some_and(|t| t.ends_with('"') && t[..3].parse::<u32>().is_ok())
+            rest.get(..4).is_some_and(|t| t.ends_with('"') && t[..3].parse::<u32>().is_ok())
         });
-        assert!(
-            !literal || entry.ends_with("codes.rs"),
-            "code literal in {}",
-            entry.display()
-        );
+        assert!(!literal || entry.ends_with("codes.rs"), "code literal in {}", entry.display());
     }
 }
 
@@ -691,11 +662,7 @@ fn walk(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
-        if path.is_dir() {
-            files.extend(walk(&path))
-        } else {
-            files.push(path)
-        }
+        if path.is_dir() { files.extend(walk(&path)) } else { files.push(path) }
     }
     files
 }
@@ -704,15 +671,9 @@ fn walk(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
 #[test]
 fn every_code_has_a_snapshot() {
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/snapshots");
-    let text: String = walk(&folder)
-        .iter()
-        .map(|path| std::fs::read_to_string(path).unwrap())
-        .collect();
+    let text: String =
+        walk(&folder).iter().map(|path| std::fs::read_to_string(path).unwrap()).collect();
     for page in codes::PAGES.iter().filter(|p| is_own(p.code)) {
-        assert!(
-            text.contains(&format!("[{}]", page.code)),
-            "{} has no snapshot",
-            page.code
-        );
+        assert!(text.contains(&format!("[{}]", page.code)), "{} has no snapshot", page.code);
     }
 }

@@ -1,5 +1,7 @@
 //! One layout, reached in one step, with nothing lost.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 mod common;
 
 use common::{model_sources, syntax_of};
@@ -188,9 +190,11 @@ fn expression() -> impl Strategy<Value = String> {
             inner.clone().prop_map(|a| format!("({a} <= 1)")),
             inner.clone().prop_map(|a| format!("({a} > x - {a})")),
             prop::collection::vec(inner.clone(), 0..4).prop_map(|v| format!("[{}]", v.join(", "))),
-            prop::collection::vec(inner.clone(), 0..4)
-                .prop_map(|v| format!("call({}, over (d, e), t -> s)", v.join(", "))
-                    .replace("(, ", "(")),
+            prop::collection::vec(inner.clone(), 0..4).prop_map(|v| format!(
+                "call({}, over (d, e), t -> s)",
+                v.join(", ")
+            )
+            .replace("(, ", "(")),
             inner.prop_map(|a| format!("f(x: {a}, u[{a} .. 9] -> t, s[{a}])")),
         ]
     })

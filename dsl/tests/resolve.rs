@@ -1,5 +1,7 @@
 //! What correct programs mean.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use lightc_dsl::model::{InitLaw, MemberRef, StageModel, Storage, SubKind, Target};
 use lightc_dsl::resolve::{Program, load_program};
 use lightc_dsl::source::{Loader, MapLoader, join_path};
@@ -18,19 +20,13 @@ block Norm(d, eps: number = 1e-6) {
 fn load(source: &str) -> Program {
     let loader = MapLoader::default().with("norm.llm", NORM);
     let (program, sources, diags) = load_program("main.llm", source, &loader);
-    assert!(
-        diags.is_empty(),
-        "{}",
-        lightc_dsl::diag::render(&diags, &sources, false)
-    );
+    assert!(diags.is_empty(), "{}", lightc_dsl::diag::render(&diags, &sources, false));
     program
 }
 
 fn stage(source: &str, name: &str) -> StageModel {
     let program = load(source);
-    program
-        .resolve_stage(name)
-        .unwrap_or_else(|diags| panic!("{diags:#?}"))
+    program.resolve_stage(name).unwrap_or_else(|diags| panic!("{diags:#?}"))
 }
 
 /// A model as text: instances in order, with sizes, numbers, members and where axes go.
@@ -45,11 +41,8 @@ fn show(model: &StageModel) -> String {
             match member {
                 MemberRef::Param(i) => {
                     let p = &instance.params[*i];
-                    let axes: Vec<String> = p
-                        .axes
-                        .iter()
-                        .map(|a| format!("{}={}", a.name, a.size))
-                        .collect();
+                    let axes: Vec<String> =
+                        p.axes.iter().map(|a| format!("{}={}", a.name, a.size)).collect();
                     let law = match &p.init {
                         InitLaw::Normal { std } => format!("normal {std}"),
                         law => format!("{law:?}").to_lowercase(),
@@ -63,11 +56,7 @@ fn show(model: &StageModel) -> String {
                 }
                 MemberRef::Sub(i) => {
                     let s = &instance.subs[*i];
-                    let only = if s.training_only {
-                        " training_only"
-                    } else {
-                        ""
-                    };
+                    let only = if s.training_only { " training_only" } else { "" };
                     let text = match &s.kind {
                         SubKind::One(target) => show_target(target),
                         SubKind::Stack(layers) => {
@@ -91,11 +80,7 @@ fn show(model: &StageModel) -> String {
 }
 
 fn show_target(target: &Target) -> String {
-    let axes: Vec<String> = target
-        .axes
-        .iter()
-        .map(|(f, p)| format!("{f} is {p}"))
-        .collect();
+    let axes: Vec<String> = target.axes.iter().map(|(f, p)| format!("{f} is {p}")).collect();
     format!("#{}({})", target.instance.0, axes.join(", "))
 }
 
@@ -284,10 +269,7 @@ block A(d) {
     );
     assert_eq!(model.doc.as_deref(), Some("First line.\n\n  indented"));
     let root = model.instance(model.root);
-    assert_eq!(
-        root.params[0].doc.as_deref(),
-        Some("Documents w.\nSecond line.")
-    );
+    assert_eq!(root.params[0].doc.as_deref(), Some("Documents w.\nSecond line."));
 }
 
 #[test]
@@ -300,10 +282,7 @@ fn files_are_loaded_once() {
     let (program, sources, diags) = load_program("models/main.llm", root, &loader);
     assert_eq!(diags, []);
     let names: Vec<&str> = sources.iter().map(|(_, s)| s.name.as_str()).collect();
-    assert_eq!(
-        names,
-        ["models/main.llm", "models/a.llm", "models/std/b.llm"]
-    );
+    assert_eq!(names, ["models/main.llm", "models/a.llm", "models/std/b.llm"]);
     assert!(program.block("B").is_some());
     // `check` looks at what the root file defines.
     assert_eq!(program.block_names(), Vec::<&str>::new());
@@ -323,10 +302,7 @@ fn paths_are_joined() {
         assert_eq!(join_path(from, path), joined, "{from} {path}");
     }
     let loader = MapLoader::default().with("x/b.llm", "text");
-    assert_eq!(
-        loader.load("x/a.llm", "./b.llm"),
-        Ok(("x/b.llm".into(), "text".into()))
-    );
+    assert_eq!(loader.load("x/a.llm", "./b.llm"), Ok(("x/b.llm".into(), "text".into())));
 }
 
 /// Bindings and axes far beyond any real model end in an error, and the stack holds.

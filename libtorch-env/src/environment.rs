@@ -55,11 +55,7 @@ impl Libtorch {
             let _ = set.insert("LIBTORCH_BYPASS_VERSION_CHECK", PathBuf::from("1"));
         }
         let prepend = BTreeMap::from([(SEARCH_PATH, self.library_folders.clone())]);
-        Environment {
-            set,
-            prepend,
-            unset,
-        }
+        Environment { set, prepend, unset }
     }
 }
 
@@ -101,11 +97,7 @@ impl fmt::Display for Environment {
         }
         for (name, folders) in &self.prepend {
             let joined = in_front(folders, None);
-            writeln!(
-                f,
-                "export {name}={}\"${{{name}:+:${name}}}\"",
-                quoted(Path::new(&joined))
-            )?;
+            writeln!(f, "export {name}={}\"${{{name}:+:${name}}}\"", quoted(Path::new(&joined)))?;
         }
         Ok(())
     }

@@ -58,14 +58,9 @@ pub(crate) fn install(python: &Path, venv: &Path, report: Report<'_>) -> Result<
         create_venv(python, venv, report)?;
     }
     pip_install(venv, report)?;
-    report(Progress::Step(
-        "comparing the installed files with what their packages record",
-    ));
+    report(Progress::Step("comparing the installed files with what their packages record"));
     if let Some(damage) = record::first_damage(&site_packages(venv)?)? {
-        return Err(Error::Damaged {
-            venv: venv.to_owned(),
-            damage,
-        });
+        return Err(Error::Damaged { venv: venv.to_owned(), damage });
     }
     write_stamp(venv)
 }
@@ -101,10 +96,7 @@ fn write_stamp(venv: &Path) -> Result<(), Error> {
 }
 
 fn check_python(python: &Path) -> Result<(), Error> {
-    let failed = |reason: String| Error::Python {
-        python: python.to_owned(),
-        reason,
-    };
+    let failed = |reason: String| Error::Python { python: python.to_owned(), reason };
     if !cfg!(target_os = "linux") {
         return Err(failed(format!(
             "this is {}, and only Linux is supported",
@@ -112,10 +104,7 @@ fn check_python(python: &Path) -> Result<(), Error> {
         )));
     }
     let output = Command::new(python)
-        .args([
-            "-c",
-            "import sys, venv, ensurepip; print(*sys.version_info[:2])",
-        ])
+        .args(["-c", "import sys, venv, ensurepip; print(*sys.version_info[:2])"])
         .output()
         .map_err(|e| failed(format!("it does not start ({e})")))?;
     if !output.status.success() {
@@ -137,9 +126,7 @@ fn parse_python_version(text: &str) -> Option<(u32, u32)> {
 fn lock(path: &Path, report: Report<'_>) -> Result<File, Error> {
     let file = File::create(path).map_err(Error::io("create", path))?;
     if file.try_lock().is_err() {
-        report(Progress::Step(
-            "another process is installing libtorch; waiting for it",
-        ));
+        report(Progress::Step("another process is installing libtorch; waiting for it"));
         file.lock().map_err(Error::io("lock", path))?;
     }
     Ok(file)
@@ -153,9 +140,7 @@ fn prepare(venv: &Path, report: Report<'_>) -> Result<(), Error> {
     let Some(damage) = damage_left_behind(venv)? else {
         return Ok(());
     };
-    report(Progress::Step(&format!(
-        "an earlier install was cut short ({damage}); starting over"
-    )));
+    report(Progress::Step(&format!("an earlier install was cut short ({damage}); starting over")));
     fs::remove_dir_all(venv).map_err(Error::io("delete", venv))
 }
 
@@ -174,18 +159,10 @@ fn damage_left_behind(venv: &Path) -> Result<Option<String>, Error> {
 }
 
 fn create_venv(python: &Path, venv: &Path, report: Report<'_>) -> Result<(), Error> {
-    report(Progress::Step(&format!(
-        "creating a Python environment in {}",
-        venv.display()
-    )));
+    report(Progress::Step(&format!("creating a Python environment in {}", venv.display())));
     let mut command = Command::new(python);
     let _ = command.args(["-m", "venv"]).arg(venv);
-    run(
-        &mut command,
-        venv,
-        report,
-        "install Python's venv module, or set LIBTORCH",
-    )
+    run(&mut command, venv, report, "install Python's venv module, or set LIBTORCH")
 }
 
 fn pip_install(venv: &Path, report: Report<'_>) -> Result<(), Error> {
@@ -194,13 +171,7 @@ fn pip_install(venv: &Path, report: Report<'_>) -> Result<(), Error> {
     )));
     let mut command = Command::new(venv.join("bin/python"));
     let _ = command
-        .args([
-            "-m",
-            "pip",
-            "install",
-            "--no-input",
-            "--disable-pip-version-check",
-        ])
+        .args(["-m", "pip", "install", "--no-input", "--disable-pip-version-check"])
         .args(["--progress-bar", "off"])
         .arg(format!("torch=={VERSION}"))
         .env_remove("PYTHONHOME")
@@ -244,27 +215,18 @@ fn run(
             }
             Err(RecvTimeoutError::Timeout) => {
                 let bytes = folder_bytes(watched);
-                report(Progress::Working {
-                    elapsed: began.elapsed(),
-                    bytes,
-                });
+                report(Progress::Working { elapsed: began.elapsed(), bytes });
             }
             Err(RecvTimeoutError::Disconnected) => break,
         }
     }
     let status = child.wait().map_err(Error::io("wait for", &program))?;
-    if status.success() {
-        Ok(())
-    } else {
-        Err(failure(command, status, &tail, fix))
-    }
+    if status.success() { Ok(()) } else { Err(failure(command, status, &tail, fix)) }
 }
 
 fn failure(command: &Command, status: ExitStatus, tail: &[String], fix: &'static str) -> Error {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
-    let line: Vec<String> = words
-        .map(|word| word.to_string_lossy().into_owned())
-        .collect();
+    let line: Vec<String> = words.map(|word| word.to_string_lossy().into_owned()).collect();
     Error::Command {
         command: line.join(" "),
         status: status.to_string(),
@@ -291,13 +253,11 @@ fn folder_bytes(folder: &Path) -> u64 {
     let Ok(entries) = fs::read_dir(folder) else {
         return 0;
     };
-    let sizes = entries
-        .filter_map(Result::ok)
-        .map(|entry| match entry.metadata() {
-            Ok(metadata) if metadata.is_dir() => folder_bytes(&entry.path()),
-            Ok(metadata) => metadata.len(),
-            Err(_) => 0,
-        });
+    let sizes = entries.filter_map(Result::ok).map(|entry| match entry.metadata() {
+        Ok(metadata) if metadata.is_dir() => folder_bytes(&entry.path()),
+        Ok(metadata) => metadata.len(),
+        Err(_) => 0,
+    });
     sizes.sum()
 }
 
@@ -333,10 +293,7 @@ mod tests {
         assert_eq!(find(&settings(dir.path())).unwrap(), None);
         write_stamp(dir.path()).unwrap();
         let found = find(&settings(dir.path())).unwrap().unwrap();
-        assert_eq!(
-            (found.version.as_str(), found.origin),
-            ("2.11.0", Origin::Cache)
-        );
+        assert_eq!((found.version.as_str(), found.origin), ("2.11.0", Origin::Cache));
     }
 
     #[test]
@@ -347,10 +304,7 @@ mod tests {
         fs::remove_dir_all(packages.join("torch/include")).unwrap();
         let text = find(&settings(dir.path())).unwrap_err().to_string();
         assert!(text.contains("torch.h does not exist"), "{text}");
-        assert!(
-            text.contains("fix: delete that virtual environment"),
-            "{text}"
-        );
+        assert!(text.contains("fix: delete that virtual environment"), "{text}");
     }
 
     #[test]
@@ -365,10 +319,7 @@ mod tests {
         settings.libtorch = Some(named.clone());
         assert_eq!(find(&settings).unwrap().unwrap().root, named);
         settings.libtorch = Some(dir.path().join("absent"));
-        assert!(
-            find(&settings).is_err(),
-            "a named libtorch that is absent is not skipped"
-        );
+        assert!(find(&settings).is_err(), "a named libtorch that is absent is not skipped");
     }
 
     #[test]
@@ -380,10 +331,7 @@ mod tests {
         let mut steps = Vec::new();
         prepare(&venv, &mut |progress| steps.push(format!("{progress:?}"))).unwrap();
         assert!(!venv.exists());
-        assert!(
-            steps.concat().contains("RECORD does not exist"),
-            "{steps:?}"
-        );
+        assert!(steps.concat().contains("RECORD does not exist"), "{steps:?}");
     }
 
     #[test]
@@ -420,10 +368,7 @@ mod tests {
         .unwrap_err();
         let text = error.to_string();
         assert!(text.contains("exit status: 3"), "{text}");
-        assert!(
-            text.contains("two") && text.contains("fix: try again"),
-            "{text}"
-        );
+        assert!(text.contains("two") && text.contains("fix: try again"), "{text}");
         assert!(seen.contains(&"Output(\"one\")".to_owned()), "{seen:?}");
     }
 

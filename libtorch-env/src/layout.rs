@@ -80,18 +80,13 @@ pub(crate) fn inspect(root: &Path, origin: Origin) -> Result<Libtorch, Error> {
 pub(crate) fn inspect_python(python: &Path) -> Result<Libtorch, Error> {
     let script = "import importlib.util as u; s = u.find_spec('torch'); \
                   print(s.submodule_search_locations[0] if s else '')";
-    let failed = |reason: String| Error::NoTorchPackage {
-        python: python.to_owned(),
-        reason,
-    };
+    let failed = |reason: String| Error::NoTorchPackage { python: python.to_owned(), reason };
     let output = Command::new(python)
         .args(["-c", script])
         .output()
         .map_err(|e| failed(format!("it does not start ({e})")))?;
     if !output.status.success() {
-        return Err(failed(
-            String::from_utf8_lossy(&output.stderr).trim().to_owned(),
-        ));
+        return Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned()));
     }
     let answer = String::from_utf8_lossy(&output.stdout).trim().to_owned();
     if answer.is_empty() {
@@ -128,12 +123,7 @@ fn inspect_parts(
     }
     let mut library_folders = vec![library_folder];
     library_folders.extend(cuda_folders(root));
-    Ok(Libtorch {
-        root: root.to_owned(),
-        version,
-        origin,
-        library_folders,
-    })
+    Ok(Libtorch { root: root.to_owned(), version, origin, library_folders })
 }
 
 fn incomplete(root: &Path, missing: PathBuf, origin: Origin) -> Error {
@@ -147,12 +137,8 @@ fn incomplete(root: &Path, missing: PathBuf, origin: Origin) -> Error {
 
 /// A patch release keeps the C++ interface that tch is generated from.
 fn is_accepted(version: &str) -> bool {
-    let series = VERSION
-        .rsplit_once('.')
-        .map_or(VERSION, |(series, _)| series);
-    version
-        .strip_prefix(series)
-        .is_some_and(|rest| rest.starts_with('.'))
+    let series = VERSION.rsplit_once('.').map_or(VERSION, |(series, _)| series);
+    version.strip_prefix(series).is_some_and(|rest| rest.starts_with('.'))
 }
 
 /// Reads the version from whichever of the three files is there.
@@ -165,9 +151,7 @@ fn version_of(root: &Path, include: &Path) -> Option<String> {
             version_in_header(&read(include.join("include/torch/headeronly/version.h"))?)
         })?;
     // 2.11.0+cu130 -> 2.11.0
-    let plain = found
-        .split_once('+')
-        .map_or(found.as_str(), |(version, _)| version);
+    let plain = found.split_once('+').map_or(found.as_str(), |(version, _)| version);
     (!plain.is_empty()).then(|| plain.to_owned())
 }
 
@@ -179,9 +163,8 @@ fn version_in_python(text: &str) -> Option<String> {
 
 fn version_in_header(text: &str) -> Option<String> {
     let part = |name: &str| {
-        let line = text
-            .lines()
-            .find_map(|line| line.strip_prefix("#define ")?.strip_prefix(name))?;
+        let line =
+            text.lines().find_map(|line| line.strip_prefix("#define ")?.strip_prefix(name))?;
         line.trim().parse::<u32>().ok()
     };
     let major = part("TORCH_VERSION_MAJOR")?;
@@ -222,10 +205,7 @@ pub(crate) mod tests {
         ] {
             write(&root.join(file), "");
         }
-        write(
-            &root.join("version.py"),
-            &format!("from x import y\n__version__ = '{version}'\n"),
-        );
+        write(&root.join("version.py"), &format!("from x import y\n__version__ = '{version}'\n"));
     }
 
     fn write(path: &Path, text: &str) {
@@ -279,14 +259,8 @@ pub(crate) mod tests {
             fake_torch(dir.path(), version);
             let text = inspected(dir.path()).unwrap_err().to_string();
             let plain = version.split('+').next().unwrap();
-            assert!(
-                text.contains(&format!("libtorch {plain} found, 2.11.0 needed")),
-                "{text}"
-            );
-            assert!(
-                text.contains("fix: point LIBTORCH at libtorch 2.11.0"),
-                "{text}"
-            );
+            assert!(text.contains(&format!("libtorch {plain} found, 2.11.0 needed")), "{text}");
+            assert!(text.contains("fix: point LIBTORCH at libtorch 2.11.0"), "{text}");
         }
     }
 
@@ -310,9 +284,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_python_that_does_not_start_is_named() {
-        let text = inspect_python(Path::new("/nonexistent/python"))
-            .unwrap_err()
-            .to_string();
+        let text = inspect_python(Path::new("/nonexistent/python")).unwrap_err().to_string();
         assert!(text.contains("/nonexistent/python"), "{text}");
         assert!(text.contains("unset LIBTORCH_USE_PYTORCH"), "{text}");
     }

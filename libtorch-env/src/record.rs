@@ -17,10 +17,7 @@ pub(crate) fn first_damage(packages: &Path) -> Result<Option<String>, Error> {
         let Ok(text) = fs::read_to_string(&record) else {
             return Ok(Some(format!("{} does not exist", record.display())));
         };
-        let damage = text
-            .lines()
-            .filter_map(parse_line)
-            .find_map(|file| damage(packages, &file));
+        let damage = text.lines().filter_map(parse_line).find_map(|file| damage(packages, &file));
         if damage.is_some() {
             return Ok(damage);
         }
@@ -33,10 +30,7 @@ fn dist_infos(packages: &Path) -> Result<Vec<PathBuf>, Error> {
     let mut folders = Vec::new();
     for entry in entries {
         let path = entry.map_err(Error::io("read", packages))?.path();
-        if path
-            .extension()
-            .is_some_and(|extension| extension == "dist-info")
-        {
+        if path.extension().is_some_and(|extension| extension == "dist-info") {
             folders.push(path);
         }
     }
@@ -100,10 +94,7 @@ mod tests {
 
     #[test]
     fn a_whole_install_has_no_damage() {
-        assert_eq!(
-            check(Some("a.so,sha256=x,5\ntorch-2.11.0.dist-info/RECORD,,\n")),
-            None
-        );
+        assert_eq!(check(Some("a.so,sha256=x,5\ntorch-2.11.0.dist-info/RECORD,,\n")), None);
     }
 
     #[test]
@@ -116,10 +107,7 @@ mod tests {
 
     #[test]
     fn a_missing_file_is_named() {
-        assert_eq!(
-            check(Some("b.so,sha256=x,9\n")).as_deref(),
-            Some("DIR/b.so does not exist")
-        );
+        assert_eq!(check(Some("b.so,sha256=x,9\n")).as_deref(), Some("DIR/b.so does not exist"));
     }
 
     #[test]
@@ -134,10 +122,7 @@ mod tests {
     fn a_path_with_a_comma_is_quoted() {
         assert_eq!(
             parse_line("\"a,\"\"b\"\".py\",sha256=x,7"),
-            Some(RecordedFile {
-                path: "a,\"b\".py".into(),
-                bytes: 7
-            })
+            Some(RecordedFile { path: "a,\"b\".py".into(), bytes: 7 })
         );
         assert_eq!(parse_line("a.pyc,,"), None);
     }

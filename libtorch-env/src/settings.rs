@@ -29,11 +29,7 @@ impl Settings {
     }
 
     fn from_lookup(lookup: impl Fn(&str) -> Option<OsString>) -> Self {
-        let path = |name: &str| {
-            lookup(name)
-                .filter(|value| !value.is_empty())
-                .map(PathBuf::from)
-        };
+        let path = |name: &str| lookup(name).filter(|value| !value.is_empty()).map(PathBuf::from);
         let switched_on = lookup("LIBTORCH_USE_PYTORCH")
             .is_some_and(|v| !["", "0", "false"].contains(&&*v.to_string_lossy()));
         // The XDG rules say that a relative path in the variable is to be ignored.
@@ -41,11 +37,7 @@ impl Settings {
             .filter(|p| p.is_absolute())
             .or_else(|| path("HOME").map(|home| home.join(".cache")));
         // The build script of torch-sys makes the same choice.
-        let python = if path("VIRTUAL_ENV").is_some() {
-            "python"
-        } else {
-            "python3"
-        };
+        let python = if path("VIRTUAL_ENV").is_some() { "python" } else { "python3" };
         Self {
             libtorch: path("LIBTORCH"),
             libtorch_include: path("LIBTORCH_INCLUDE"),
@@ -63,19 +55,14 @@ mod tests {
 
     fn settings(vars: &[(&str, &str)]) -> Settings {
         Settings::from_lookup(|name| {
-            vars.iter()
-                .find(|(n, _)| *n == name)
-                .map(|(_, value)| OsString::from(value))
+            vars.iter().find(|(n, _)| *n == name).map(|(_, value)| OsString::from(value))
         })
     }
 
     #[test]
     fn the_cache_folder_follows_xdg_then_home() {
         let venv = |vars| settings(vars).venv;
-        assert_eq!(
-            venv(&[("HOME", "/h")]),
-            Some("/h/.cache/lightc/venv-2.11.0".into())
-        );
+        assert_eq!(venv(&[("HOME", "/h")]), Some("/h/.cache/lightc/venv-2.11.0".into()));
         assert_eq!(
             venv(&[("HOME", "/h"), ("XDG_CACHE_HOME", "/c")]),
             Some("/c/lightc/venv-2.11.0".into())
@@ -96,10 +83,7 @@ mod tests {
     #[test]
     fn use_pytorch_is_a_switch() {
         for off in ["", "0", "false"] {
-            assert!(
-                !settings(&[("LIBTORCH_USE_PYTORCH", off)]).use_pytorch,
-                "{off:?}"
-            );
+            assert!(!settings(&[("LIBTORCH_USE_PYTORCH", off)]).use_pytorch, "{off:?}");
         }
         assert!(settings(&[("LIBTORCH_USE_PYTORCH", "1")]).use_pytorch);
     }
@@ -107,9 +91,6 @@ mod tests {
     #[test]
     fn an_active_virtual_environment_changes_the_python() {
         assert_eq!(settings(&[]).python, PathBuf::from("python3"));
-        assert_eq!(
-            settings(&[("VIRTUAL_ENV", "/v")]).python,
-            PathBuf::from("python")
-        );
+        assert_eq!(settings(&[("VIRTUAL_ENV", "/v")]).python, PathBuf::from("python"));
     }
 }

@@ -21,10 +21,7 @@ fn random(shape: &[i64]) -> Result<Tensor> {
 /// Fastest and median of 30 runs after 5, printed. On a machine with other work
 /// the fastest says more.
 fn time<R>(name: &str, op: impl Fn() -> Result<R>) -> Result<()> {
-    if std::env::args()
-        .nth(1)
-        .is_some_and(|filter| !name.contains(&filter))
-    {
+    if std::env::args().nth(1).is_some_and(|filter| !name.contains(&filter)) {
         return Ok(());
     }
     let mut all = Vec::new();
@@ -41,10 +38,7 @@ fn time<R>(name: &str, op: impl Fn() -> Result<R>) -> Result<()> {
 }
 
 fn main() -> Result<()> {
-    println!(
-        "b={B} t={T} d={D} h={H} k={K} v={V} n={N}, {} threads",
-        tch::get_num_threads()
-    );
+    println!("b={B} t={T} d={D} h={H} k={K} v={V} n={N}, {} threads", tch::get_num_threads());
     pointwise()?;
     contractions()?;
     sequence()?;
@@ -74,50 +68,26 @@ fn contractions() -> Result<()> {
     let streams = random(&[B, T, N, D])?;
     let mix = random(&[B, T, N, N])?;
     let pre = random(&[B, T, N])?;
-    time("contract btd,fd->btf", || {
-        ops::contract(&x, &w, "btd,fd->btf")
-    })?;
-    time("contract btf,fd->btd", || {
-        ops::contract(&y, &w, "btf,fd->btd")
-    })?;
-    time("contract btf,btd->fd", || {
-        ops::contract(&y, &x, "btf,btd->fd")
-    })?;
-    time("contract btsj,btjd->btsd", || {
-        ops::contract(&mix, &streams, "btsj,btjd->btsd")
-    })?;
-    time("contract btsd,btjd->btsj", || {
-        ops::contract(&streams, &streams, "btsd,btjd->btsj")
-    })?;
-    time("contract btsd,bts->btd", || {
-        ops::contract(&streams, &pre, "btsd,bts->btd")
-    })?;
-    time("contract bts,btd->btsd", || {
-        ops::contract(&pre, &x, "bts,btd->btsd")
-    })?;
-    time("contract btsd,btd->bts", || {
-        ops::contract(&streams, &x, "btsd,btd->bts")
-    })
+    time("contract btd,fd->btf", || ops::contract(&x, &w, "btd,fd->btf"))?;
+    time("contract btf,fd->btd", || ops::contract(&y, &w, "btf,fd->btd"))?;
+    time("contract btf,btd->fd", || ops::contract(&y, &x, "btf,btd->fd"))?;
+    time("contract btsj,btjd->btsd", || ops::contract(&mix, &streams, "btsj,btjd->btsd"))?;
+    time("contract btsd,btjd->btsj", || ops::contract(&streams, &streams, "btsd,btjd->btsj"))?;
+    time("contract btsd,bts->btd", || ops::contract(&streams, &pre, "btsd,bts->btd"))?;
+    time("contract bts,btd->btsd", || ops::contract(&pre, &x, "bts,btd->btsd"))?;
+    time("contract btsd,btd->bts", || ops::contract(&streams, &x, "btsd,btd->bts"))
 }
 
 fn sequence() -> Result<()> {
     let x = random(&[B, T, H * K])?;
     let w = random(&[H * K, 4])?;
     time("causal_conv", || ops::causal_conv(&x, &w))?;
-    time("causal_conv composite", || {
-        ops::causal_conv_composite(&x, &w)
-    })?;
-    time("causal_conv_input_grad", || {
-        ops::causal_conv_input_grad(&x, &w)
-    })?;
-    time("causal_conv_weight_grad", || {
-        ops::causal_conv_weight_grad(&x, &x, 4)
-    })?;
+    time("causal_conv composite", || ops::causal_conv_composite(&x, &w))?;
+    time("causal_conv_input_grad", || ops::causal_conv_input_grad(&x, &w))?;
+    time("causal_conv_weight_grad", || ops::causal_conv_weight_grad(&x, &x, 4))?;
     let x = random(&[B, T, H, K])?;
     time("rotary", || ops::rotary(&x, 1, 1e4, false))?;
-    time("rotary composite", || {
-        ops::rotary_composite(&x, 1, 1e4, false)
-    })
+    time("rotary composite", || ops::rotary_composite(&x, 1, 1e4, false))
 }
 
 fn delta() -> Result<()> {
@@ -127,15 +97,9 @@ fn delta() -> Result<()> {
     let g = random(&[B, T, H])?.f_abs()?.f_neg()?;
     let beta = random(&[B, T, H])?.f_sigmoid()?;
     let dout = random(&[B, T, H, K])?;
-    time("gated_delta_rule", || {
-        ops::gated_delta_rule(&q, &k, &v, &g, &beta)
-    })?;
-    time("gated_delta_rule composite", || {
-        ops::gated_delta_rule_composite(&q, &k, &v, &g, &beta)
-    })?;
-    time("gated_delta_rule_grad", || {
-        ops::gated_delta_rule_grad(&q, &k, &v, &g, &beta, &dout)
-    })?;
+    time("gated_delta_rule", || ops::gated_delta_rule(&q, &k, &v, &g, &beta))?;
+    time("gated_delta_rule composite", || ops::gated_delta_rule_composite(&q, &k, &v, &g, &beta))?;
+    time("gated_delta_rule_grad", || ops::gated_delta_rule_grad(&q, &k, &v, &g, &beta, &dout))?;
     time("gated_delta_rule_grad composite", || {
         ops::gated_delta_rule_grad_composite(&q, &k, &v, &g, &beta, &dout)
     })
@@ -148,28 +112,18 @@ fn attention() -> Result<()> {
     let budget = random(&[B, T])?.f_abs()?.f_mul_scalar(40.0)?;
     let mask = ops::select_top(&score, &budget, 4, 256)?;
     time("select_top", || ops::select_top(&score, &budget, 4, 256))?;
-    time("select_top composite", || {
-        ops::select_top_composite(&score, &budget, 4, 256)
-    })?;
-    time("masked_attention", || {
-        ops::masked_attention(&q, &q, &v, &mask)
-    })?;
-    time("masked_attention_grad", || {
-        ops::masked_attention_grad(&q, &q, &v, &mask, &v)
-    })
+    time("select_top composite", || ops::select_top_composite(&score, &budget, 4, 256))?;
+    time("masked_attention", || ops::masked_attention(&q, &q, &v, &mask))?;
+    time("masked_attention_grad", || ops::masked_attention_grad(&q, &q, &v, &mask, &v))
 }
 
 fn sinkhorn() -> Result<()> {
     let x = random(&[B, T, N, N])?;
     let dy = random(&[B, T, N, N])?;
     time("sinkhorn", || ops::sinkhorn(&x, 20, 1e-6))?;
-    time("sinkhorn composite", || {
-        ops::sinkhorn_composite(&x, 20, 1e-6)
-    })?;
+    time("sinkhorn composite", || ops::sinkhorn_composite(&x, 20, 1e-6))?;
     time("sinkhorn_grad", || ops::sinkhorn_grad(&x, &dy, 20, 1e-6))?;
-    time("sinkhorn_grad composite", || {
-        ops::sinkhorn_grad_composite(&x, &dy, 20, 1e-6)
-    })
+    time("sinkhorn_grad composite", || ops::sinkhorn_grad_composite(&x, &dy, 20, 1e-6))
 }
 
 fn loss_and_gather() -> Result<()> {
@@ -177,20 +131,14 @@ fn loss_and_gather() -> Result<()> {
     let w = random(&[V, D])?;
     let targets = Tensor::f_randint(V, [B, T], (Kind::Int64, Device::Cpu))?;
     let one = ops::constant(1.0, &h)?;
-    time("linear_cross_entropy", || {
-        ops::linear_cross_entropy(&h, &w, &targets, 15.0)
-    })?;
+    time("linear_cross_entropy", || ops::linear_cross_entropy(&h, &w, &targets, 15.0))?;
     time("linear_cross_entropy_grad", || {
         ops::linear_cross_entropy_grad(&h, &w, &targets, &one, 15.0)
     })?;
     let index = Tensor::f_randint(V, [B, T, 16], (Kind::Int64, Device::Cpu))?;
     time("gather_sum p=16", || ops::gather_sum(&w, &index))?;
-    time("gather_sum composite p=16", || {
-        ops::gather_sum_composite(&w, &index)
-    })?;
-    time("gather_sum_grad p=16", || {
-        ops::gather_sum_grad(&index, &h, V)
-    })?;
+    time("gather_sum composite p=16", || ops::gather_sum_composite(&w, &index))?;
+    time("gather_sum_grad p=16", || ops::gather_sum_grad(&index, &h, V))?;
     time("lookup", || ops::lookup(&w, &targets))?;
     time("lookup_grad", || ops::lookup_grad(&targets, &h, V))
 }

@@ -7,9 +7,9 @@
 use std::any::Any;
 use std::slice::Iter;
 
+use crate::Tensor;
 use crate::error::{Error, Result};
 use crate::stage::Inputs;
-use crate::Tensor;
 
 fn mismatch(detail: String) -> Error {
     Error::Op { op: "stage", detail }
@@ -161,10 +161,7 @@ pub fn accumulate(total: &mut Option<Tensor>, gradient: Tensor) -> Result<()> {
 /// # Errors
 /// If the run has fewer carries than the stage.
 pub fn carry<'a>(inputs: &Inputs<'a>, index: usize) -> Result<&'a Tensor> {
-    inputs
-        .carries
-        .get(index)
-        .ok_or_else(|| mismatch(format!("the run has no carry {index}")))
+    inputs.carries.get(index).ok_or_else(|| mismatch(format!("the run has no carry {index}")))
 }
 
 /// What a forward kept, as its own type.

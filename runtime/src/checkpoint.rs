@@ -61,22 +61,14 @@ fn named(state: &TrainState) -> Vec<Named<'_>> {
     let info = &state.info;
     let params = || info.params.iter().map(|spec| spec.path);
     let mut all: Vec<Named<'_>> = Vec::new();
-    all.extend(
-        params()
-            .zip(&state.master)
-            .map(|(path, tensor)| (PARAMS, path, tensor)),
-    );
+    all.extend(params().zip(&state.master).map(|(path, tensor)| (PARAMS, path, tensor)));
     for (file, moments) in [(MOMENTS_M, &state.moments_m), (MOMENTS_V, &state.moments_v)] {
         let trained = params().zip(moments);
         all.extend(trained.filter_map(|(path, moment)| Some((file, path, moment.as_ref()?))));
     }
     let states = info.states.iter().map(|spec| spec.path).zip(&state.states);
     all.extend(states.map(|(path, tensor)| (STATES, path, tensor)));
-    let carries = info
-        .carries
-        .iter()
-        .map(|spec| spec.name)
-        .zip(&state.carries);
+    let carries = info.carries.iter().map(|spec| spec.name).zip(&state.carries);
     all.extend(carries.map(|(name, tensor)| (CARRIES, name, tensor)));
     all
 }
@@ -84,10 +76,7 @@ fn named(state: &TrainState) -> Vec<Named<'_>> {
 /// The files of a checkpoint of this state.
 pub fn files(state: &TrainState) -> Result<Vec<FileContents<'static>>> {
     let mut files: Vec<FileContents<'static>> = [PARAMS, MOMENTS_M, MOMENTS_V, STATES, CARRIES]
-        .map(|name| FileContents {
-            name: name.to_owned(),
-            tensors: Vec::new(),
-        })
+        .map(|name| FileContents { name: name.to_owned(), tensors: Vec::new() })
         .into();
     for (file, name, tensor) in named(state) {
         let data = TensorData {
@@ -96,12 +85,9 @@ pub fn files(state: &TrainState) -> Result<Vec<FileContents<'static>>> {
             shape: shape(tensor),
             bytes: Cow::Owned(bytes(tensor)?),
         };
-        files
-            .iter_mut()
-            .filter(|contents| contents.name == file)
-            .for_each(|contents| {
-                contents.tensors.push(data.clone());
-            });
+        files.iter_mut().filter(|contents| contents.name == file).for_each(|contents| {
+            contents.tensors.push(data.clone());
+        });
     }
     Ok(files)
 }
@@ -150,11 +136,7 @@ fn expected_tensors(state: &TrainState) -> Result<Vec<ExpectedTensor>> {
 
 fn load(checkpoint: &Checkpoint, file: &str, name: &str, like: &Tensor) -> Result<Tensor> {
     let found = checkpoint.tensor(file, name)?;
-    Ok(Tensor::f_from_data_size(
-        found.bytes,
-        &like.size(),
-        like.f_kind()?,
-    )?)
+    Ok(Tensor::f_from_data_size(found.bytes, &like.size(), like.f_kind()?)?)
 }
 
 /// Puts tensors, in the order of [`named`], in their places.
@@ -172,11 +154,7 @@ fn put(state: &mut TrainState, tensors: Vec<Tensor>) {
 }
 
 fn shape(tensor: &Tensor) -> Vec<usize> {
-    tensor
-        .size()
-        .into_iter()
-        .map(|size| size as usize)
-        .collect()
+    tensor.size().into_iter().map(|size| size as usize).collect()
 }
 
 fn bytes(tensor: &Tensor) -> Result<Vec<u8>> {

@@ -56,6 +56,10 @@ pub struct DataConfig {
     /// Folder made by `prepare`; relative paths start at the configuration's
     /// folder. Required.
     pub shards: PathBuf,
+    /// BLAKE3 of the tokenizer that the shards must have. Default: whichever
+    /// they have, which a run then writes down here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokenizer: Option<String>,
     /// Tokens per sequence, `u`; the model sees `u - 2` positions. Required.
     pub sequence_length: usize,
     /// Sequences per step. Required.
@@ -197,18 +201,12 @@ mod defaults {
     }
     impl Default for EvaluationConfig {
         fn default() -> Self {
-            EvaluationConfig {
-                interval: 100,
-                max_sequences: 0,
-            }
+            EvaluationConfig { interval: 100, max_sequences: 0 }
         }
     }
     impl Default for CheckpointConfig {
         fn default() -> Self {
-            CheckpointConfig {
-                interval: 100,
-                keep_last: 3,
-            }
+            CheckpointConfig { interval: 100, keep_last: 3 }
         }
     }
 }
@@ -217,10 +215,8 @@ impl Config {
     /// Reads and checks a configuration file. `data.shards` comes back joined
     /// to the file's folder.
     pub fn load(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
-            path: path.to_owned(),
-            source,
-        })?;
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
         let mut config = Config::parse(path, &text)?;
         let dir = path.parent().unwrap_or(Path::new(""));
         config.data.shards = dir.join(&config.data.shards);
@@ -247,32 +243,15 @@ impl Config {
 
     /// The update rule.
     pub fn adamw(&self) -> AdamW {
-        let OptimizerConfig {
-            kind: OptimizerKind::Adamw,
-            beta1,
-            beta2,
-            eps,
-            clip_norm,
-        } = self.optimizer;
-        AdamW {
-            beta1,
-            beta2,
-            eps,
-            clip_norm,
-        }
+        let OptimizerConfig { kind: OptimizerKind::Adamw, beta1, beta2, eps, clip_norm } =
+            self.optimizer;
+        AdamW { beta1, beta2, eps, clip_norm }
     }
 
     /// The learning rate.
     pub fn schedule(&self) -> Schedule {
-        let ScheduleConfig {
-            kind,
-            peak,
-            end,
-            warmup_steps,
-            warmup_from,
-            stable_fraction,
-            decay,
-        } = self.schedule;
+        let ScheduleConfig { kind, peak, end, warmup_steps, warmup_from, stable_fraction, decay } =
+            self.schedule;
         let shape = match kind {
             ScheduleKind::Cosine => Shape::Cosine,
             ScheduleKind::Wsd => Shape::Wsd {
@@ -291,11 +270,12 @@ impl Config {
     }
 
     /// Every setting that changes what the run computes, by dotted key. The
-    /// folder of the shards is not among them (their digest is checked), nor
-    /// are intervals of evaluation and saving.
+    /// shards are not among them (their digests are checked), nor are intervals
+    /// of evaluation and saving.
     pub fn settings(&self) -> BTreeMap<String, String> {
         let mut shaping = self.clone();
         shaping.data.shards = PathBuf::new();
+        shaping.data.tokenizer = None;
         shaping.evaluation = EvaluationConfig::default();
         shaping.checkpoint = CheckpointConfig::default();
         let mut settings = BTreeMap::new();
@@ -330,11 +310,7 @@ fn flatten(prefix: &str, value: &toml::Value, settings: &mut BTreeMap<String, St
 }
 
 fn join(prefix: &str, key: &str) -> String {
-    if prefix.is_empty() {
-        key.to_owned()
-    } else {
-        format!("{prefix}.{key}")
-    }
+    if prefix.is_empty() { key.to_owned() } else { format!("{prefix}.{key}") }
 }
 
 /// The rules that types do not say.
@@ -347,18 +323,10 @@ fn check(config: &Config, source: &Source<'_>) -> std::result::Result<(), Config
     let length = data.sequence_length;
     source.require("data.sequence_length", length, length >= 3, "at least 3")?;
     source.require("data.batch", data.batch, data.batch >= 1, positive)?;
-    source.require(
-        "data.run_length",
-        data.run_length,
-        data.run_length >= 1,
-        positive,
-    )?;
+    source.require("data.run_length", data.run_length, data.run_length >= 1, positive)?;
     let interval = config.evaluation.interval;
     source.require("evaluation.interval", interval, interval >= 1, positive)?;
-    let CheckpointConfig {
-        interval,
-        keep_last,
-    } = config.checkpoint;
+    let CheckpointConfig { interval, keep_last } = config.checkpoint;
     source.require("checkpoint.interval", interval, interval >= 1, positive)?;
     source.require("checkpoint.keep_last", keep_last, keep_last >= 1, positive)?;
     check_optimizer(&config.optimizer, source)?;
@@ -370,25 +338,14 @@ fn check_optimizer(
     optimizer: &OptimizerConfig,
     source: &Source<'_>,
 ) -> std::result::Result<(), ConfigError> {
-    let OptimizerConfig {
-        kind: _,
-        beta1,
-        beta2,
-        eps,
-        clip_norm,
-    } = *optimizer;
+    let OptimizerConfig { kind: _, beta1, beta2, eps, clip_norm } = *optimizer;
     for (key, beta) in [("optimizer.beta1", beta1), ("optimizer.beta2", beta2)] {
         let good = (0.0..1.0).contains(&beta);
         source.require(key, beta, good, "at least 0 and below 1")?;
     }
     let above = |value: f64| value > 0.0 && value.is_finite();
     source.require("optimizer.eps", eps, above(eps), "finite and above 0")?;
-    source.require(
-        "optimizer.clip_norm",
-        clip_norm,
-        above(clip_norm),
-        "finite and above 0",
-    )
+    source.require("optimizer.clip_norm", clip_norm, above(clip_norm), "finite and above 0")
 }
 
 fn check_schedule(config: &Config, source: &Source<'_>) -> std::result::Result<(), ConfigError> {
@@ -404,20 +361,11 @@ fn check_schedule(config: &Config, source: &Source<'_>) -> std::result::Result<(
     }
     let warmup = schedule.warmup_steps;
     let wanted = format!("at most `steps`, which is {}", config.steps);
-    source.require(
-        "schedule.warmup_steps",
-        warmup,
-        warmup <= config.steps,
-        &wanted,
-    )?;
+    source.require("schedule.warmup_steps", warmup, warmup <= config.steps, &wanted)?;
     match (schedule.kind, schedule.stable_fraction) {
         (ScheduleKind::Cosine, None) if schedule.decay.is_none() => Ok(()),
         (ScheduleKind::Cosine, stable) => {
-            let key = if stable.is_some() {
-                "stable_fraction"
-            } else {
-                "decay"
-            };
+            let key = if stable.is_some() { "stable_fraction" } else { "decay" };
             Err(source.not_for_kind(&format!("schedule.{key}"), "cosine"))
         }
         (ScheduleKind::Wsd, None) => Err(source.missing("schedule", "stable_fraction")),
@@ -432,12 +380,7 @@ fn check_groups(
     groups: &[GroupConfig],
     source: &Source<'_>,
 ) -> std::result::Result<(), ConfigError> {
-    source.require(
-        "groups",
-        groups.len(),
-        !groups.is_empty(),
-        "a list of at least one group",
-    )?;
+    source.require("groups", groups.len(), !groups.is_empty(), "a list of at least one group")?;
     for (index, group) in groups.iter().enumerate() {
         let key = |name: &str| format!("groups.{index}.{name}");
         let (multiplier, decay) = (group.lr_multiplier, group.weight_decay);
@@ -446,22 +389,10 @@ fn check_groups(
         source.require(&key("lr_multiplier"), multiplier, good(multiplier), wanted)?;
         source.require(&key("weight_decay"), decay, good(decay), wanted)?;
         let n_patterns = group.patterns.len();
-        source.require(
-            &key("match"),
-            n_patterns,
-            n_patterns > 0,
-            "a list of patterns",
-        )?;
-        if groups
-            .iter()
-            .take(index)
-            .any(|earlier| earlier.name == group.name)
-        {
+        source.require(&key("match"), n_patterns, n_patterns > 0, "a list of patterns")?;
+        if groups.iter().take(index).any(|earlier| earlier.name == group.name) {
             let place = source.place_of(&key("name"));
-            return Err(ConfigError::DoubledGroup {
-                place,
-                name: group.name.clone(),
-            });
+            return Err(ConfigError::DoubledGroup { place, name: group.name.clone() });
         }
     }
     Ok(())

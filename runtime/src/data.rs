@@ -71,11 +71,7 @@ impl Plan {
         let ordinal = step / self.run_length * self.n_lanes + lane;
         let epoch = ordinal / self.n_runs;
         let run = permute(self.seed, epoch, self.n_runs, ordinal % self.n_runs);
-        LanePlace {
-            epoch,
-            sequence: run * self.run_length + in_run,
-            continues: in_run > 0,
-        }
+        LanePlace { epoch, sequence: run * self.run_length + in_run, continues: in_run > 0 }
     }
 
     /// The batch of a step.
@@ -112,11 +108,7 @@ impl EvaluationPlan {
         }
         let n_lanes = config.batch.min(n_sequences);
         let n_batches = n_sequences / n_lanes;
-        Ok(EvaluationPlan {
-            n_lanes,
-            n_batches,
-            sequence_length: config.sequence_length,
-        })
+        Ok(EvaluationPlan { n_lanes, n_batches, sequence_length: config.sequence_length })
     }
 
     /// Number of lanes.
@@ -143,13 +135,7 @@ fn n_sequences(n_tokens: usize, sequence_length: usize) -> usize {
 fn too_few(split: &Split, sequence_length: usize, needed: usize) -> DataError {
     let n_tokens = split.n_tokens();
     let found = n_sequences(n_tokens, sequence_length);
-    DataError::TooFewTokens {
-        split: split.name(),
-        n_tokens,
-        sequence_length,
-        found,
-        needed,
-    }
+    DataError::TooFewTokens { split: split.name(), n_tokens, sequence_length, found, needed }
 }
 
 fn gather(
@@ -228,13 +214,7 @@ mod tests {
     use crate::testing::TestCorpus;
 
     fn plan(n_lanes: u64, run_length: u64, n_runs: u64) -> Plan {
-        Plan {
-            seed: 5,
-            n_lanes,
-            run_length,
-            n_runs,
-            sequence_length: 18,
-        }
+        Plan { seed: 5, n_lanes, run_length, n_runs, sequence_length: 18 }
     }
 
     proptest! {
@@ -248,11 +228,7 @@ mod tests {
 
     #[test]
     fn epochs_and_seeds_give_different_orders() {
-        let order = |seed, epoch| {
-            (0..50)
-                .map(|i| permute(seed, epoch, 50, i))
-                .collect::<Vec<_>>()
-        };
+        let order = |seed, epoch| (0..50).map(|i| permute(seed, epoch, 50, i)).collect::<Vec<_>>();
         assert_ne!(order(1, 0), order(1, 1));
         assert_ne!(order(1, 0), order(2, 0));
         assert_ne!(order(1, 0), (0..50).collect::<Vec<_>>());
@@ -299,10 +275,7 @@ mod tests {
         let n_steps = plan.n_runs.div_ceil(plan.n_lanes) * plan.run_length;
         for step in 0..n_steps {
             let batch = plan.batch(&corpus.train, step, Kind::Float).expect("reads");
-            assert_eq!(
-                batch.tokens.size(),
-                [config.batch as i64, config.sequence_length as i64]
-            );
+            assert_eq!(batch.tokens.size(), [config.batch as i64, config.sequence_length as i64]);
             for lane in 0..plan.n_lanes {
                 let place = plan.place(step, lane);
                 if place.epoch > 0 {
@@ -310,13 +283,8 @@ mod tests {
                 }
                 let begin = place.sequence as usize * t;
                 let row = Vec::<i64>::try_from(batch.tokens.get(lane as i64)).expect("is a row");
-                assert_eq!(
-                    row,
-                    corpus.train.read(begin..begin + config.sequence_length)
-                );
-                targets[begin + 1..=begin + t]
-                    .iter_mut()
-                    .for_each(|count| *count += 1);
+                assert_eq!(row, corpus.train.read(begin..begin + config.sequence_length));
+                targets[begin + 1..=begin + t].iter_mut().for_each(|count| *count += 1);
             }
         }
         let covered = (plan.n_runs * plan.run_length) as usize * t;
@@ -331,17 +299,12 @@ mod tests {
         let plan = EvaluationPlan::new(&corpus.held_out, &config, 0).expect("fits");
         let t = config.sequence_length - 2;
         for index in 0..plan.n_batches {
-            let batch = plan
-                .batch(&corpus.held_out, index, Kind::Float)
-                .expect("reads");
+            let batch = plan.batch(&corpus.held_out, index, Kind::Float).expect("reads");
             let expected = if index == 0 { 0.0 } else { 1.0 };
             assert_eq!(batch.continues.double_value(&[0]), expected);
             let begin = (plan.n_batches + index) * t;
             let row = Vec::<i64>::try_from(batch.tokens.get(1)).expect("is a row");
-            assert_eq!(
-                row,
-                corpus.held_out.read(begin..begin + config.sequence_length)
-            );
+            assert_eq!(row, corpus.held_out.read(begin..begin + config.sequence_length));
         }
         let few = EvaluationPlan::new(&corpus.held_out, &config, 3).expect("fits");
         assert_eq!((few.n_lanes, few.n_batches, few.n_targets()), (3, 1, 3 * t));

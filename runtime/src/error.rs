@@ -364,6 +364,14 @@ pub enum DataError {
         /// The token asked for.
         token: String,
     },
+    /// The configuration asks for another tokenizer than the shards have.
+    #[error("`data.tokenizer` is {expected}, the shards have tokenizer {found}")]
+    TokenizerPinned {
+        /// The hash in the configuration.
+        expected: String,
+        /// The hash of the shards' tokenizer.
+        found: String,
+    },
     /// Shards of another format.
     #[error("{}: shard format {found}, this program reads format {supported}", path.display())]
     FormatVersion {
@@ -439,11 +447,12 @@ pub enum TrainError {
 
 /// Every code of this crate, in order; those of checkpoints are in
 /// [`lightc_checkpoint::error::CODES`].
-pub const CODES: [&str; 40] = [
+pub const CODES: [&str; 41] = [
     "E0801", "E0802", "E0803", "E0804", "E0805", "E0806", "E0807", "E0808", "E0809", "E0810",
     "E0811", "E0812", "E0901", "E0902", "E0903", "E0904", "E0905", "E0906", "E0907", "E0908",
     "E0909", "E0910", "E0911", "E0912", "E0913", "E0914", "E0915", "E0916", "E0917", "E0918",
-    "E0919", "E0920", "E1101", "E1102", "E1103", "E1104", "E1105", "E1106", "E1107", "E1108",
+    "E0919", "E0920", "E0921", "E1101", "E1102", "E1103", "E1104", "E1105", "E1106", "E1107",
+    "E1108",
 ];
 
 impl Error {
@@ -504,10 +513,7 @@ impl ConfigError {
         match self {
             ConfigError::Read { .. } => "give the path of a TOML file to `--config`".to_owned(),
             ConfigError::Syntax { .. } => "see https://toml.io for the syntax".to_owned(),
-            ConfigError::UnknownKey {
-                nearest: Some(nearest),
-                ..
-            } => {
+            ConfigError::UnknownKey { nearest: Some(nearest), .. } => {
                 format!("the key of nearest spelling is `{nearest}`")
             }
             ConfigError::UnknownKey { known, .. } => {
@@ -563,6 +569,7 @@ impl DataError {
             DataError::TableShape { .. } => "E0918",
             DataError::NoEndToken { .. } => "E0919",
             DataError::FormatVersion { .. } => "E0920",
+            DataError::TokenizerPinned { .. } => "E0921",
         }
     }
 
@@ -607,6 +614,9 @@ impl DataError {
                 "the sources are `tokenizer.byte_codes` and `tokenizer.byte_counts`"
             }
             DataError::TableShape { .. } => "correct the axes of the table in the block",
+            DataError::TokenizerPinned { .. } => {
+                "point `data.shards` at shards of that tokenizer, or remove `data.tokenizer`"
+            }
             DataError::NoEndToken { .. } => "name the token that ends a text with `--end-token`",
         };
         text.to_owned()
@@ -617,11 +627,7 @@ impl DataError {
         path: impl Into<PathBuf>,
     ) -> impl FnOnce(std::io::Error) -> DataError {
         let path = path.into();
-        move |source| DataError::Io {
-            action,
-            path,
-            source,
-        }
+        move |source| DataError::Io { action, path, source }
     }
 }
 
@@ -641,19 +647,13 @@ impl TrainError {
     /// How to mend it.
     pub fn help(&self) -> String {
         let text = match self {
-            TrainError::NotFinite {
-                last_checkpoint: Some(name),
-                ..
-            } => {
+            TrainError::NotFinite { last_checkpoint: Some(name), .. } => {
                 return format!(
                     "the update was not made and the last good checkpoint is `{name}`: resume \
                      from it with a smaller `schedule.peak` or a longer warmup"
                 );
             }
-            TrainError::NotFinite {
-                last_checkpoint: None,
-                ..
-            } => {
+            TrainError::NotFinite { last_checkpoint: None, .. } => {
                 "the update was not made and there is no checkpoint yet: start again with a \
                  smaller `schedule.peak` or a longer warmup"
             }
@@ -673,11 +673,7 @@ impl TrainError {
         path: impl Into<PathBuf>,
     ) -> impl FnOnce(std::io::Error) -> TrainError {
         let path = path.into();
-        move |source| TrainError::Io {
-            action,
-            path,
-            source,
-        }
+        move |source| TrainError::Io { action, path, source }
     }
 }
 

@@ -38,10 +38,7 @@ pub fn evaluate(
     let mut sum = 0.0;
     for index in 0..plan.n_batches {
         let batch = plan.batch(split, index, state.act())?;
-        let inputs = Inputs {
-            carries: &carries,
-            ..state.inputs_without_carries(&batch)
-        };
+        let inputs = Inputs { carries: &carries, ..state.inputs_without_carries(&batch) };
         let outputs = stage.forward(&inputs)?;
         let values = state.finite_values(&outputs)?;
         let ntp = values.iter().find(|(name, _)| *name == NTP);
@@ -52,11 +49,7 @@ pub fn evaluate(
     }
     let ntp = sum / plan.n_batches as f64;
     let bits_per_byte = ntp / std::f64::consts::LN_2 / split.bytes_per_token();
-    Ok(Evaluation {
-        ntp,
-        bits_per_byte,
-        n_targets: plan.n_targets(),
-    })
+    Ok(Evaluation { ntp, bits_per_byte, n_targets: plan.n_targets() })
 }
 
 /// What a model that knows only how often each token occurs would reach, in

@@ -39,18 +39,10 @@ impl Metrics {
         let text: String = kept.iter().map(|row| format!("{row}\n")).collect();
         durable::replace_file(path, text.as_bytes())?;
         let is_evaluation = |row: &&Value| row.get("kind") == Some(&json!("evaluation"));
-        let evaluated = kept
-            .iter()
-            .filter(is_evaluation)
-            .filter_map(step_of)
-            .collect();
+        let evaluated = kept.iter().filter(is_evaluation).filter_map(step_of).collect();
         let file = OpenOptions::new().append(true).open(path);
         let file = file.map_err(TrainError::io("opening", path))?;
-        Ok(Metrics {
-            path: path.to_owned(),
-            file,
-            evaluated,
-        })
+        Ok(Metrics { path: path.to_owned(), file, evaluated })
     }
 
     /// The file.
@@ -77,11 +69,8 @@ impl Metrics {
         for (name, value) in &report.values {
             fields.insert((*name).to_owned(), json!(value));
         }
-        let lr: Map<String, Value> = report
-            .lr
-            .iter()
-            .map(|(group, lr)| (group.clone(), json!(lr)))
-            .collect();
+        let lr: Map<String, Value> =
+            report.lr.iter().map(|(group, lr)| (group.clone(), json!(lr))).collect();
         fields.insert("lr".to_owned(), Value::Object(lr));
         fields.insert("grad_norm".to_owned(), json!(report.grad_norm));
         fields.insert("clip_scale".to_owned(), json!(report.clip_scale));
@@ -96,11 +85,7 @@ impl Metrics {
             return Ok(());
         }
         self.evaluated.push(step);
-        let Evaluation {
-            ntp,
-            bits_per_byte,
-            n_targets,
-        } = evaluation;
+        let Evaluation { ntp, bits_per_byte, n_targets } = evaluation;
         let fields = json!({ "ntp": ntp, "bits_per_byte": bits_per_byte, "tokens": n_targets });
         self.row("evaluation", step, fields)
     }
@@ -115,19 +100,11 @@ fn rows_until(path: &Path, step: u64) -> Result<Vec<Value>> {
     let bytes = std::fs::read(path).map_err(TrainError::io("reading", path))?;
     let mut rows = Vec::new();
     // A crash can cut the last line, also within a character.
-    let whole = bytes
-        .iter()
-        .rposition(|byte| *byte == b'\n')
-        .map_or(0, |at| at + 1);
-    let lines = bytes[..whole]
-        .split(|byte| *byte == b'\n')
-        .filter(|line| !line.is_empty());
+    let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+    let lines = bytes[..whole].split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
     for (index, line) in lines.enumerate() {
-        let damaged = |detail: String| TrainError::Metrics {
-            path: path.to_owned(),
-            line: index + 1,
-            detail,
-        };
+        let damaged =
+            |detail: String| TrainError::Metrics { path: path.to_owned(), line: index + 1, detail };
         let row: Value =
             serde_json::from_slice(line).map_err(|error| damaged(error.to_string()))?;
         let of_row = step_of(&row).ok_or_else(|| damaged("it has no `step`".to_owned()))?;
@@ -148,18 +125,11 @@ mod tests {
         let path = dir.path().join("metrics.jsonl");
         let mut metrics = Metrics::open(&path, None).expect("opens");
         for step in 1..=5 {
-            metrics
-                .row("step", step, json!({ "loss": 0.5 }))
-                .expect("writes");
+            metrics.row("step", step, json!({ "loss": 0.5 })).expect("writes");
         }
-        metrics
-            .file
-            .write_all(b"{\"kind\":\"step\",\"st")
-            .expect("writes");
+        metrics.file.write_all(b"{\"kind\":\"step\",\"st").expect("writes");
         let mut metrics = Metrics::open(&path, Some(3)).expect("opens");
-        metrics
-            .row("step", 4, json!({ "loss": 0.25 }))
-            .expect("writes");
+        metrics.row("step", 4, json!({ "loss": 0.25 })).expect("writes");
         insta::assert_snapshot!("resumed", std::fs::read_to_string(&path).expect("reads"));
         Metrics::open(&path, None).expect("opens");
         assert_eq!(std::fs::read_to_string(&path).expect("reads"), "");
@@ -169,22 +139,12 @@ mod tests {
     fn an_evaluation_has_one_row() {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let path = dir.path().join("metrics.jsonl");
-        let evaluation = Evaluation {
-            ntp: 1.5,
-            bits_per_byte: 0.5,
-            n_targets: 9,
-        };
+        let evaluation = Evaluation { ntp: 1.5, bits_per_byte: 0.5, n_targets: 9 };
         for _ in 0..2 {
             let mut metrics = Metrics::open(&path, Some(7)).expect("opens");
             metrics.evaluation(7, &evaluation).expect("writes");
         }
-        assert_eq!(
-            std::fs::read_to_string(&path)
-                .expect("reads")
-                .lines()
-                .count(),
-            1
-        );
+        assert_eq!(std::fs::read_to_string(&path).expect("reads").lines().count(), 1);
     }
 
     #[test]

@@ -56,16 +56,8 @@ impl AdamW {
         lerp_(slot.moment_v, &gradient.f_square()?, self.beta2)?;
         let correction_m = 1.0 - libm::pow(self.beta1, n_updates as f64);
         let correction_v = 1.0 - libm::pow(self.beta2, n_updates as f64);
-        let root = slot
-            .moment_v
-            .f_div_scalar(correction_v)?
-            .f_sqrt()?
-            .f_add_scalar(self.eps)?;
-        let change = slot
-            .moment_m
-            .f_div_scalar(correction_m)?
-            .f_div(&root)?
-            .f_mul_scalar(lr)?;
+        let root = slot.moment_v.f_div_scalar(correction_v)?.f_sqrt()?.f_add_scalar(self.eps)?;
+        let change = slot.moment_m.f_div_scalar(correction_m)?.f_div(&root)?.f_mul_scalar(lr)?;
         let _ = slot.master.f_mul_scalar_(1.0 - lr * weight_decay)?;
         let _ = slot.master.f_sub_(&change)?;
         Ok(())
@@ -73,11 +65,7 @@ impl AdamW {
 
     /// The factor that clipping scales gradients of this global norm by.
     pub fn clip_scale(&self, norm: f64) -> f64 {
-        if norm > self.clip_norm {
-            self.clip_norm / norm
-        } else {
-            1.0
-        }
+        if norm > self.clip_norm { self.clip_norm / norm } else { 1.0 }
     }
 }
 
@@ -91,10 +79,7 @@ fn lerp_(x: &mut Tensor, y: &Tensor, beta: f64) -> Result<()> {
 /// The sum of squares of a tensor, in f64. It is not finite exactly when an
 /// element is not, up to an overflow of f64.
 pub fn square_sum(tensor: &Tensor) -> Result<f64> {
-    let sum = tensor
-        .f_to_kind(Kind::Double)?
-        .f_square()?
-        .f_sum(Kind::Double)?;
+    let sum = tensor.f_to_kind(Kind::Double)?.f_square()?.f_sum(Kind::Double)?;
     Ok(sum.f_double_value(&[])?)
 }
 
@@ -126,10 +111,8 @@ impl Groups {
         params: &[ParamSpec],
         configs: &[GroupConfig],
     ) -> std::result::Result<Self, ConfigError> {
-        let mut takes: Vec<Vec<usize>> = configs
-            .iter()
-            .map(|config| vec![0; config.patterns.len()])
-            .collect();
+        let mut takes: Vec<Vec<usize>> =
+            configs.iter().map(|config| vec![0; config.patterns.len()]).collect();
         let mut of_param = Vec::with_capacity(params.len());
         for param in params {
             if param.storage != Storage::Trained {
@@ -138,19 +121,13 @@ impl Groups {
             }
             let (group, pattern) = first_match(param.path, configs).ok_or_else(|| {
                 let groups = configs.iter().map(|config| config.name.clone()).collect();
-                ConfigError::Ungrouped {
-                    parameter: param.path.to_owned(),
-                    groups,
-                }
+                ConfigError::Ungrouped { parameter: param.path.to_owned(), groups }
             })?;
             takes[group][pattern] += 1;
             of_param.push(Some(group));
         }
         check_patterns_are_used(params, configs, &takes)?;
-        Ok(Groups {
-            groups: configs.iter().map(group_of).collect(),
-            of_param,
-        })
+        Ok(Groups { groups: configs.iter().map(group_of).collect(), of_param })
     }
 }
 
@@ -164,10 +141,7 @@ fn group_of(config: &GroupConfig) -> Group {
 
 fn first_match(path: &str, configs: &[GroupConfig]) -> Option<(usize, usize)> {
     configs.iter().enumerate().find_map(|(group, config)| {
-        let pattern = config
-            .patterns
-            .iter()
-            .position(|pattern| matches(pattern, path))?;
+        let pattern = config.patterns.iter().position(|pattern| matches(pattern, path))?;
         Some((group, pattern))
     })
 }
@@ -195,12 +169,9 @@ fn unused(params: &[ParamSpec], config: &GroupConfig, pattern: &str) -> ConfigEr
         .map(|param| param.path.to_owned());
     match matched.next() {
         None => ConfigError::UnusedPattern { group, pattern },
-        Some(first) => ConfigError::ShadowedPattern {
-            n_matched: 1 + matched.count(),
-            group,
-            pattern,
-            first,
-        },
+        Some(first) => {
+            ConfigError::ShadowedPattern { n_matched: 1 + matched.count(), group, pattern, first }
+        }
     }
 }
 
@@ -227,9 +198,9 @@ fn chars_match(pattern: &[u8], text: &[u8]) -> bool {
     match pattern.split_first() {
         None => text.is_empty(),
         Some((b'*', rest)) => (0..=text.len()).any(|skip| chars_match(rest, &text[skip..])),
-        Some((b'?', rest)) => text
-            .split_first()
-            .is_some_and(|(_, others)| chars_match(rest, others)),
+        Some((b'?', rest)) => {
+            text.split_first().is_some_and(|(_, others)| chars_match(rest, others))
+        }
         Some((first, rest)) => text
             .split_first()
             .is_some_and(|(byte, others)| byte == first && chars_match(rest, others)),
@@ -243,13 +214,7 @@ mod tests {
     use crate::stage::{Init, Precision};
 
     fn param(path: &'static str, storage: Storage) -> ParamSpec {
-        ParamSpec {
-            path,
-            shape: &[2],
-            precision: Precision::Act,
-            init: Init::Zeros,
-            storage,
-        }
+        ParamSpec { path, shape: &[2], precision: Precision::Act, init: Init::Zeros, storage }
     }
 
     fn params() -> Vec<ParamSpec> {
@@ -264,10 +229,7 @@ mod tests {
     fn group(name: &str, patterns: &[&str]) -> GroupConfig {
         GroupConfig {
             name: name.to_owned(),
-            patterns: patterns
-                .iter()
-                .map(|pattern| (*pattern).to_owned())
-                .collect(),
+            patterns: patterns.iter().map(|pattern| (*pattern).to_owned()).collect(),
             lr_multiplier: 1.0,
             weight_decay: 0.0,
         }
@@ -304,10 +266,8 @@ mod tests {
 
     #[test]
     fn the_first_match_decides() {
-        let groups = Groups::assign(
-            &params(),
-            &[group("norms", &["**.scale"]), group("rest", &["**"])],
-        );
+        let groups =
+            Groups::assign(&params(), &[group("norms", &["**.scale"]), group("rest", &["**"])]);
         let groups = groups.expect("assigns");
         assert_eq!(groups.of_param, [Some(1), Some(0), Some(0), None]);
     }
@@ -316,10 +276,7 @@ mod tests {
     fn a_parameter_without_a_group_and_a_pattern_without_a_parameter_are_errors() {
         let cases = [
             vec![group("norms", &["**.scale"])],
-            vec![
-                group("norms", &["**.scale", "**.bias"]),
-                group("rest", &["**"]),
-            ],
+            vec![group("norms", &["**.scale", "**.bias"]), group("rest", &["**"])],
             vec![group("rest", &["**"]), group("norms", &["**.scale"])],
             vec![group("frozen", &["**.index.w"]), group("rest", &["**"])],
         ];
@@ -346,12 +303,7 @@ mod tests {
 
     #[test]
     fn updates_are_those_of_the_formula() {
-        let adamw = AdamW {
-            beta1: 0.9,
-            beta2: 0.95,
-            eps: 1e-10,
-            clip_norm: 1.0,
-        };
+        let adamw = AdamW { beta1: 0.9, beta2: 0.95, eps: 1e-10, clip_norm: 1.0 };
         let gradients = [0.5, -0.25, 3.0];
         let mut expected = 0.75;
         by_hand(&adamw, &mut expected, &gradients, 0.01, 0.1);
@@ -359,59 +311,32 @@ mod tests {
         let mut master = Tensor::from_slice(&[0.75f64]);
         let (mut m, mut v) = (Tensor::zeros([1], cpu), Tensor::zeros([1], cpu));
         for (index, g) in gradients.iter().enumerate() {
-            let mut slot = Slot {
-                master: &mut master,
-                moment_m: &mut m,
-                moment_v: &mut v,
-            };
+            let mut slot = Slot { master: &mut master, moment_m: &mut m, moment_v: &mut v };
             let gradient = Tensor::from_slice(&[*g]);
-            adamw
-                .update(&mut slot, &gradient, 0.01, 0.1, index as u64 + 1)
-                .expect("updates");
+            adamw.update(&mut slot, &gradient, 0.01, 0.1, index as u64 + 1).expect("updates");
         }
         assert!((master.double_value(&[0]) - expected).abs() < 1e-15);
     }
 
     #[test]
     fn a_zero_gradient_moves_nothing_but_decay() {
-        let adamw = AdamW {
-            beta1: 0.9,
-            beta2: 0.95,
-            eps: 1e-10,
-            clip_norm: 1.0,
-        };
+        let adamw = AdamW { beta1: 0.9, beta2: 0.95, eps: 1e-10, clip_norm: 1.0 };
         let mut master = Tensor::from_slice(&[2.0f32]);
         let (mut m, mut v) = (Tensor::from_slice(&[0f32]), Tensor::from_slice(&[0f32]));
-        let mut slot = Slot {
-            master: &mut master,
-            moment_m: &mut m,
-            moment_v: &mut v,
-        };
-        adamw
-            .update(&mut slot, &Tensor::from_slice(&[0f32]), 0.5, 0.0, 1)
-            .expect("updates");
+        let mut slot = Slot { master: &mut master, moment_m: &mut m, moment_v: &mut v };
+        adamw.update(&mut slot, &Tensor::from_slice(&[0f32]), 0.5, 0.0, 1).expect("updates");
         assert_eq!(slot.master.double_value(&[0]), 2.0);
-        adamw
-            .update(&mut slot, &Tensor::from_slice(&[0f32]), 0.5, 0.5, 2)
-            .expect("updates");
+        adamw.update(&mut slot, &Tensor::from_slice(&[0f32]), 0.5, 0.5, 2).expect("updates");
         assert_eq!(slot.master.double_value(&[0]), 1.5);
     }
 
     #[test]
     fn clipping_keeps_small_norms_and_scales_large_ones() {
-        let adamw = AdamW {
-            beta1: 0.9,
-            beta2: 0.95,
-            eps: 1e-10,
-            clip_norm: 2.0,
-        };
+        let adamw = AdamW { beta1: 0.9, beta2: 0.95, eps: 1e-10, clip_norm: 2.0 };
         assert_eq!(adamw.clip_scale(1.9), 1.0);
         assert_eq!(adamw.clip_scale(8.0), 0.25);
         let large = Tensor::from_slice(&[3e30f32, 4e30]);
-        assert_eq!(
-            square_sum(&large).expect("sums").sqrt().log10().floor(),
-            30.0
-        );
+        assert_eq!(square_sum(&large).expect("sums").sqrt().log10().floor(), 30.0);
         let nan = Tensor::from_slice(&[1f32, f32::NAN]);
         assert!(!square_sum(&nan).expect("sums").is_finite());
     }

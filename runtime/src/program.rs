@@ -133,9 +133,7 @@ pub fn main(stage: &dyn Stage) -> ExitCode {
 /// [`main`] with its arguments given and its exit code as a number.
 pub fn run(stage: &dyn Stage, args: impl IntoIterator<Item = OsString>) -> u8 {
     let command = Cli::command().name(stage.name()).bin_name(stage.name());
-    let parsed = command
-        .try_get_matches_from(args)
-        .and_then(|m| Cli::from_arg_matches(&m));
+    let parsed = command.try_get_matches_from(args).and_then(|m| Cli::from_arg_matches(&m));
     let cli = match parsed {
         Ok(cli) => cli,
         Err(error) => {
@@ -177,26 +175,16 @@ fn prepare(stage: &dyn Stage, args: PrepareArgs) -> Result<u8> {
 
 fn print_prepared(out: &Path, prepared: &Prepared) {
     let manifest = &prepared.corpus.manifest;
-    let how = if prepared.was_there {
-        "was there already, verified"
-    } else {
-        "written"
-    };
+    let how = if prepared.was_there { "was there already, verified" } else { "written" };
     println!("shards        {} ({how})", out.display());
-    println!(
-        "tokenizer     {} ids, BLAKE3 {}",
-        manifest.vocab, manifest.tokenizer_hash
-    );
+    println!("tokenizer     {} ids, BLAKE3 {}", manifest.vocab, manifest.tokenizer_hash);
     for (name, split) in [("train", &manifest.train), ("held out", &manifest.held_out)] {
         println!(
             "{name:<13} {} documents, {} bytes, {} tokens",
             split.n_documents, split.n_text_bytes, split.n_tokens
         );
     }
-    println!(
-        "left out      {} empty documents, {} copies",
-        manifest.n_empty, manifest.n_copies
-    );
+    println!("left out      {} empty documents, {} copies", manifest.n_empty, manifest.n_copies);
 }
 
 fn run_training(stage: &dyn Stage, args: TrainArgs) -> Result<u8> {
@@ -238,14 +226,7 @@ fn stop_on_signals() -> Result<Arc<AtomicBool>> {
 }
 
 fn print_summary(options: &RunOptions, summary: &Summary) {
-    let Summary {
-        begin_step,
-        end_step,
-        before,
-        after,
-        unigram,
-        ..
-    } = summary;
+    let Summary { begin_step, end_step, before, after, unigram, .. } = summary;
     println!("steps                 {begin_step} to {end_step}");
     println!("held-out loss before  {:.4} nats per token", before.ntp);
     if let Some(after) = after {
@@ -254,14 +235,8 @@ fn print_summary(options: &RunOptions, summary: &Summary) {
             after.ntp, after.bits_per_byte
         );
     }
-    println!(
-        "unigram, held out     {:.4} nats per token",
-        unigram.held_out
-    );
-    println!(
-        "unigram, corpus       {:.4} nats per token",
-        unigram.corpus_entropy
-    );
+    println!("unigram, held out     {:.4} nats per token", unigram.held_out);
+    println!("unigram, corpus       {:.4} nats per token", unigram.corpus_entropy);
     println!("checkpoint            {}", summary.checkpoint.display());
     println!("metrics               {}", summary.metrics.display());
     if summary.interrupted {
@@ -276,11 +251,8 @@ fn run_evaluation(stage: &dyn Stage, args: &EvaluateArgs) -> Result<u8> {
     let config = Config::load(&args.config)?;
     let session = Session::open(stage, &config)?;
     let checkpoint = open_any(&args.checkpoint)?;
-    let strictness = Strictness {
-        source: !args.accept_changed_source,
-        run: false,
-        settings: false,
-    };
+    let strictness =
+        Strictness { source: !args.accept_changed_source, run: false, settings: false };
     let state = session.restored_state(&checkpoint, strictness)?;
     let evaluation = session.evaluate(&state)?;
     let unigram = unigram(session.corpus());
@@ -298,10 +270,7 @@ fn run_evaluation(stage: &dyn Stage, args: &EvaluateArgs) -> Result<u8> {
             "held-out loss         {:.4} nats per token, {:.4} bits per byte, {} tokens",
             evaluation.ntp, evaluation.bits_per_byte, evaluation.n_targets
         );
-        println!(
-            "unigram, held out     {:.4} nats per token",
-            unigram.held_out
-        );
+        println!("unigram, held out     {:.4} nats per token", unigram.held_out);
     }
     Ok(0)
 }

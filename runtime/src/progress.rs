@@ -39,10 +39,7 @@ impl Progress {
 
     /// No progress at all, for tests.
     pub fn silent() -> Self {
-        Progress {
-            kind: Kind::Silent,
-            n_steps: 0,
-        }
+        Progress { kind: Kind::Silent, n_steps: 0 }
     }
 
     /// After a step.
@@ -67,9 +64,7 @@ impl Progress {
 
     /// After an evaluation.
     pub fn evaluation(&self, step: u64, evaluation: &Evaluation) {
-        let Evaluation {
-            ntp, bits_per_byte, ..
-        } = evaluation;
+        let Evaluation { ntp, bits_per_byte, .. } = evaluation;
         self.note(&format!(
             "step {step}  held-out loss {ntp:.4} nats per token, {bits_per_byte:.4} bits per byte"
         ));
@@ -102,14 +97,7 @@ fn bar(step: u64, n_steps: u64) -> ProgressBar {
 }
 
 fn step_text(report: &StepReport, tokens_per_s: f64) -> String {
-    let values: Vec<String> = report
-        .values
-        .iter()
-        .map(|(name, value)| format!("{name} {value:.4}"))
-        .collect();
-    format!(
-        "{}  grad {:.3}  {tokens_per_s:.0} tokens/s",
-        values.join("  "),
-        report.grad_norm
-    )
+    let values: Vec<String> =
+        report.values.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
+    format!("{}  grad {:.3}  {tokens_per_s:.0} tokens/s", values.join("  "), report.grad_norm)
 }

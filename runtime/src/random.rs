@@ -33,9 +33,7 @@ impl Stream {
         let mut hasher = blake3::Hasher::new_derive_key(CONTEXT);
         hasher.update(&seed.to_le_bytes());
         hasher.update(path.as_bytes());
-        Stream {
-            rng: ChaCha8Rng::from_seed(*hasher.finalize().as_bytes()),
-        }
+        Stream { rng: ChaCha8Rng::from_seed(*hasher.finalize().as_bytes()) }
     }
 
     /// The draw of one element.
@@ -47,9 +45,7 @@ impl Stream {
     /// The draws of the first `n_elements` elements.
     pub fn fill(&mut self, init: Init, n_elements: usize) -> Vec<f64> {
         self.rng.set_word_pos(0);
-        (0..n_elements)
-            .map(|_| value(init, self.next_pair()))
-            .collect()
+        (0..n_elements).map(|_| value(init, self.next_pair())).collect()
     }
 
     fn next_pair(&mut self) -> Pair {
@@ -80,9 +76,7 @@ fn standard_normal(pair: Pair) -> f64 {
 pub fn init_param(spec: &ParamSpec, seed: u64, kind: Kind) -> Result<Tensor> {
     let n_elements: i64 = spec.shape.iter().product();
     let values = Stream::new(seed, spec.path).fill(spec.init, n_elements as usize);
-    Ok(Tensor::f_from_slice(&values)?
-        .f_reshape(spec.shape)?
-        .f_to_kind(kind)?)
+    Ok(Tensor::f_from_slice(&values)?.f_reshape(spec.shape)?.f_to_kind(kind)?)
 }
 
 #[cfg(test)]
@@ -98,29 +92,17 @@ mod tests {
     #[test]
     fn the_bits_are_pinned() {
         let drawn = Stream::new(1337, "layers.0.q").fill(NORMAL, 2);
-        let bits: Vec<String> = drawn
-            .iter()
-            .map(|x| format!("{:016x}", x.to_bits()))
-            .collect();
+        let bits: Vec<String> = drawn.iter().map(|x| format!("{:016x}", x.to_bits())).collect();
         insta::assert_snapshot!("pinned_bits", bits.join(" "));
     }
 
     #[test]
     fn an_element_does_not_depend_on_the_order_of_drawing() {
-        for init in [
-            NORMAL,
-            Init::Uniform {
-                low: -1.0,
-                high: 2.0,
-            },
-        ] {
+        for init in [NORMAL, Init::Uniform { low: -1.0, high: 2.0 }] {
             let all = Stream::new(1, "a").fill(init, 100);
             let mut stream = Stream::new(1, "a");
             for index in [99, 0, 57, 56, 57] {
-                assert_eq!(
-                    stream.at(init, index).to_bits(),
-                    all[index as usize].to_bits()
-                );
+                assert_eq!(stream.at(init, index).to_bits(), all[index as usize].to_bits());
             }
         }
     }
@@ -139,23 +121,11 @@ mod tests {
         assert!(mean(&normal).abs() < 0.02);
         let square: Vec<f64> = normal.iter().map(|x| x * x).collect();
         assert!((mean(&square) - 4.0).abs() < 0.05);
-        let uniform = Stream::new(3, "u").fill(
-            Init::Uniform {
-                low: -0.01,
-                high: 0.01,
-            },
-            100_000,
-        );
+        let uniform = Stream::new(3, "u").fill(Init::Uniform { low: -0.01, high: 0.01 }, 100_000);
         assert!(uniform.iter().all(|x| (-0.01..0.01).contains(x)));
         assert!(mean(&uniform).abs() < 1e-4);
         // E ln U on (0, 16] is ln 16 - 1.
-        let log = Stream::new(3, "l").fill(
-            Init::LogUniform {
-                low: 0.0,
-                high: 16.0,
-            },
-            200_000,
-        );
+        let log = Stream::new(3, "l").fill(Init::LogUniform { low: 0.0, high: 16.0 }, 200_000);
         assert!(log.iter().all(|x| x.is_finite() && *x <= 16f64.ln()));
         assert!((mean(&log) - (16f64.ln() - 1.0)).abs() < 0.02);
     }
@@ -164,18 +134,8 @@ mod tests {
     fn the_extreme_draws_are_finite() {
         let last = (1 << 53) - 1;
         for pair in [(0, 0), (last, last), (0, last), (last, 0)] {
-            let log = Init::LogUniform {
-                low: 0.0,
-                high: 16.0,
-            };
-            for init in [
-                NORMAL,
-                log,
-                Init::Uniform {
-                    low: 0.0,
-                    high: 1.0,
-                },
-            ] {
+            let log = Init::LogUniform { low: 0.0, high: 16.0 };
+            for init in [NORMAL, log, Init::Uniform { low: 0.0, high: 1.0 }] {
                 assert!(value(init, pair).is_finite(), "{init:?} {pair:?}");
             }
         }

@@ -109,11 +109,8 @@ impl<'a> Session<'a> {
         tch::set_num_threads(config.threads as i32);
         let corpus = Corpus::open(&config.data.shards)?;
         corpus.check_vocab(stage.vocab())?;
-        Ok(Session {
-            stage,
-            config,
-            corpus,
-        })
+        corpus.check_pinned(config.data.tokenizer.as_deref())?;
+        Ok(Session { stage, config, corpus })
     }
 
     /// The corpus.
@@ -175,25 +172,16 @@ pub fn train(
     let (state, resumed_from) = begin(&session, options, &store)?;
     let plan = Plan::new(&session.corpus.train, &config.data, config.seed)?;
     let resolved = options.out.join("config.resolved.toml");
-    durable::replace_file(&resolved, config.resolved().as_bytes())?;
+    let mut pinned = config.clone();
+    pinned.data.tokenizer = Some(session.corpus.tokenizer.hash().to_owned());
+    durable::replace_file(&resolved, pinned.resolved().as_bytes())?;
     let metrics = Metrics::open(&options.out.join("metrics.jsonl"), resumed_from)?;
     let end = options.stop_after.unwrap_or(config.steps).min(config.steps);
-    let progress = if options.silent {
-        Progress::silent()
-    } else {
-        Progress::new(state.step(), end)
-    };
+    let progress =
+        if options.silent { Progress::silent() } else { Progress::new(state.step(), end) };
     let last_saved = resumed_from;
-    let run = Run {
-        session: &session,
-        store,
-        state,
-        plan,
-        metrics,
-        progress,
-        last_saved,
-    };
-    run.to_end(end, stop)
+    let run = Run { session: &session, store, state, plan, metrics, progress, last_saved };
+    run.drive(end, stop)
 }
 
 /// Creates the run's folder and takes its lock, which the file keeps while it
@@ -204,10 +192,9 @@ fn lock(out: &Path) -> Result<File> {
     let file = File::create(&path).map_err(TrainError::io("creating", &path))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
-        Err(std::fs::TryLockError::WouldBlock) => Err(TrainError::Busy {
-            path: out.to_owned(),
+        Err(std::fs::TryLockError::WouldBlock) => {
+            Err(TrainError::Busy { path: out.to_owned() }.into())
         }
-        .into()),
         Err(std::fs::TryLockError::Error(error)) => {
             Err(TrainError::io("locking", path)(error).into())
         }
@@ -256,18 +243,14 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    fn to_end(mut self, end: u64, stop: &AtomicBool) -> Result<Summary> {
+    fn drive(mut self, end: u64, stop: &AtomicBool) -> Result<Summary> {
         let begin_step = self.state.step();
         let unigram = unigram(&self.session.corpus);
         self.write_start(&unigram)?;
         let before = self.evaluate()?;
         let interrupted = self.steps(end, stop)?;
         let checkpoint = self.save()?;
-        let after = if interrupted {
-            None
-        } else {
-            Some(self.evaluate()?)
-        };
+        let after = if interrupted { None } else { Some(self.evaluate()?) };
         self.progress.finish();
         Ok(Summary {
             begin_step,
@@ -282,11 +265,7 @@ impl Run<'_> {
     }
 
     fn write_start(&mut self, unigram: &Unigram) -> Result<()> {
-        let Session {
-            stage,
-            config,
-            corpus,
-        } = self.session;
+        let Session { stage, config, corpus } = self.session;
         let fields = json!({
             "stage": stage.name(),
             "source_hash": stage.source_hash(),
@@ -301,17 +280,12 @@ impl Run<'_> {
 
     /// Steps until `end` or a signal; tells whether it was a signal.
     fn steps(&mut self, end: u64, stop: &AtomicBool) -> Result<bool> {
-        let Config {
-            evaluation,
-            checkpoint,
-            ..
-        } = self.session.config;
+        let Config { evaluation, checkpoint, .. } = self.session.config;
         while self.state.step() < end {
             if stop.load(Ordering::Relaxed) {
                 return Ok(true);
             }
-            self.step()
-                .map_err(|error| self.with_last_checkpoint(error))?;
+            self.step().map_err(|error| self.with_last_checkpoint(error))?;
             let step = self.state.step();
             if step < end && step.is_multiple_of(evaluation.interval) {
                 self.evaluate()?;
@@ -326,14 +300,11 @@ impl Run<'_> {
     fn step(&mut self) -> Result<StepReport> {
         let begin = Instant::now();
         let Session { stage, corpus, .. } = self.session;
-        let batch = self
-            .plan
-            .batch(&corpus.train, self.state.step(), self.state.act())?;
+        let batch = self.plan.batch(&corpus.train, self.state.step(), self.state.act())?;
         let report = stage.train_step(&mut self.state, &batch)?;
         let elapsed = begin.elapsed().as_secs_f64();
         self.metrics.step(&report, batch.n_targets, elapsed * 1e3)?;
-        self.progress
-            .step(&report, batch.n_targets as f64 / elapsed);
+        self.progress.step(&report, batch.n_targets as f64 / elapsed);
         Ok(report)
     }
 
@@ -348,24 +319,17 @@ impl Run<'_> {
     fn save(&mut self) -> Result<PathBuf> {
         let step = self.state.step();
         if self.last_saved == Some(step) {
-            return Ok(self
-                .store
-                .root()
-                .join(lightc_checkpoint::format::step_name(step)));
+            return Ok(self.store.root().join(lightc_checkpoint::format::step_name(step)));
         }
         let path = self.session.save(&self.store, &self.state)?;
         self.last_saved = Some(step);
         let name = lightc_checkpoint::format::step_name(step);
-        self.metrics
-            .row("checkpoint", step, json!({ "name": name }))?;
+        self.metrics.row("checkpoint", step, json!({ "name": name }))?;
         Ok(path)
     }
 
     fn with_last_checkpoint(&self, mut error: Error) -> Error {
-        if let Error::Train(TrainError::NotFinite {
-            last_checkpoint, ..
-        }) = &mut error
-        {
+        if let Error::Train(TrainError::NotFinite { last_checkpoint, .. }) = &mut error {
             *last_checkpoint = self.last_saved.map(lightc_checkpoint::format::step_name);
         }
         error

@@ -73,10 +73,7 @@ impl Schedule {
         let total = self.n_steps.saturating_sub(self.n_warmup_steps);
         match self.shape {
             Shape::Cosine => self.falling(Decay::Cosine, progress(after, total)),
-            Shape::Wsd {
-                stable_fraction,
-                decay,
-            } => {
+            Shape::Wsd { stable_fraction, decay } => {
                 let stable = (stable_fraction * total as f64).round() as u64;
                 let falling = after.saturating_sub(stable);
                 self.falling(decay, progress(falling, total.saturating_sub(stable)))
@@ -104,21 +101,11 @@ mod tests {
     use super::*;
 
     fn schedule(shape: Shape) -> Schedule {
-        Schedule {
-            shape,
-            n_steps: 100,
-            n_warmup_steps: 10,
-            warmup_from: 0.1,
-            peak: 1.0,
-            end: 0.2,
-        }
+        Schedule { shape, n_steps: 100, n_warmup_steps: 10, warmup_from: 0.1, peak: 1.0, end: 0.2 }
     }
 
     fn close(found: f64, expected: f64) {
-        assert!(
-            (found - expected).abs() < 1e-12,
-            "{found} is not {expected}"
-        );
+        assert!((found - expected).abs() < 1e-12, "{found} is not {expected}");
     }
 
     #[test]
@@ -136,10 +123,7 @@ mod tests {
     #[test]
     fn wsd_holds_and_then_comes_down() {
         for (decay, middle) in [(Decay::Cosine, 0.6), (Decay::Linear, 0.6)] {
-            let schedule = schedule(Shape::Wsd {
-                stable_fraction: 0.8,
-                decay,
-            });
+            let schedule = schedule(Shape::Wsd { stable_fraction: 0.8, decay });
             for step in [10, 40, 81, 82] {
                 close(schedule.lr(step, 1.0), 1.0);
             }
@@ -151,10 +135,7 @@ mod tests {
 
     #[test]
     fn the_reference_numbers_of_the_120b_stage() {
-        let shape = Shape::Wsd {
-            stable_fraction: 0.85,
-            decay: Decay::Cosine,
-        };
+        let shape = Shape::Wsd { stable_fraction: 0.85, decay: Decay::Cosine };
         let schedule = Schedule {
             shape,
             n_steps: 3814,
@@ -172,18 +153,10 @@ mod tests {
     fn degenerate_lengths_are_finite() {
         for n_warmup_steps in [0, 100] {
             for n_steps in [0, 1, 100] {
-                for shape in [
-                    Shape::Cosine,
-                    Shape::Wsd {
-                        stable_fraction: 1.0,
-                        decay: Decay::Linear,
-                    },
-                ] {
-                    let schedule = Schedule {
-                        n_steps,
-                        n_warmup_steps,
-                        ..schedule(shape)
-                    };
+                for shape in
+                    [Shape::Cosine, Shape::Wsd { stable_fraction: 1.0, decay: Decay::Linear }]
+                {
+                    let schedule = Schedule { n_steps, n_warmup_steps, ..schedule(shape) };
                     for step in 0..102 {
                         let lr = schedule.lr(step, 1.0);
                         assert!((0.1..=1.0).contains(&lr), "{schedule:?} {step} {lr}");
@@ -198,10 +171,7 @@ mod tests {
         let schedule = schedule(Shape::Cosine);
         let whole: Vec<f64> = (0..100).map(|step| schedule.lr(step, 1.0)).collect();
         let again = schedule;
-        let resumed: Vec<f64> = (0..50)
-            .chain(50..100)
-            .map(|step| again.lr(step, 1.0))
-            .collect();
+        let resumed: Vec<f64> = (0..50).chain(50..100).map(|step| again.lr(step, 1.0)).collect();
         assert_eq!(whole, resumed);
     }
 }

@@ -135,13 +135,7 @@ impl Corpus {
         let train = open_split(dir, "train", &manifest.train, manifest.vocab)?;
         let held_out = open_split(dir, "held_out", &manifest.held_out, manifest.vocab)?;
         let digest = blake3::hash(text.as_bytes()).to_hex().to_string();
-        Ok(Corpus {
-            manifest,
-            digest,
-            tokenizer,
-            train,
-            held_out,
-        })
+        Ok(Corpus { manifest, digest, tokenizer, train, held_out })
     }
 
     /// Checks that a stage has as many ids as the tokenizer.
@@ -150,29 +144,30 @@ impl Corpus {
         if stage_vocab == tokenizer as i64 {
             return Ok(());
         }
-        Err(DataError::VocabDiffers {
-            stage: stage_vocab,
-            tokenizer,
+        Err(DataError::VocabDiffers { stage: stage_vocab, tokenizer }.into())
+    }
+
+    /// Checks that the tokenizer is the one that a configuration asks for, if
+    /// it asks for one.
+    pub fn check_pinned(&self, pinned: Option<&str>) -> Result<()> {
+        let found = self.tokenizer.hash();
+        match pinned {
+            Some(expected) if expected != found => {
+                let (expected, found) = (expected.to_owned(), found.to_owned());
+                Err(DataError::TokenizerPinned { expected, found }.into())
+            }
+            _ => Ok(()),
         }
-        .into())
     }
 }
 
 fn read_manifest(path: &Path, text: &str) -> Result<CorpusManifest> {
     if let Some(found) = other_format(text) {
         let path = path.to_owned();
-        return Err(DataError::FormatVersion {
-            path,
-            found,
-            supported: FORMAT,
-        }
-        .into());
+        return Err(DataError::FormatVersion { path, found, supported: FORMAT }.into());
     }
     let manifest = sealed::unseal(text);
-    Ok(manifest.map_err(|detail| DataError::ManifestDamaged {
-        path: path.to_owned(),
-        detail,
-    })?)
+    Ok(manifest.map_err(|detail| DataError::ManifestDamaged { path: path.to_owned(), detail })?)
 }
 
 fn other_format(text: &str) -> Option<u32> {
@@ -192,38 +187,18 @@ fn open_split(dir: &Path, name: &'static str, entry: &SplitEntry, vocab: u32) ->
         begin += shard.n_tokens;
     }
     if begin != entry.n_tokens {
-        let detail = format!(
-            "`{name}` has {} tokens, its shards have {begin}",
-            entry.n_tokens
-        );
-        return Err(DataError::ManifestDamaged {
-            path: dir.join(MANIFEST_FILE),
-            detail,
-        }
-        .into());
+        let detail = format!("`{name}` has {} tokens, its shards have {begin}", entry.n_tokens);
+        return Err(DataError::ManifestDamaged { path: dir.join(MANIFEST_FILE), detail }.into());
     }
-    Ok(Split {
-        name,
-        n_tokens: entry.n_tokens,
-        n_text_bytes: entry.n_text_bytes,
-        shards,
-    })
+    Ok(Split { name, n_tokens: entry.n_tokens, n_text_bytes: entry.n_text_bytes, shards })
 }
 
 fn map_shard(path: &Path, shard: &ShardEntry) -> Result<Mmap> {
     let file = File::open(path).map_err(DataError::io("opening", path))?;
-    let found = file
-        .metadata()
-        .map_err(DataError::io("reading", path))?
-        .len();
+    let found = file.metadata().map_err(DataError::io("reading", path))?.len();
     let expected = (shard.n_tokens * TOKEN_BYTES) as u64;
     if found != expected {
-        return Err(DataError::ShardLength {
-            path: path.to_owned(),
-            expected,
-            found,
-        }
-        .into());
+        return Err(DataError::ShardLength { path: path.to_owned(), expected, found }.into());
     }
     // SAFETY: the map is read-only, and `prepare` publishes a folder of shards
     // by renaming it and never writes in it again.
@@ -236,31 +211,18 @@ fn check_shard(path: &Path, shard: &ShardEntry, bytes: &[u8], vocab: u32) -> Res
     let found = blake3::hash(bytes).to_hex().to_string();
     if found != shard.blake3 {
         let expected = shard.blake3.clone();
-        return Err(DataError::ShardDigest {
-            path: path.to_owned(),
-            expected,
-            found,
-        }
-        .into());
+        return Err(DataError::ShardDigest { path: path.to_owned(), expected, found }.into());
     }
     match ids(bytes).enumerate().find(|(_, id)| *id >= vocab) {
         None => Ok(()),
-        Some((index, id)) => Err(DataError::IdOutOfRange {
-            path: path.to_owned(),
-            index,
-            id,
-            vocab,
+        Some((index, id)) => {
+            Err(DataError::IdOutOfRange { path: path.to_owned(), index, id, vocab }.into())
         }
-        .into()),
     }
 }
 
 fn ids(bytes: &[u8]) -> impl Iterator<Item = u32> + '_ {
-    bytes
-        .as_chunks::<TOKEN_BYTES>()
-        .0
-        .iter()
-        .map(|raw| u32::from_le_bytes(*raw))
+    bytes.as_chunks::<TOKEN_BYTES>().0.iter().map(|raw| u32::from_le_bytes(*raw))
 }
 
 impl Split {
@@ -310,12 +272,7 @@ impl Split {
 /// folder; empty lines are skipped.
 pub fn read_list(path: &Path) -> Result<Vec<PathBuf>> {
     let text = std::fs::read_to_string(path).map_err(DataError::io("reading", path))?;
-    Ok(text
-        .lines()
-        .map(str::trim)
-        .filter(|line| !line.is_empty())
-        .map(PathBuf::from)
-        .collect())
+    Ok(text.lines().map(str::trim).filter(|line| !line.is_empty()).map(PathBuf::from).collect())
 }
 
 #[cfg(test)]

@@ -16,10 +16,7 @@ const DEFAULT_POSITIONS: i64 = 32;
 
 /// Makes every table of a stage, in order, as i64.
 pub fn tables(specs: &[TableSpec], tokenizer: &Tokenizer) -> Result<Vec<Tensor>> {
-    specs
-        .iter()
-        .map(|spec| table(spec, specs, tokenizer))
-        .collect()
+    specs.iter().map(|spec| table(spec, specs, tokenizer)).collect()
 }
 
 fn table(spec: &TableSpec, specs: &[TableSpec], tokenizer: &Tokenizer) -> Result<Tensor> {
@@ -44,9 +41,8 @@ fn table(spec: &TableSpec, specs: &[TableSpec], tokenizer: &Tokenizer) -> Result
 
 /// `p` of the codes table in the same block.
 fn positions_beside(spec: &TableSpec, specs: &[TableSpec]) -> i64 {
-    let beside = specs
-        .iter()
-        .find(|other| other.source == CODES && block(other.path) == block(spec.path));
+    let beside =
+        specs.iter().find(|other| other.source == CODES && block(other.path) == block(spec.path));
     match beside.map(|codes| codes.shape) {
         Some(&[_, p]) if p > 0 => p,
         _ => DEFAULT_POSITIONS,
@@ -75,11 +71,7 @@ mod tests {
     const V: i64 = VOCAB as i64;
 
     fn spec(path: &'static str, shape: &'static [i64], source: &'static str) -> TableSpec {
-        TableSpec {
-            path,
-            shape,
-            source,
-        }
+        TableSpec { path, shape, source }
     }
 
     #[test]
@@ -93,9 +85,7 @@ mod tests {
         ];
         let made = tables(&specs, &tokenizer).expect("makes");
         for (codes, counts) in [(0, 3), (1, 2)] {
-            let present = made[codes]
-                .ge(0)
-                .sum_dim_intlist(1, false, crate::Kind::Int64);
+            let present = made[codes].ge(0).sum_dim_intlist(1, false, crate::Kind::Int64);
             assert_eq!(present, made[counts]);
         }
         assert_eq!(made[3].max().int64_value(&[]), 4);
@@ -113,11 +103,7 @@ mod tests {
         ];
         let text: Vec<String> = bad
             .iter()
-            .map(|spec| {
-                tables(&[*spec], &tokenizer)
-                    .expect_err("is refused")
-                    .rendered()
-            })
+            .map(|spec| tables(&[*spec], &tokenizer).expect_err("is refused").rendered())
             .collect();
         insta::assert_snapshot!("bad_tables", text.join(""));
     }

@@ -79,7 +79,7 @@ impl TestCorpus {
         let text = "\
 steps = 20
 seed = 1337
-threads = 2
+threads = 1
 data = { shards = \"shards\", sequence_length = 18, batch = 4, run_length = 3 }
 schedule = { kind = \"cosine\", peak = 0.05, end = 0.005, warmup_steps = 4, warmup_from = 0.01 }
 groups = [
@@ -147,16 +147,10 @@ pub struct BigramStage {
 
 impl BigramStage {
     /// A stage where nothing goes wrong.
-    pub const GOOD: BigramStage = BigramStage {
-        poison: Poison::Nothing,
-        source_hash: "0b16",
-    };
+    pub const GOOD: BigramStage = BigramStage { poison: Poison::Nothing, source_hash: "0b16" };
     /// A stage that spoils something.
     pub const fn poisoned(poison: Poison) -> Self {
-        BigramStage {
-            poison,
-            ..BigramStage::GOOD
-        }
+        BigramStage { poison, ..BigramStage::GOOD }
     }
 }
 
@@ -179,10 +173,7 @@ const PARAMS: [ParamSpec; 4] = [
         path: "head.offset",
         shape: &[V],
         precision: Precision::Act,
-        init: Init::Uniform {
-            low: -0.01,
-            high: 0.01,
-        },
+        init: Init::Uniform { low: -0.01, high: 0.01 },
         storage: Storage::Frozen("to have one that is"),
     },
     ParamSpec {
@@ -194,33 +185,14 @@ const PARAMS: [ParamSpec; 4] = [
     },
 ];
 const STATES: [StateSpec; 2] = [
-    StateSpec {
-        path: "n_updates",
-        shape: &[],
-        start: 0.0,
-    },
-    StateSpec {
-        path: "mean_hidden",
-        shape: &[D],
-        start: 0.5,
-    },
+    StateSpec { path: "n_updates", shape: &[], start: 0.0 },
+    StateSpec { path: "mean_hidden", shape: &[D], start: 0.5 },
 ];
 const TABLES: [TableSpec; 2] = [
-    TableSpec {
-        path: "embed.codes",
-        shape: &[V, 16],
-        source: "tokenizer.byte_codes",
-    },
-    TableSpec {
-        path: "embed.counts",
-        shape: &[V],
-        source: "tokenizer.byte_counts",
-    },
+    TableSpec { path: "embed.codes", shape: &[V, 16], source: "tokenizer.byte_codes" },
+    TableSpec { path: "embed.counts", shape: &[V], source: "tokenizer.byte_counts" },
 ];
-const CARRIES: [CarrySpec; 1] = [CarrySpec {
-    name: "memory",
-    shape: &[-1, D],
-}];
+const CARRIES: [CarrySpec; 1] = [CarrySpec { name: "memory", shape: &[-1, D] }];
 
 struct Saved {
     /// `[n, d]`, rows of the embedding.
@@ -243,11 +215,7 @@ impl BigramStage {
     }
 
     fn spoiled(&self, is_poisoned: bool, tensor: Tensor, with: f64) -> Result<Tensor> {
-        if is_poisoned {
-            Ok(tensor.f_mul_scalar(with)?.f_add_scalar(with)?)
-        } else {
-            Ok(tensor)
-        }
+        if is_poisoned { Ok(tensor.f_mul_scalar(with)?.f_add_scalar(with)?) } else { Ok(tensor) }
     }
 }
 
@@ -276,10 +244,7 @@ impl Stage for BigramStage {
 
     fn forward(&self, inputs: &Inputs<'_>) -> Result<Outputs> {
         let [embed, scale, offset, head] = inputs.params else {
-            return Err(Error::Op {
-                op: "bigram",
-                detail: "takes 4 parameters".to_owned(),
-            });
+            return Err(Error::Op { op: "bigram", detail: "takes 4 parameters".to_owned() });
         };
         let size = inputs.tokens.size();
         let (b, t) = (size[0], size[1] - 2);
@@ -293,10 +258,7 @@ impl Stage for BigramStage {
         let hidden = hidden.f_reshape([-1, D])?;
         let logits = hidden.f_matmul(&head.f_transpose(0, 1)?)?.f_add(offset)?;
         let log_probabilities = logits.f_log_softmax(-1, None::<Kind>)?;
-        let loss = log_probabilities
-            .f_gather(1, &y, false)?
-            .f_mean(None::<Kind>)?
-            .f_neg()?;
+        let loss = log_probabilities.f_gather(1, &y, false)?.f_mean(None::<Kind>)?.f_neg()?;
         let loss = self.spoiled(self.is_poisoned(inputs, Poison::Loss)?, loss, f64::NAN)?;
         let state_poisoned = self.is_poisoned(inputs, Poison::State)?;
         let mean = hidden.f_mean_dim(0, false, None::<Kind>)?;
@@ -321,25 +283,15 @@ impl Stage for BigramStage {
 
     fn backward(&self, inputs: &Inputs<'_>, saved: Box<dyn Any>) -> Result<Vec<Option<Tensor>>> {
         let saved = saved.downcast::<Saved>();
-        let saved = saved.map_err(|_| Error::Op {
-            op: "bigram",
-            detail: "saved".to_owned(),
-        })?;
+        let saved = saved.map_err(|_| Error::Op { op: "bigram", detail: "saved".to_owned() })?;
         let (embed, scale, head) = (&inputs.params[0], &inputs.params[1], &inputs.params[3]);
         let n = saved.x.size()[0] as f64;
-        let ones = saved
-            .y
-            .f_ones_like()?
-            .f_to_kind(saved.probabilities.f_kind()?)?;
-        let dz = saved
-            .probabilities
-            .f_scatter_add(1, &saved.y, &ones.f_neg()?)?;
+        let ones = saved.y.f_ones_like()?.f_to_kind(saved.probabilities.f_kind()?)?;
+        let dz = saved.probabilities.f_scatter_add(1, &saved.y, &ones.f_neg()?)?;
         let dz = dz.f_div_scalar(n)?;
         let d_head = dz.f_transpose(0, 1)?.f_matmul(&saved.hidden)?;
         let d_hidden = dz.f_matmul(head)?;
-        let d_scale = d_hidden
-            .f_mul(&saved.rows)?
-            .f_sum_dim_intlist(0, false, None::<Kind>)?;
+        let d_scale = d_hidden.f_mul(&saved.rows)?.f_sum_dim_intlist(0, false, None::<Kind>)?;
         let d_rows = d_hidden.f_mul(scale)?;
         let d_embed = embed.f_zeros_like()?.f_index_add(0, &saved.x, &d_rows)?;
         let d_scale = self.spoiled(saved.is_poisoned, d_scale, f64::INFINITY)?;
@@ -347,11 +299,6 @@ impl Stage for BigramStage {
     }
 
     fn train_step(&self, train: &mut TrainState, batch: &Batch) -> Result<StepReport> {
-        let outputs = self.forward(&train.inputs(batch))?;
-        let (forwarded, saved) = train.take(outputs)?;
-        let gradients = self.backward(&train.inputs(batch), saved)?;
-        let clipped = train.clip(gradients)?;
-        train.update(&clipped)?;
-        Ok(train.advance(forwarded, &clipped))
+        crate::trainer::step(self, train, batch)
     }
 }

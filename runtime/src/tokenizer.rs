@@ -47,10 +47,7 @@ impl Tokenizer {
     /// The tokenizer of a `tokenizer.json`'s text; `path` is for messages.
     pub fn from_text(path: &Path, text: String) -> Result<Self> {
         let inner = tokenizers::Tokenizer::from_bytes(text.as_bytes()).map_err(|error| {
-            DataError::TokenizerFile {
-                path: path.to_owned(),
-                detail: error.to_string(),
-            }
+            DataError::TokenizerFile { path: path.to_owned(), detail: error.to_string() }
         })?;
         let mut ids: Vec<u32> = inner.get_vocab(true).into_values().collect();
         ids.sort_unstable();
@@ -64,13 +61,7 @@ impl Tokenizer {
             }
         }
         let hash = blake3::hash(text.as_bytes()).to_hex().to_string();
-        Ok(Tokenizer {
-            inner,
-            hash,
-            n_ids,
-            is_control,
-            text,
-        })
+        Ok(Tokenizer { inner, hash, n_ids, is_control, text })
     }
 
     /// BLAKE3 of the file, in hexadecimal.
@@ -112,20 +103,14 @@ impl Tokenizer {
         };
         let mut pieces = PreTokenizedString::from(text);
         if let Some(normalizer) = self.inner.get_normalizer() {
-            pieces
-                .normalize(|piece| normalizer.normalize(piece))
-                .map_err(failed)?;
+            pieces.normalize(|piece| normalizer.normalize(piece)).map_err(failed)?;
         }
         if let Some(pre_tokenizer) = self.inner.get_pre_tokenizer() {
             pre_tokenizer.pre_tokenize(&mut pieces).map_err(failed)?;
         }
         let model = self.inner.get_model();
-        pieces
-            .tokenize(|piece| model.tokenize(piece.get()))
-            .map_err(failed)?;
-        let encoding = pieces
-            .into_encoding(None, 0, OffsetType::None)
-            .map_err(failed)?;
+        pieces.tokenize(|piece| model.tokenize(piece.get())).map_err(failed)?;
+        let encoding = pieces.into_encoding(None, 0, OffsetType::None).map_err(failed)?;
         let ids = encoding.get_ids().to_vec();
         match ids.iter().find(|id| self.is_control(**id)) {
             None => Ok(ids),
@@ -135,22 +120,15 @@ impl Tokenizer {
 
     fn control_in_text(&self, path: &Path, id: u32) -> DataError {
         let token = self.token_of(id).unwrap_or_default();
-        DataError::ControlToken {
-            path: path.to_owned(),
-            token,
-            id,
-        }
+        DataError::ControlToken { path: path.to_owned(), token, id }
     }
 
     /// The text of ids, control tokens included.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
-        Ok(self
-            .inner
-            .decode(ids, false)
-            .map_err(|error| DataError::TokenizerFile {
-                path: PathBuf::from("tokenizer.json"),
-                detail: error.to_string(),
-            })?)
+        Ok(self.inner.decode(ids, false).map_err(|error| DataError::TokenizerFile {
+            path: PathBuf::from("tokenizer.json"),
+            detail: error.to_string(),
+        })?)
     }
 
     /// The bytes of every id, as the Kronecker embedding reads them.

@@ -1,18 +1,7 @@
 //! The state of a run, and the pieces that a generated training step is made
 //! of.
 //!
-//! A generated `train_step` is, in full:
-//!
-//! ```text
-//! fn train_step(&self, train: &mut TrainState, batch: &Batch) -> Result<StepReport> {
-//!     let outputs = self.forward(&train.inputs(batch))?;
-//!     let (forwarded, saved) = train.take(outputs)?;      // finite, and of the right shapes
-//!     let gradients = self.backward(&train.inputs(batch), saved)?;
-//!     let clipped = train.clip(gradients)?;               // finite; global norm
-//!     train.update(&clipped)?;                            // AdamW at lr(step, group)
-//!     Ok(train.advance(forwarded, &clipped))              // states, carries, step + 1
-//! }
-//! ```
+//! A generated `train_step` calls [`step`], or writes out its six lines.
 //!
 //! Everything that can fail on the numbers fails before `update`, so an error
 //! leaves the state as it was before the step.
@@ -141,9 +130,7 @@ impl TrainState {
             setup,
         };
         for spec in info.params {
-            state
-                .master
-                .push(random::init_param(spec, state.setup.seed, kind)?);
+            state.master.push(random::init_param(spec, state.setup.seed, kind)?);
             let trained = spec.storage == Storage::Trained;
             for moments in [&mut state.moments_m, &mut state.moments_v] {
                 let moment = trained.then(|| zeros(spec.shape, kind)).transpose()?;
@@ -168,12 +155,7 @@ impl TrainState {
             }
             Ok(master.f_to_kind(kind)?)
         };
-        self.params = self
-            .master
-            .iter()
-            .zip(self.info.params)
-            .map(cast)
-            .collect::<Result<_>>()?;
+        self.params = self.master.iter().zip(self.info.params).map(cast).collect::<Result<_>>()?;
         Ok(())
     }
 
@@ -209,10 +191,7 @@ impl TrainState {
 
     /// What forward and backward read.
     pub fn inputs<'a>(&'a self, batch: &'a Batch) -> Inputs<'a> {
-        Inputs {
-            carries: &self.carries,
-            ..self.inputs_without_carries(batch)
-        }
+        Inputs { carries: &self.carries, ..self.inputs_without_carries(batch) }
     }
 
     /// The same with other carries, for evaluation.
@@ -231,28 +210,11 @@ impl TrainState {
     /// finite or a state or carry has another shape.
     pub fn take(&self, outputs: Outputs) -> Result<(Forwarded, Box<dyn Any>)> {
         let values = self.finite_values(&outputs)?;
-        let states = self
-            .info
-            .states
-            .iter()
-            .map(|spec| spec.path)
-            .zip(&self.states);
+        let states = self.info.states.iter().map(|spec| spec.path).zip(&self.states);
         let states = self.checked("state", states, outputs.states)?;
-        let carries = self
-            .info
-            .carries
-            .iter()
-            .map(|spec| spec.name)
-            .zip(&self.carries);
+        let carries = self.info.carries.iter().map(|spec| spec.name).zip(&self.carries);
         let carries = self.checked("carry", carries, outputs.carries)?;
-        Ok((
-            Forwarded {
-                values,
-                carries,
-                states,
-            },
-            outputs.saved,
-        ))
+        Ok((Forwarded { values, carries, states }, outputs.saved))
     }
 
     /// The values of a forward pass as numbers; the first that is not finite is
@@ -276,11 +238,7 @@ impl TrainState {
         new: Vec<Tensor>,
     ) -> Result<Vec<Tensor>> {
         if old.len() != new.len() {
-            let detail = format!(
-                "it has {} of kind {what}, forward gave {}",
-                old.len(),
-                new.len()
-            );
+            let detail = format!("it has {} of kind {what}, forward gave {}", old.len(), new.len());
             return Err(self.contract(detail));
         }
         old.zip(new)
@@ -297,9 +255,7 @@ impl TrainState {
         if expected == found {
             return Ok(());
         }
-        Err(self.contract(format!(
-            "{what} is {expected:?}, the generated code gave {found:?}"
-        )))
+        Err(self.contract(format!("{what} is {expected:?}, the generated code gave {found:?}")))
     }
 
     fn finite(&self, what: &str, tensor: &Tensor) -> Result<()> {
@@ -314,9 +270,9 @@ impl TrainState {
     pub fn clip(&self, gradients: Vec<Option<Tensor>>) -> Result<Clipped> {
         if gradients.len() != self.master.len() {
             let (expected, found) = (self.master.len(), gradients.len());
-            return Err(self.contract(format!(
-                "it has {expected} parameters, backward gave {found}"
-            )));
+            return Err(
+                self.contract(format!("it has {expected} parameters, backward gave {found}"))
+            );
         }
         let mut sum = 0.0;
         for ((spec, param), gradient) in self.info.params.iter().zip(&self.params).zip(&gradients) {
@@ -324,11 +280,7 @@ impl TrainState {
         }
         let norm = sum.sqrt();
         let scale = self.setup.adamw.clip_scale(norm);
-        Ok(Clipped {
-            gradients,
-            norm,
-            scale,
-        })
+        Ok(Clipped { gradients, norm, scale })
     }
 
     /// The sum of squares of a gradient, which is finite.
@@ -361,12 +313,7 @@ impl TrainState {
 
     /// One AdamW update of every trained parameter, in place.
     pub fn update(&mut self, clipped: &Clipped) -> Result<()> {
-        let Setup {
-            adamw,
-            schedule,
-            groups,
-            ..
-        } = &self.setup;
+        let Setup { adamw, schedule, groups, .. } = &self.setup;
         for (index, gradient) in clipped.gradients.iter().enumerate() {
             let group = groups.of_param[index].map(|group| &groups.groups[group]);
             let moments = (&mut self.moments_m[index], &mut self.moments_v[index]);
@@ -375,11 +322,7 @@ impl TrainState {
             else {
                 continue;
             };
-            let mut slot = Slot {
-                master: &mut self.master[index],
-                moment_m,
-                moment_v,
-            };
+            let mut slot = Slot { master: &mut self.master[index], moment_m, moment_v };
             let scaled = gradient.f_mul_scalar(clipped.scale)?;
             let lr = schedule.lr(self.step, group.lr_multiplier);
             adamw.update(&mut slot, &scaled, lr, group.weight_decay, self.step + 1)?;
@@ -389,14 +332,9 @@ impl TrainState {
 
     /// Takes over states and carries and counts the step.
     pub fn advance(&mut self, forwarded: Forwarded, clipped: &Clipped) -> StepReport {
-        let Setup {
-            schedule, groups, ..
-        } = &self.setup;
+        let Setup { schedule, groups, .. } = &self.setup;
         let lr = |group: &crate::optimizer::Group| {
-            (
-                group.name.clone(),
-                schedule.lr(self.step, group.lr_multiplier),
-            )
+            (group.name.clone(), schedule.lr(self.step, group.lr_multiplier))
         };
         let lr = groups.groups.iter().map(lr).collect();
         self.states = forwarded.states;
@@ -412,34 +350,29 @@ impl TrainState {
     }
 
     fn not_finite(&self, what: String, value: f64) -> Error {
-        TrainError::NotFinite {
-            step: self.step + 1,
-            what,
-            value,
-            last_checkpoint: None,
-        }
-        .into()
+        TrainError::NotFinite { step: self.step + 1, what, value, last_checkpoint: None }.into()
     }
 
     pub(crate) fn contract(&self, detail: String) -> Error {
-        TrainError::Contract {
-            stage: self.info.name,
-            detail,
-        }
-        .into()
+        TrainError::Contract { stage: self.info.name, detail }.into()
     }
+}
+
+/// One whole training step of a stage.
+pub fn step(stage: &dyn Stage, train: &mut TrainState, batch: &Batch) -> Result<StepReport> {
+    let outputs = stage.forward(&train.inputs(batch))?;
+    let (forwarded, saved) = train.take(outputs)?;
+    let gradients = stage.backward(&train.inputs(batch), saved)?;
+    let clipped = train.clip(gradients)?;
+    train.update(&clipped)?;
+    Ok(train.advance(forwarded, &clipped))
 }
 
 /// Carries of zeros for a number of lanes.
 pub fn zero_carries(specs: &[CarrySpec], n_lanes: usize, act: Kind) -> Result<Vec<Tensor>> {
     specs
         .iter()
-        .map(|spec| {
-            Ok(Tensor::f_zeros(
-                carry_shape(spec, n_lanes),
-                (act, Device::Cpu),
-            )?)
-        })
+        .map(|spec| Ok(Tensor::f_zeros(carry_shape(spec, n_lanes), (act, Device::Cpu))?))
         .collect()
 }
 

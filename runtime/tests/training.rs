@@ -30,19 +30,11 @@ impl Bench {
     }
 
     fn options(&self, name: &str) -> RunOptions {
-        RunOptions {
-            silent: true,
-            ..RunOptions::new(self.out(name))
-        }
+        RunOptions { silent: true, ..RunOptions::new(self.out(name)) }
     }
 
     fn run(&self, options: &RunOptions) -> Result<Summary> {
-        train(
-            &BigramStage::GOOD,
-            &self.config,
-            options,
-            &AtomicBool::new(false),
-        )
+        train(&BigramStage::GOOD, &self.config, options, &AtomicBool::new(false))
     }
 
     fn store(&self, name: &str) -> Store {
@@ -50,9 +42,7 @@ impl Bench {
     }
 
     fn shown(&self, error: &Error) -> String {
-        error
-            .rendered()
-            .replace(&self.corpus.dir.path().display().to_string(), "DIR")
+        error.rendered().replace(&self.corpus.dir.path().display().to_string(), "DIR")
     }
 }
 
@@ -81,17 +71,16 @@ fn the_loss_falls_below_the_unigram_figure() {
     bench.config.evaluation.interval = 50;
     let summary = bench.run(&bench.options("run")).expect("trains");
     let after = summary.after.expect("was not interrupted").ntp;
-    assert!(
-        (summary.before.ntp - 300f64.ln()).abs() < 0.3,
-        "{summary:?}"
-    );
+    assert!((summary.before.ntp - 300f64.ln()).abs() < 0.3, "{summary:?}");
     assert!(after < 0.6 * summary.unigram.held_out, "{summary:?}");
     assert!(after < 0.6 * summary.unigram.corpus_entropy, "{summary:?}");
     assert_eq!(rows(&bench.out("run"), "step").len(), 150);
     assert_eq!(rows(&bench.out("run"), "evaluation").len(), 4);
     let resolved = std::fs::read_to_string(bench.out("run").join("config.resolved.toml"));
     let resolved = resolved.expect("reads");
-    let again = Config::parse(Path::new("resolved"), &resolved).expect("parses");
+    let mut again = Config::parse(Path::new("resolved"), &resolved).expect("parses");
+    let hash = again.data.tokenizer.take();
+    assert_eq!(hash.as_deref(), Some(bench.corpus.open().tokenizer.hash()));
     assert_eq!(again, bench.config);
 }
 
@@ -111,52 +100,28 @@ fn the_same_seed_gives_the_same_bits_and_another_does_not() {
 fn twenty_steps_are_ten_and_ten_more() {
     let bench = Bench::new();
     bench.run(&bench.options("whole")).expect("trains");
-    let first = RunOptions {
-        stop_after: Some(10),
-        ..bench.options("parts")
-    };
+    let first = RunOptions { stop_after: Some(10), ..bench.options("parts") };
     bench.run(&first).expect("trains");
     // What a crash in step 12 leaves after a checkpoint at 10.
     let metrics = bench.out("parts").join("metrics.jsonl");
     let mut text = std::fs::read_to_string(&metrics).expect("reads");
     text += "{\"kind\":\"step\",\"step\":11}\n{\"kind\":\"st";
     std::fs::write(&metrics, text).expect("writes");
-    let second = RunOptions {
-        start: Start::Latest,
-        ..bench.options("parts")
-    };
+    let second = RunOptions { start: Start::Latest, ..bench.options("parts") };
     bench.run(&second).expect("resumes");
     // Parameters, both moments, states and carries, to the bit.
     let (whole, parts) = (hash(&bench.out("whole")), hash(&bench.out("parts")));
     assert_eq!(whole, parts);
-    let files: Vec<&str> = whole
-        .tensors
-        .iter()
-        .map(|tensor| tensor.file.as_str())
-        .collect();
+    let files: Vec<&str> = whole.tensors.iter().map(|tensor| tensor.file.as_str()).collect();
     for file in ["params", "moments_m", "moments_v", "states", "carries"] {
-        assert!(
-            files.contains(&format!("{file}.safetensors").as_str()),
-            "{file}"
-        );
+        assert!(files.contains(&format!("{file}.safetensors").as_str()), "{file}");
     }
     // Step, seed and with them the data position.
-    let head = |name| {
-        bench
-            .store(name)
-            .open_latest()
-            .expect("opens")
-            .manifest()
-            .head
-            .clone()
-    };
+    let head = |name| bench.store(name).open_latest().expect("opens").manifest().head.clone();
     assert_eq!(head("whole"), head("parts"));
     // Every loss on the way, and so every batch.
     for kind in ["step", "evaluation"] {
-        assert_eq!(
-            rows(&bench.out("whole"), kind),
-            rows(&bench.out("parts"), kind)
-        );
+        assert_eq!(rows(&bench.out("whole"), kind), rows(&bench.out("parts"), kind));
     }
 }
 
@@ -165,10 +130,7 @@ fn old_checkpoints_go_and_the_newest_stay() {
     let bench = Bench::new();
     bench.run(&bench.options("run")).expect("trains");
     assert_eq!(bench.store("run").steps().expect("lists"), [15, 20]);
-    assert_eq!(
-        bench.store("run").latest().expect("reads").as_deref(),
-        Some("step_00000020")
-    );
+    assert_eq!(bench.store("run").latest().expect("reads").as_deref(), Some("step_00000020"));
 }
 
 #[test]
@@ -177,12 +139,7 @@ fn resuming_an_earlier_checkpoint_replaces_what_came_after() {
     bench.run(&bench.options("run")).expect("trains");
     let before = hash(&bench.out("run"));
     let from = Start::From("step_00000015".to_owned());
-    bench
-        .run(&RunOptions {
-            start: from,
-            ..bench.options("run")
-        })
-        .expect("resumes");
+    bench.run(&RunOptions { start: from, ..bench.options("run") }).expect("resumes");
     assert_eq!(hash(&bench.out("run")), before);
     assert_eq!(rows(&bench.out("run"), "step").len(), 20);
 }
@@ -194,13 +151,7 @@ fn a_nan_stops_the_run_and_keeps_the_last_good_checkpoint() {
     let stop = AtomicBool::new(false);
     let error = train(&stage, &bench.config, &bench.options("run"), &stop).expect_err("stops");
     insta::assert_snapshot!("nan", bench.shown(&error));
-    let head = bench
-        .store("run")
-        .open_latest()
-        .expect("opens")
-        .manifest()
-        .head
-        .clone();
+    let head = bench.store("run").open_latest().expect("opens").manifest().head.clone();
     assert_eq!(head.step, 10);
     assert_eq!(rows(&bench.out("run"), "step").len(), 12);
 }
@@ -208,17 +159,9 @@ fn a_nan_stops_the_run_and_keeps_the_last_good_checkpoint() {
 #[test]
 fn what_cannot_be_resumed() {
     let bench = Bench::new();
-    bench
-        .run(&RunOptions {
-            stop_after: Some(10),
-            ..bench.options("run")
-        })
-        .expect("trains");
+    bench.run(&RunOptions { stop_after: Some(10), ..bench.options("run") }).expect("trains");
     let before = hash(&bench.out("run"));
-    let resume = RunOptions {
-        start: Start::Latest,
-        ..bench.options("run")
-    };
+    let resume = RunOptions { start: Start::Latest, ..bench.options("run") };
     let stop = AtomicBool::new(false);
     let mut text = String::new();
     let mut tell = |name: &str, result: Result<Summary>| {
@@ -226,78 +169,41 @@ fn what_cannot_be_resumed() {
     };
 
     tell("a second new run", bench.run(&bench.options("run")));
-    let none = RunOptions {
-        start: Start::Latest,
-        ..bench.options("none")
-    };
+    let none = RunOptions { start: Start::Latest, ..bench.options("none") };
     tell("nothing to resume", bench.run(&none));
-    let other = BigramStage {
-        source_hash: "cafe",
-        ..BigramStage::GOOD
-    };
-    tell(
-        "another source",
-        train(&other, &bench.config, &resume, &stop),
-    );
+    let other = BigramStage { source_hash: "cafe", ..BigramStage::GOOD };
+    tell("another source", train(&other, &bench.config, &resume, &stop));
     let mut config = bench.config.clone();
     config.data.batch = 5;
     config.schedule.peak = 0.5;
-    tell(
-        "other settings",
-        train(&BigramStage::GOOD, &config, &resume, &stop),
-    );
+    tell("other settings", train(&BigramStage::GOOD, &config, &resume, &stop));
     // Accepted, the carries still do not fit a batch of 5.
-    let accept = RunOptions {
-        accept_changed_config: true,
-        ..resume.clone()
-    };
-    tell(
-        "another batch",
-        train(&BigramStage::GOOD, &config, &accept, &stop),
-    );
+    let accept = RunOptions { accept_changed_config: true, ..resume.clone() };
+    tell("another batch", train(&BigramStage::GOOD, &config, &accept, &stop));
     insta::assert_snapshot!("what_cannot_be_resumed", text);
     assert_eq!(hash(&bench.out("run")), before);
 
-    let accept = RunOptions {
-        accept_changed_source: true,
-        stop_after: Some(11),
-        ..resume
-    };
+    let accept = RunOptions { accept_changed_source: true, stop_after: Some(11), ..resume };
     train(&other, &bench.config, &accept, &stop).expect("resumes");
 }
 
 #[test]
 fn a_damaged_latest_checkpoint_is_an_error_and_nothing_is_loaded() {
     let bench = Bench::new();
-    bench
-        .run(&RunOptions {
-            stop_after: Some(10),
-            ..bench.options("run")
-        })
-        .expect("trains");
-    let file = bench
-        .out("run")
-        .join("checkpoints/step_00000010/moments_v.safetensors");
+    bench.run(&RunOptions { stop_after: Some(10), ..bench.options("run") }).expect("trains");
+    let file = bench.out("run").join("checkpoints/step_00000010/moments_v.safetensors");
     let mut bytes = std::fs::read(&file).expect("reads");
     let middle = bytes.len() / 2;
     bytes[middle] ^= 16;
     std::fs::write(&file, bytes).expect("writes");
-    let resume = RunOptions {
-        start: Start::Latest,
-        ..bench.options("run")
-    };
+    let resume = RunOptions { start: Start::Latest, ..bench.options("run") };
     let error = bench.run(&resume).expect_err("is refused");
     assert_eq!(error.code(), "E1008");
     let help = error.help();
     assert!(help.contains("`--resume-from step_00000005`"), "{help}");
     // Following the help works and ends as a run without damage.
     let from = Start::From("step_00000005".to_owned());
-    bench
-        .run(&RunOptions {
-            start: from,
-            ..bench.options("run")
-        })
-        .expect("resumes");
+    bench.run(&RunOptions { start: from, ..bench.options("run") }).expect("resumes");
     bench.run(&bench.options("whole")).expect("trains");
     assert_eq!(hash(&bench.out("run")), hash(&bench.out("whole")));
 }
@@ -321,17 +227,13 @@ fn the_program() {
     let Ok(args) = std::env::var(ARGS) else {
         return;
     };
-    let args = std::iter::once("bigram")
-        .chain(args.split('\n'))
-        .map(Into::into);
+    let args = std::iter::once("bigram").chain(args.split('\n')).map(Into::into);
     std::process::exit(lightc_runtime::program::run(&BigramStage::GOOD, args).into());
 }
 
 fn program_command(args: &[&str]) -> Command {
     let mut command = Command::new(std::env::current_exe().expect("knows itself"));
-    command
-        .args(["--exact", "the_program", "--nocapture"])
-        .env(ARGS, args.join("\n"));
+    command.args(["--exact", "the_program", "--nocapture"]).env(ARGS, args.join("\n"));
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
@@ -339,11 +241,7 @@ fn program_command(args: &[&str]) -> Command {
 fn program(args: &[&str]) -> (Option<i32>, String, String) {
     let output = program_command(args).output().expect("runs");
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    (
-        output.status.code(),
-        text(&output.stdout),
-        text(&output.stderr),
-    )
+    (output.status.code(), text(&output.stdout), text(&output.stderr))
 }
 
 /// Writes the test configuration as a file beside the shards.
@@ -358,12 +256,8 @@ fn config_file(bench: &Bench, steps: u64) -> String {
 #[test]
 fn the_program_prepares_trains_and_evaluates() {
     let corpus = TestCorpus::empty();
-    let list: Vec<String> = corpus
-        .options()
-        .documents
-        .iter()
-        .map(|path| path.display().to_string())
-        .collect();
+    let list: Vec<String> =
+        corpus.options().documents.iter().map(|path| path.display().to_string()).collect();
     let list_path = corpus.dir.path().join("list");
     std::fs::write(&list_path, list.join("\n")).expect("writes");
     let config = corpus.own_config();
@@ -374,15 +268,7 @@ fn the_program_prepares_trains_and_evaluates() {
         bench.corpus.shards().display().to_string(),
         bench.out("run").display().to_string(),
     );
-    let prepare = [
-        "prepare",
-        "--files-from",
-        &list,
-        "--out",
-        &shards,
-        "--held-out-every",
-        "4",
-    ];
+    let prepare = ["prepare", "--files-from", &list, "--out", &shards, "--held-out-every", "4"];
     for expected in ["(written)", "(was there already, verified)"] {
         let (code, stdout, stderr) = program(&prepare);
         assert_eq!(code, Some(0), "{stderr}");
@@ -392,14 +278,7 @@ fn the_program_prepares_trains_and_evaluates() {
     assert_eq!(code, Some(0), "{stderr}");
     assert!(stdout.contains("held-out loss after"), "{stdout}");
     assert!(stderr.contains("step 20/20"), "{stderr}");
-    let evaluate = [
-        "evaluate",
-        "--config",
-        &config,
-        "--checkpoint",
-        &out,
-        "--json",
-    ];
+    let evaluate = ["evaluate", "--config", &config, "--checkpoint", &out, "--json"];
     let (code, stdout, stderr) = program(&evaluate);
     assert_eq!(code, Some(0), "{stderr}");
     assert!(stdout.contains("\"step\": 20"), "{stdout}");
@@ -412,11 +291,7 @@ fn the_program_prepares_trains_and_evaluates() {
 
 fn wait_for_checkpoint(bench: &Bench, name: &str) {
     for _ in 0..600 {
-        if bench
-            .store(name)
-            .latest()
-            .is_ok_and(|latest| latest.is_some())
-        {
+        if bench.store(name).latest().is_ok_and(|latest| latest.is_some()) {
             return;
         }
         std::thread::sleep(Duration::from_millis(50));
@@ -433,22 +308,10 @@ fn a_signal_saves_and_stops_and_the_resumed_run_is_the_same() {
     let child = program_command(&args).spawn().expect("starts");
     wait_for_checkpoint(&bench, "run");
     let pid = child.id().to_string();
-    assert!(
-        Command::new("kill")
-            .args(["-TERM", &pid])
-            .status()
-            .expect("runs")
-            .success()
-    );
+    assert!(Command::new("kill").args(["-TERM", &pid]).status().expect("runs").success());
     let output = child.wait_with_output().expect("ends");
     assert_eq!(output.status.code(), Some(130), "{output:?}");
-    let step = bench
-        .store("run")
-        .open_latest()
-        .expect("opens")
-        .manifest()
-        .head
-        .step;
+    let step = bench.store("run").open_latest().expect("opens").manifest().head.step;
     assert!((5..400).contains(&step), "stopped at {step}");
     let (code, _, stderr) = program(&["train", "--config", &config, "--out", &out, "--resume"]);
     assert_eq!(code, Some(0), "{stderr}");

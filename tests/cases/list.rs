@@ -153,14 +153,19 @@ pub(super) fn cuts_and_joints(cases: &mut Cases) {
         let draw = if ty.starts_with("index") { Whole } else { Normal };
         cases.op(&format!("slice axis=u {cut}"), &[(ty, draw)], &two);
     }
-    cases.op("pad axis=t before={2} after={u} to=t", &[("act[b, t]", Normal)], &[("u", AtLeast(1))]);
+    cases.op(
+        "pad axis=t before={2} after={u} to=t",
+        &[("act[b, t]", Normal)],
+        &[("u", AtLeast(1))],
+    );
     cases.op("pad axis=t before={b} after={0} to=s", &[("f32[t, b, d]", Normal)], &[]);
     cases.op("pad axis=t before={0} after={0} to=s", &[("act[t]", Normal)], &[]);
     cases.op("pad axis=t before={1} after={t} to=s", &[("index[b, t]", Whole)], &[]);
     cases.op("pad axis=b before={0} after={2} to=b", &[("bool[b, t]", Truth)], &[]);
 
     cases.op("concat axis=d to=e", &[("act[b, d, t]", Normal)], &[]);
-    let parts = [("act[b, d=n, t]", Normal), ("f32[b, d=3, t]", Normal), ("act[t, d=2*n, b]", Normal)];
+    let parts =
+        [("act[b, d=n, t]", Normal), ("f32[b, d=3, t]", Normal), ("act[t, d=2*n, b]", Normal)];
     cases.op("concat axis=d to=e", &parts, &[]);
     cases.op("concat axis=d to=d", &[("f32[d=n]", Normal), ("act[d=m]", Normal)], &[]);
     cases.op("concat axis=d to=d", &[("index[b, d=n]", Whole), ("index[d=2, b]", Whole)], &[]);

@@ -125,7 +125,9 @@ pub fn to_array(tensor: &Tensor) -> Array {
 
 /// The largest magnitude in an array.
 pub fn largest(array: &Array) -> f64 {
-    array.iter().fold(f64::MIN_POSITIVE, |m, x| if x.is_nan() { f64::INFINITY } else { m.max(x.abs()) })
+    array
+        .iter()
+        .fold(f64::MIN_POSITIVE, |m, x| if x.is_nan() { f64::INFINITY } else { m.max(x.abs()) })
 }
 
 /// The largest difference of two arrays of one shape; infinite where either is not a number.
@@ -150,7 +152,9 @@ pub fn random_params(specs: &[ParamSpec], random: &mut Random) -> Tensors {
                 let fan = (*shape.last().unwrap_or(&1) as f64).sqrt();
                 random.array(&shape, |r| std.max(0.5 / fan) * r.normal())
             }
-            Init::Uniform { low, high } => random.array(&shape, |r| low + (high - low) * r.uniform()),
+            Init::Uniform { low, high } => {
+                random.array(&shape, |r| low + (high - low) * r.uniform())
+            }
             Init::LogUniform { high, .. } => {
                 random.array(&shape, |r| (high * (0.02 + 0.2 * r.uniform())).ln())
             }

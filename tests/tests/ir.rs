@@ -513,7 +513,10 @@ fn the_verifier_finds_faults_and_does_not_fall_over_them() {
 #[test]
 fn compiling_twice_gives_the_same_bytes() {
     let compiled = || -> Vec<(String, String)> {
-        let stages = [("models/tiny/tiny.llm", "tiny_2b"), ("models/lightning/lightning.llm", "lightning_2b")];
+        let stages = [
+            ("models/tiny/tiny.llm", "tiny_2b"),
+            ("models/lightning/lightning.llm", "lightning_2b"),
+        ];
         let each = stages.into_iter().map(|(source, stage)| {
             let loader = models();
             let (name, text) = loader.load("", source).expect("a source");

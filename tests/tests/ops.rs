@@ -184,9 +184,8 @@ fn tensor(array: &Array, kind: Kind, random: &mut Random) -> Tensor {
 
 fn call(example: &Example, module: &Module, act: Kind, random: &mut Random) -> Call {
     let mut list = |tensors: &Tensors, placed: Vec<(String, DType)>| -> Vec<Tensor> {
-        let tensor = |(path, dtype): &(String, DType)| {
-            tensor(&tensors[path], kind_of(*dtype, act), random)
-        };
+        let tensor =
+            |(path, dtype): &(String, DType)| tensor(&tensors[path], kind_of(*dtype, act), random);
         placed.iter().map(tensor).collect()
     };
     let params = module.placed_params().into_iter().map(|p| (p.path, p.item.ty.dtype)).collect();
@@ -241,10 +240,18 @@ fn compare(what: &str, tensor: &Tensor, expected: &Array, ty: &Type, act: Kind, 
     assert!(off <= tolerance, "{what} of type {ty} is off by {off}");
 }
 
-fn compare_all(what: &str, ran: &Ran, expected: &Expected, module: &Module, act: Kind, tolerance: f64) {
+fn compare_all(
+    what: &str,
+    ran: &Ran,
+    expected: &Expected,
+    module: &Module,
+    act: Kind,
+    tolerance: f64,
+) {
     let entry = module.entry_function();
     assert_eq!(ran.outputs.len(), expected.outputs.len(), "{what}");
-    for ((output, tensor), expected) in entry.outputs.iter().zip(&ran.outputs).zip(&expected.outputs)
+    for ((output, tensor), expected) in
+        entry.outputs.iter().zip(&ran.outputs).zip(&expected.outputs)
     {
         let what = format!("{what}: output {:?}", output.name);
         compare(&what, tensor, expected, entry.ty(output.value), act, tolerance);
@@ -287,8 +294,8 @@ fn check(case: &Case, emitted: &Emitted, seed: u64) {
             let what = format!("{} at {:?} in {act:?}", case.name, example.lengths);
             let call = call(&example, &module, act, &mut random);
             let tolerance = tolerance(case, act);
-            let ran = (emitted.run)(&call)
-                .unwrap_or_else(|e| panic!("{what}: {e}\n{}", emitted.ir));
+            let ran =
+                (emitted.run)(&call).unwrap_or_else(|e| panic!("{what}: {e}\n{}", emitted.ir));
             compare_all(&what, &ran, &expected, &module, act, tolerance);
         }
     }

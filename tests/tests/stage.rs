@@ -31,7 +31,11 @@ fn example(seed: u64, b: usize, t: usize) -> Example {
         let shape: Vec<usize> = table.shape.iter().map(|n| *n as usize).collect();
         let array = match table.source {
             "tokenizer.byte_codes" => ArrayD::from_shape_fn(shape.clone(), |at| {
-                if at[1] < counts[at[0]] { (random.below(256) * shape[1] + at[1]) as f64 } else { -1.0 }
+                if at[1] < counts[at[0]] {
+                    (random.below(256) * shape[1] + at[1]) as f64
+                } else {
+                    -1.0
+                }
             }),
             _ => ArrayD::from_shape_fn(shape, |at| counts[at[0]] as f64),
         };
@@ -84,13 +88,8 @@ fn interpreted(example: &Example) -> (f64, Tensors, Tensors) {
     let inputs = [example.tokens.clone(), example.memory.clone(), example.continues.clone()];
     let run = interp::run(&compiled.module, &inputs, &example.store).expect("interp runs");
     let one = ArrayD::from_elem(vec![], 1.0);
-    let grads = interp::gradients(
-        &compiled.module,
-        compiled.backward,
-        &run.trace,
-        &[one],
-        &example.store,
-    );
+    let grads =
+        interp::gradients(&compiled.module, compiled.backward, &run.trace, &[one], &example.store);
     (run.outputs[0][[]], grads.expect("interp differentiates"), run.updates)
 }
 

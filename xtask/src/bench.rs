@@ -21,19 +21,9 @@ struct Case {
 const SOURCE: &str = "models/lightning/lightning.llm";
 
 const CASES: [Case; 2] = [
+    Case { arguments: &["check", SOURCE], limit: Duration::from_millis(500) },
     Case {
-        arguments: &["check", SOURCE],
-        limit: Duration::from_millis(500),
-    },
-    Case {
-        arguments: &[
-            "inspect",
-            SOURCE,
-            "--stage",
-            "lightning_2b",
-            "--emit",
-            "rust",
-        ],
+        arguments: &["inspect", SOURCE, "--stage", "lightning_2b", "--emit", "rust"],
         limit: Duration::from_secs(2),
     },
 ];
@@ -60,10 +50,7 @@ fn measure(binary: &Path, case: &Case, runs: u32) -> Result<Times> {
     let mut times = Vec::new();
     for run_idx in 0..=runs {
         let mut command = Command::new(binary);
-        let _ = command
-            .args(case.arguments)
-            .current_dir(process::root())
-            .stdout(Stdio::null());
+        let _ = command.args(case.arguments).current_dir(process::root()).stdout(Stdio::null());
         let began = Instant::now();
         process::run_quietly(&mut command)?;
         if run_idx > 0 {
@@ -86,21 +73,12 @@ impl Times {
         times.sort();
         let upper = *times.get(times.len() / 2)?;
         let lower = *times.get(times.len().saturating_sub(1) / 2)?;
-        Some(Self {
-            min: *times.first()?,
-            median: (lower + upper) / 2,
-        })
+        Some(Self { min: *times.first()?, median: (lower + upper) / 2 })
     }
 }
 
 fn print_table(rows: &[(&Case, Times)], runs: u32) {
-    println!(
-        "{:<76} {:>9} {:>9} {:>9}",
-        format!("{runs} runs"),
-        "median",
-        "min",
-        "limit"
-    );
+    println!("{:<76} {:>9} {:>9} {:>9}", format!("{runs} runs"), "median", "min", "limit");
     for (case, times) in rows {
         println!(
             "{:<76} {:>9} {:>9} {:>9}  {}",
@@ -108,11 +86,7 @@ fn print_table(rows: &[(&Case, Times)], runs: u32) {
             milliseconds(times.median),
             milliseconds(times.min),
             milliseconds(case.limit),
-            if times.median < case.limit {
-                "within"
-            } else {
-                "OVER"
-            }
+            if times.median < case.limit { "within" } else { "OVER" }
         );
     }
 }
@@ -146,10 +120,7 @@ mod tests {
     fn the_median_of_an_even_count_lies_between_the_middle_two() {
         let of = |ms: &[u64]| Times::new(ms.iter().map(|ms| Duration::from_millis(*ms)).collect());
         let times = |min, median| {
-            Some(Times {
-                min: Duration::from_millis(min),
-                median: Duration::from_millis(median),
-            })
+            Some(Times { min: Duration::from_millis(min), median: Duration::from_millis(median) })
         };
         assert_eq!(of(&[9, 1, 5]), times(1, 5));
         assert_eq!(of(&[9, 1, 5, 7]), times(1, 6));

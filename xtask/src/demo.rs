@@ -27,7 +27,7 @@ pub(crate) fn run() -> Result<()> {
     let demo = Demo::set_up()?;
     demo.show_source()?;
     demo.build_crate()?;
-    demo.write_corpus()?;
+    demo.prepare()?;
     demo.train()?;
     demo.show_results(began)
 }
@@ -42,10 +42,8 @@ impl Demo {
         banner(1, "set libtorch up and build lightc");
         let environment = libtorch::environment()?;
         let lightc = process::build_release("lightc")?;
-        Ok(Self {
-            lightc,
-            environment,
-        })
+        clear_out()?;
+        Ok(Self { lightc, environment })
     }
 
     fn show_source(&self) -> Result<()> {
@@ -60,34 +58,31 @@ impl Demo {
     fn build_crate(&self) -> Result<()> {
         banner(3, "generate the training code");
         let folder = format!("{OUT}/crate");
-        self.lightc(&[
-            "build", SOURCE, "--stage", STAGE, "--target", "cpu", "--out", &folder,
-        ])?;
+        self.lightc(&["build", SOURCE, "--stage", STAGE, "--target", "cpu", "--out", &folder])?;
         list_files(&process::root().join(&folder))
     }
 
-    fn write_corpus(&self) -> Result<()> {
-        banner(
-            4,
-            "gather the text: this repository's tracked .llm, .md, .rs and .toml files",
-        );
-        let corpus = corpus::write(&process::root().join(OUT).join("corpus"))?;
-        for (name, part) in [("train", &corpus.train), ("held out", &corpus.held_out)] {
-            println!(
-                "  {name:<9} {:>5} files {:>9} bytes  {}",
-                part.n_files,
-                part.n_bytes,
-                relative(&part.path)
-            );
-        }
-        Ok(())
+    fn prepare(&self) -> Result<()> {
+        banner(4, "text to tokens: this repository's tracked .llm, .md, .rs and .toml files");
+        let out = process::root().join(OUT);
+        let corpus = corpus::write_list(out.join("files.txt"))?;
+        println!("  {} files, {} bytes", corpus.n_files, corpus.n_bytes);
+        self.lightc(&[
+            "prepare",
+            SOURCE,
+            "--stage",
+            STAGE,
+            "--files-from",
+            &format!("{OUT}/files.txt"),
+            "--out",
+            &format!("{OUT}/shards"),
+        ])
     }
 
     fn train(&self) -> Result<()> {
-        banner(5, "train: tokenizer, then the stage");
-        self.lightc(&[
-            "train", SOURCE, "--stage", STAGE, "--config", CONFIG, "--out", OUT,
-        ])
+        banner(5, "train");
+        let run = format!("{OUT}/run");
+        self.lightc(&["train", SOURCE, "--stage", STAGE, "--config", CONFIG, "--out", &run])
     }
 
     fn show_results(&self, began: Instant) -> Result<()> {
@@ -103,6 +98,16 @@ impl Demo {
         self.environment.apply(&mut command);
         process::run(&mut command)
     }
+}
+
+/// The demo starts anew each time: what an earlier one left in its own folder goes.
+fn clear_out() -> Result<()> {
+    let out = process::root().join(OUT);
+    if out.is_dir() {
+        println!("removing {OUT}, which an earlier demo wrote");
+        fs::remove_dir_all(&out).with_context(|| format!("cannot remove {OUT}"))?;
+    }
+    Ok(())
 }
 
 fn banner(step: u32, title: &str) {
@@ -142,10 +147,7 @@ fn collect_files(folder: &Path, files: &mut Vec<(PathBuf, u64)>) -> Result<()> {
 
 /// A path as seen from the repository's root.
 fn relative(path: &Path) -> String {
-    path.strip_prefix(process::root())
-        .unwrap_or(path)
-        .display()
-        .to_string()
+    path.strip_prefix(process::root()).unwrap_or(path).display().to_string()
 }
 
 #[cfg(test)]
@@ -163,12 +165,6 @@ mod tests {
         let mut files = Vec::new();
         collect_files(dir.path(), &mut files).unwrap();
         files.sort();
-        assert_eq!(
-            files,
-            [
-                (dir.path().join("Cargo.toml"), 2),
-                (dir.path().join("src/lib.rs"), 2)
-            ]
-        );
+        assert_eq!(files, [(dir.path().join("Cargo.toml"), 2), (dir.path().join("src/lib.rs"), 2)]);
     }
 }

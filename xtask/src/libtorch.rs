@@ -46,9 +46,7 @@ fn set_up() -> Result<Libtorch> {
 
 /// torch-sys compiles C++; without a compiler its error is hard to read.
 fn check_compiler() -> Result<()> {
-    let name = std::env::var_os("CXX")
-        .filter(|v| !v.is_empty())
-        .unwrap_or_else(|| "c++".into());
+    let name = std::env::var_os("CXX").filter(|v| !v.is_empty()).unwrap_or_else(|| "c++".into());
     // CXX can hold a wrapper and flags: `ccache g++ -pipe`.
     let text = name.to_string_lossy().into_owned();
     let mut words = text.split_whitespace();
@@ -74,11 +72,7 @@ const PLAIN_INTERVAL: Duration = Duration::from_secs(15);
 
 impl View {
     fn new() -> Self {
-        Self {
-            spinner: None,
-            last_line: String::new(),
-            next_report: PLAIN_INTERVAL,
-        }
+        Self { spinner: None, last_line: String::new(), next_report: PLAIN_INTERVAL }
     }
 
     fn show(&mut self, progress: &Progress<'_>) {

@@ -18,11 +18,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 
 /// Set-up, demo, test and benchmark commands of the repository.
 #[derive(Parser)]
-#[command(
-    name = "cargo xtask",
-    bin_name = "cargo xtask",
-    disable_help_subcommand = true
-)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", disable_help_subcommand = true)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -121,9 +117,7 @@ mod tests {
     #[test]
     fn flags_after_test_go_to_the_runner() {
         let parsed = Arguments::parse_from(["xtask", "test", "-p", "lightc-dsl", "axis"]);
-        let Command::Test { arguments } = parsed.command else {
-            panic!("not the test command")
-        };
+        let Command::Test { arguments } = parsed.command else { panic!("not the test command") };
         assert_eq!(arguments, ["-p", "lightc-dsl", "axis"]);
     }
 }

@@ -32,13 +32,8 @@ pub(crate) fn exit_code_of(error: &anyhow::Error) -> ExitCode {
 
 /// Shells report death by a signal as 128 plus its number.
 fn code_of(status: ExitStatus) -> u8 {
-    let code = status
-        .code()
-        .unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
-    u8::try_from(code)
-        .ok()
-        .filter(|code| *code != 0)
-        .unwrap_or(1)
+    let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
+    u8::try_from(code).ok().filter(|code| *code != 0).unwrap_or(1)
 }
 
 /// The cargo that runs this program, started at the repository's root.
@@ -57,29 +52,17 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
 /// Runs a command without saying so, and fails if it fails.
 pub(crate) fn run_quietly(command: &mut Command) -> Result<()> {
     let line = line_of(command);
-    let status = command
-        .status()
-        .with_context(|| format!("cannot start `{line}`"))?;
-    if status.success() {
-        Ok(())
-    } else {
-        Err(Failed { line, status }.into())
-    }
+    let status = command.status().with_context(|| format!("cannot start `{line}`"))?;
+    if status.success() { Ok(()) } else { Err(Failed { line, status }.into()) }
 }
 
 /// Runs a command for its output.
 pub(crate) fn output(command: &mut Command) -> Result<String> {
     let line = line_of(command);
-    let output = command
-        .output()
-        .with_context(|| format!("cannot start `{line}`"))?;
+    let output = command.output().with_context(|| format!("cannot start `{line}`"))?;
     if !output.status.success() {
         eprint!("{}", String::from_utf8_lossy(&output.stderr));
-        return Err(Failed {
-            line,
-            status: output.status,
-        }
-        .into());
+        return Err(Failed { line, status: output.status }.into());
     }
     String::from_utf8(output.stdout)
         .with_context(|| format!("`{line}` printed bytes that are not UTF-8"))
@@ -120,9 +103,7 @@ fn target_folder() -> Result<PathBuf> {
     let metadata: serde_json::Value =
         serde_json::from_str(&text).context("`cargo metadata` printed no JSON")?;
     let folder = metadata["target_directory"].as_str();
-    folder
-        .map(PathBuf::from)
-        .context("`cargo metadata` names no target directory")
+    folder.map(PathBuf::from).context("`cargo metadata` names no target directory")
 }
 
 #[cfg(test)]
@@ -132,31 +113,19 @@ mod tests {
     #[test]
     fn the_exit_code_of_a_child_is_passed_on() {
         let error = run(Command::new("sh").args(["-c", "exit 7"])).unwrap_err();
-        assert_eq!(
-            error.downcast_ref::<Failed>().map(|f| code_of(f.status)),
-            Some(7)
-        );
-        assert_eq!(
-            error.to_string(),
-            "`sh -c 'exit 7'` failed with exit status: 7"
-        );
+        assert_eq!(error.downcast_ref::<Failed>().map(|f| code_of(f.status)), Some(7));
+        assert_eq!(error.to_string(), "`sh -c 'exit 7'` failed with exit status: 7");
     }
 
     #[test]
     fn a_child_killed_by_a_signal_reads_as_in_a_shell() {
         let error = run(Command::new("sh").args(["-c", "kill -9 $$"])).unwrap_err();
-        assert_eq!(
-            error.downcast_ref::<Failed>().map(|f| code_of(f.status)),
-            Some(137)
-        );
+        assert_eq!(error.downcast_ref::<Failed>().map(|f| code_of(f.status)), Some(137));
     }
 
     #[test]
     fn a_program_that_does_not_exist_is_named() {
         let error = run(&mut Command::new("/nonexistent/program")).unwrap_err();
-        assert!(
-            format!("{error:#}").contains("cannot start `program`"),
-            "{error:#}"
-        );
+        assert!(format!("{error:#}").contains("cannot start `program`"), "{error:#}");
     }
 }

@@ -15,13 +15,7 @@ use crate::process::{cargo, run};
 /// members, which are exactly the crates that need no libtorch.
 pub(crate) fn check() -> Result<()> {
     format_check()?;
-    run(&mut cargo(&[
-        "clippy",
-        "--all-targets",
-        "--",
-        "--deny",
-        "warnings",
-    ]))?;
+    run(&mut cargo(&["clippy", "--all-targets", "--", "--deny", "warnings"]))?;
     run(&mut cargo(runner().tests))
 }
 
@@ -33,23 +27,15 @@ pub(crate) fn test(arguments: &[String]) -> Result<()> {
 /// Every test, with changed snapshots accepted.
 pub(crate) fn bless(arguments: &[String]) -> Result<()> {
     run_tests(arguments, |command| {
-        let _ = command
-            .env("INSTA_UPDATE", "always")
-            .env("INSTA_FORCE_PASS", "1");
+        let _ = command.env("INSTA_UPDATE", "always").env("INSTA_FORCE_PASS", "1");
     })
 }
 
 /// Formatting and lints of the whole workspace.
 pub(crate) fn lint() -> Result<()> {
     format_check()?;
-    let mut command = cargo(&[
-        "clippy",
-        "--workspace",
-        "--all-targets",
-        "--",
-        "--deny",
-        "warnings",
-    ]);
+    let mut command =
+        cargo(&["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"]);
     libtorch::environment()?.apply(&mut command);
     run(&mut command)
 }
@@ -99,15 +85,9 @@ fn runner() -> Runner {
     let mut probe = cargo(&["nextest", "--version"]);
     let found = probe.stdout(Stdio::null()).stderr(Stdio::null()).status();
     if found.is_ok_and(|status| status.success()) {
-        Runner {
-            tests: &["nextest", "run", "--no-fail-fast"],
-            has_doc_tests: false,
-        }
+        Runner { tests: &["nextest", "run", "--no-fail-fast"], has_doc_tests: false }
     } else {
-        Runner {
-            tests: &["test", "--no-fail-fast"],
-            has_doc_tests: true,
-        }
+        Runner { tests: &["test", "--no-fail-fast"], has_doc_tests: true }
     }
 }
 
@@ -116,9 +96,7 @@ fn names_a_package(arguments: &[String]) -> bool {
     let own = arguments.iter().take_while(|argument| *argument != "--");
     own.into_iter().any(|argument| {
         argument.starts_with("-p")
-            || ["--package", "--workspace"]
-                .iter()
-                .any(|name| argument.starts_with(name))
+            || ["--package", "--workspace"].iter().any(|name| argument.starts_with(name))
     })
 }
 
@@ -129,12 +107,7 @@ mod tests {
     #[test]
     fn naming_a_package_replaces_the_whole_workspace() {
         let names = |words: &[&str]| {
-            names_a_package(
-                &words
-                    .iter()
-                    .map(|word| (*word).to_owned())
-                    .collect::<Vec<_>>(),
-            )
+            names_a_package(&words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>())
         };
         assert!(names(&["-p", "lightc-dsl"]));
         assert!(names(&["-plightc-dsl"]));

@@ -7,36 +7,19 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .unwrap()
-        .to_owned()
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
 }
 
 /// The Markdown files that git tracks or would track.
 fn documents() -> Vec<PathBuf> {
     let output = Command::new("git")
-        .args([
-            "ls-files",
-            "-z",
-            "--cached",
-            "--others",
-            "--exclude-standard",
-            "--",
-            "*.md",
-        ])
+        .args(["ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", "*.md"])
         .current_dir(root())
         .output()
         .unwrap();
-    assert!(
-        output.status.success(),
-        "the repository's rules are checked in a git clone"
-    );
+    assert!(output.status.success(), "the repository's rules are checked in a git clone");
     let text = String::from_utf8(output.stdout).unwrap();
-    let paths = text
-        .split('\0')
-        .filter(|path| !path.is_empty())
-        .map(|path| root().join(path));
+    let paths = text.split('\0').filter(|path| !path.is_empty()).map(|path| root().join(path));
     // A file that was deleted and not yet committed is still listed.
     paths.filter(|path| path.exists()).collect()
 }
@@ -76,11 +59,7 @@ fn every_relative_link_leads_to_a_file() {
             }
         }
     }
-    assert!(
-        broken.is_empty(),
-        "links that lead nowhere:\n{}",
-        broken.join("\n")
-    );
+    assert!(broken.is_empty(), "links that lead nowhere:\n{}", broken.join("\n"));
 }
 
 #[test]
@@ -95,8 +74,5 @@ fn the_book_lists_every_chapter() {
         .filter(|path| path.starts_with(&docs) && !path.ends_with("SUMMARY.md"))
         .filter(|path| !listed.contains(path))
         .collect();
-    assert!(
-        missing.is_empty(),
-        "chapters that docs/SUMMARY.md does not list: {missing:?}"
-    );
+    assert!(missing.is_empty(), "chapters that docs/SUMMARY.md does not list: {missing:?}");
 }

@@ -99,9 +99,8 @@ fn diagnostic(module: &Module, function: FuncId, index: usize, found: &[String])
         None => {
             let entry = module.entry_function();
             let name = format!("nothing that `{}` minimises uses it", entry.name);
-            diag.related.extend(
-                entry.span.map(|span| lightc_dsl::diag::Label { span, text: name }),
-            );
+            diag.related
+                .extend(entry.span.map(|span| lightc_dsl::diag::Label { span, text: name }));
         }
     }
     Some(diag)

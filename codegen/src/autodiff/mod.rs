@@ -6,9 +6,7 @@
 //! this pass orders them, adds up where a value is used more than once, and leaves out what
 //! is structurally zero. What it leaves out is what [`crate::analysis`] reports.
 
-use crate::ir::{
-    Backward, BackwardId, FuncId, Function, Module, NodeId, Output, Type, ValueId,
-};
+use crate::ir::{Backward, BackwardId, FuncId, Function, Module, NodeId, Output, Type, ValueId};
 use crate::ops::{
     Binary, BinaryFn, Broadcast, Call, CallBackward, Cast, Const, Input, Op, ParamRef, Permute,
     Saved, Stack, StackBackward, StateRef, Sum, TableRef, TypeError,
@@ -38,11 +36,9 @@ impl Vjp<'_> {
     /// # Errors
     /// If there is none: rules are called only where there is one.
     pub fn dy(&self) -> Result<ValueId, TypeError> {
-        self.dys
-            .first()
-            .copied()
-            .flatten()
-            .ok_or_else(|| TypeError::new("E0701", "a derivative rule was called without a cotangent"))
+        self.dys.first().copied().flatten().ok_or_else(|| {
+            TypeError::new("E0701", "a derivative rule was called without a cotangent")
+        })
     }
 
     /// Whether argument `index` depends on anything that learns or comes in; where it does not,
@@ -276,8 +272,7 @@ impl Pass<'_> {
             ..Function::default()
         };
         let active = self.active_values(of, forward);
-        let mut build =
-            Build { body, saved: BTreeMap::new(), cotangents: BTreeMap::new(), active };
+        let mut build = Build { body, saved: BTreeMap::new(), cotangents: BTreeMap::new(), active };
         for (output, _) in forward.outputs.iter().zip(seeds).filter(|(_, seeded)| **seeded) {
             let name = format!("d_{}", output.name.as_deref().unwrap_or("result"));
             let ty = forward.ty(output.value).clone();

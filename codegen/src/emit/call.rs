@@ -96,9 +96,9 @@ fn sum_of_products(size: &Size) -> Option<TokenStream> {
     let plain = size.terms().filter(|(monomial, _)| monomial.is_empty());
     for (monomial, coefficient) in named.chain(plain) {
         let magnitude = Literal::i64_unsuffixed(coefficient.checked_abs()?);
-        let variables = monomial.iter().flat_map(|(name, &power)| {
-            std::iter::repeat_n(size_variable(name), power as usize)
-        });
+        let variables = monomial
+            .iter()
+            .flat_map(|(name, &power)| std::iter::repeat_n(size_variable(name), power as usize));
         let mut product: Option<TokenStream> = None;
         if coefficient.checked_abs()? != 1 || monomial.is_empty() {
             product = Some(quote!(#magnitude));

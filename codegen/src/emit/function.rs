@@ -2,9 +2,7 @@
 
 use super::call::{EmitCall, size_variable};
 use super::names::{ident, module_ident, value_names};
-use crate::ir::{
-    Backward, BackwardId, FuncId, Function, Module, Node, NodeId, Sub, Type, ValueId,
-};
+use crate::ir::{Backward, BackwardId, FuncId, Function, Module, Node, NodeId, Sub, Type, ValueId};
 use crate::ops::Op;
 use crate::schedule::saved_values;
 use lightc_dsl::model::{MemberRef, Storage};
@@ -48,7 +46,8 @@ fn doc_lines(text: &str) -> TokenStream {
 impl Emitter<'_> {
     fn module(&self) -> TokenStream {
         let name = module_ident(&self.function.name);
-        let doc = doc_lines(self.function.doc.as_deref().unwrap_or("A block without a description."));
+        let doc =
+            doc_lines(self.function.doc.as_deref().unwrap_or("A block without a description."));
         let tensors = self.tensors();
         let backwards: Vec<TokenStream> =
             self.backwards().map(|(id, backward)| self.backward(id, backward)).collect();
@@ -259,8 +258,8 @@ impl Emitter<'_> {
             outputs.push(locals.owned(output.value));
         }
         let results = self.function.outputs.iter().map(|_| quote!(Tensor));
-        let next = has_states(self.module, self.id)
-            .then(|| quote!(next: &mut Tensors<Option<Tensor>>,));
+        let next =
+            has_states(self.module, self.id).then(|| quote!(next: &mut Tensors<Option<Tensor>>,));
         let sizes_used = self.size_bindings(&names, &quote!(#(#statements)*), &saved_sizes);
         let body = quote! {
             #(#sizes_used)*
@@ -388,7 +387,8 @@ impl Emitter<'_> {
         let result = locals.name(*result);
         let mut current = locals.by_ref(*x);
         let mut statements = Vec::new();
-        for ((saved, callee), (field, _)) in self.call_fields(id, node).iter().zip(sub_fields(sub)) {
+        for ((saved, callee), (field, _)) in self.call_fields(id, node).iter().zip(sub_fields(sub))
+        {
             let results = [quote!(#result)];
             statements.push(self.call_statement(id, saved, &field, *callee, &results, &[current]));
             current = quote!(&#result);
@@ -530,7 +530,8 @@ impl Emitter<'_> {
         let fields = sub_fields(sub);
         let saved = self.call_fields(call, forward_node);
         let mut statements = Vec::new();
-        if let (true, Some(arg), Some(result)) = (layers.is_empty(), args.first(), bindings.first()) {
+        if let (true, Some(arg), Some(result)) = (layers.is_empty(), args.first(), bindings.first())
+        {
             statements.push(quote!(let #result = Tensor::shallow_clone(#arg);));
         }
         for (position, (layer, ((field, callee), (saved, _)))) in
@@ -574,7 +575,11 @@ fn contains_word(text: &str, word: &str) -> bool {
 
 /// A parameter name, with an underscore in front where the body does not use it.
 fn used(body: &TokenStream, name: &str) -> Ident {
-    if contains_word(&body.to_string(), name) { format_ident!("{name}") } else { format_ident!("_{name}") }
+    if contains_word(&body.to_string(), name) {
+        format_ident!("{name}")
+    } else {
+        format_ident!("_{name}")
+    }
 }
 
 /// The statement of an op that computes.

@@ -5,9 +5,11 @@
 //! source, its digest and the compiler.
 
 mod call;
+mod digest;
 mod function;
 mod names;
 mod stage;
 
 pub use call::EmitCall;
+pub use digest::source_digest;
 pub use stage::{CrateFile, Origin, emit_blocks, emit_crate, emit_stage};

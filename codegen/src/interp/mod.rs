@@ -153,18 +153,15 @@ fn bind_sizes(function: &Function, inputs: &[Array]) -> Result<BTreeMap<String, 
     let values: Vec<ValueId> = function.inputs().map(|(_, value)| value).collect();
     for (symbol, value, position) in function.bound_symbols() {
         let index = values.iter().position(|v| *v == value);
-        let length = index.and_then(|i| inputs.get(i)).and_then(|a| a.shape().get(position).copied());
+        let length =
+            index.and_then(|i| inputs.get(i)).and_then(|a| a.shape().get(position).copied());
         let length = length.ok_or_else(|| EvalError(format!("no input has axis `{symbol}`")))?;
         sizes.insert(symbol, length as i64);
     }
     Ok(sizes)
 }
 
-fn check_shape(
-    ty: &Type,
-    array: &Array,
-    sizes: &BTreeMap<String, i64>,
-) -> Result<(), EvalError> {
+fn check_shape(ty: &Type, array: &Array, sizes: &BTreeMap<String, i64>) -> Result<(), EvalError> {
     let wanted: Vec<Option<i64>> = ty.axes.iter().map(|axis| axis.size.evaluate(sizes)).collect();
     let has: Vec<Option<i64>> = array.shape().iter().map(|n| Some(*n as i64)).collect();
     if wanted == has {
@@ -192,7 +189,8 @@ fn target(
     layer: usize,
     path: &str,
 ) -> Result<(FuncId, String), EvalError> {
-    let sub = function.subs.get(sub).ok_or_else(|| EvalError("an undeclared sub is called".into()))?;
+    let sub =
+        function.subs.get(sub).ok_or_else(|| EvalError("an undeclared sub is called".into()))?;
     let callee = sub.callees.get(layer).copied();
     let callee = callee.ok_or_else(|| EvalError(format!("`{}` has no layer {layer}", sub.name)))?;
     Ok((callee, sub_path(path, sub, layer)))

@@ -22,7 +22,7 @@ impl fmt::Display for ValueId {
 pub struct NodeId(pub u32);
 
 /// A function of one module.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FuncId(pub u32);
 
 /// One application of an op. A node's arguments are defined by earlier nodes.
@@ -267,12 +267,6 @@ pub struct Module {
     pub entry: FuncId,
     /// One per function once differentiated; see [`crate::autodiff`].
     pub backward: Vec<Backward>,
-}
-
-impl Default for FuncId {
-    fn default() -> Self {
-        FuncId(0)
-    }
 }
 
 impl Module {

@@ -113,7 +113,10 @@ impl Check<'_> {
         for sub in &function.subs {
             for callee in &sub.callees {
                 if callee.0 as usize >= index {
-                    self.fail(format!("sub `{}` calls a function that does not come before", sub.name));
+                    self.fail(format!(
+                        "sub `{}` calls a function that does not come before",
+                        sub.name
+                    ));
                 }
             }
         }
@@ -188,9 +191,7 @@ impl Check<'_> {
             }
             Op::Call(op) => self.call_types(function, op.sub, 0, &args),
             Op::Stack(op) => self.stack_types(function, op.sub, &args),
-            Op::CallBackward(op) => {
-                self.backward_types(forward, op.call, &[op.backward], &args)
-            }
+            Op::CallBackward(op) => self.backward_types(forward, op.call, &[op.backward], &args),
             Op::StackBackward(op) => self.backward_types(forward, op.call, &op.layers, &args),
             op => match op.def().infer(&args) {
                 Ok(types) => Some(types),
@@ -242,7 +243,12 @@ impl Check<'_> {
         Some(callee.outputs.iter().map(|o| callee.ty(o.value).substitute(&bindings)).collect())
     }
 
-    fn stack_types(&mut self, function: &Function, sub: usize, args: &[&Type]) -> Option<Vec<Type>> {
+    fn stack_types(
+        &mut self,
+        function: &Function,
+        sub: usize,
+        args: &[&Type],
+    ) -> Option<Vec<Type>> {
         let layers = function.subs.get(sub)?.callees.len();
         let ty = (*args.first()?).clone();
         for layer in 0..layers {

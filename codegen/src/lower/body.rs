@@ -82,7 +82,8 @@ impl Body<'_, '_> {
                 self.axes.entry(axis.name.clone()).or_insert_with(|| axis.size.clone());
             }
             let op = Input { name: name.name.clone() };
-            let values = self.function.push_typed(op.into(), vec![], vec![ty.clone()], Some(name.span));
+            let values =
+                self.function.push_typed(op.into(), vec![], vec![ty.clone()], Some(name.span));
             for value in values {
                 self.function.name_value(value, &name.name);
                 self.bind(&name.name, Some(Item::Value(value)), name.span);
@@ -164,7 +165,8 @@ impl Body<'_, '_> {
                 self.sub_call(callee, args, expr.span)?
             }
             _ => {
-                let message = format!("{count} names are bound, but the expression gives one value");
+                let message =
+                    format!("{count} names are bound, but the expression gives one value");
                 self.report(Diag::error("E0408", message, expr.span, "one value"));
                 return None;
             }
@@ -190,8 +192,7 @@ impl Body<'_, '_> {
         let rest: Vec<String> =
             ty.names().into_iter().filter(|name| !stated.contains(name)).collect();
         if missing.is_some() || (!pattern.open && !rest.is_empty()) {
-            let message =
-                format!("the value is {ty}, but [{}] is stated", pattern_text(pattern));
+            let message = format!("the value is {ty}, but [{}] is stated", pattern_text(pattern));
             self.report(
                 Diag::error("E0401", message, pattern.span, "stated here")
                     .with_help("state the value's axes, or change the expression"),
@@ -595,8 +596,7 @@ impl Body<'_, '_> {
             args.iter().map(|(v, span)| (self.function.ty(*v).clone(), *span)).collect();
         let signature = self.lowerer.signature(target, &typed, span)?;
         let mut ordered = Vec::new();
-        for (((value, span), order), ty) in
-            args.iter().zip(&signature.orders).zip(&signature.types)
+        for (((value, span), order), ty) in args.iter().zip(&signature.orders).zip(&signature.types)
         {
             let value = self.permuted(*value, order, *span)?;
             ordered.push(self.cast(value, ty.dtype, *span)?);
@@ -619,7 +619,8 @@ impl Body<'_, '_> {
 
     fn check_distinct(&mut self, ty: &Type, span: Span) -> Option<()> {
         let names = ty.names();
-        let twice = names.iter().enumerate().find(|(i, n)| names.iter().skip(i + 1).any(|m| m == *n));
+        let twice =
+            names.iter().enumerate().find(|(i, n)| names.iter().skip(i + 1).any(|m| m == *n));
         let Some((_, name)) = twice else { return Some(()) };
         let message = format!("the result has axis `{name}` twice: {ty}");
         self.report(Diag::error("E0406", message, span, "this call"));

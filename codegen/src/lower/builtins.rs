@@ -13,8 +13,8 @@ use crate::ops::{
 };
 use lightc_dsl::ast::{Arg, DType, Expr, ExprKind, Ident};
 use lightc_dsl::diag::Diag;
-use lightc_dsl::names::BUILTINS;
 use lightc_dsl::model::Axis;
+use lightc_dsl::names::BUILTINS;
 use lightc_dsl::source::Span;
 
 /// The arguments of one call, sorted by kind; what is not taken is an error.
@@ -55,10 +55,8 @@ impl<'a> Args<'a> {
     fn expect(&self, values: usize, named: &[&str], usage: &str) -> Result<(), TypeError> {
         let unknown = self.named.iter().find(|(name, _)| !named.contains(&name.name.as_str()));
         if let Some((name, _)) = unknown {
-            let error = TypeError::new(
-                "E0405",
-                format!("`{}` has no argument `{}`", self.name, name.name),
-            );
+            let error =
+                TypeError::new("E0405", format!("`{}` has no argument `{}`", self.name, name.name));
             return Err(error.with_help(format!("it is written `{usage}`")));
         }
         if self.values.len() != values {
@@ -105,12 +103,17 @@ pub(super) fn call(
     if !BUILTINS.contains(&callee.name.as_str()) {
         let mut diag = Diag::error(
             "E0407",
-            format!("`{}` is neither a builtin nor a sub-block of `{}`", callee.name, body.instance.block),
+            format!(
+                "`{}` is neither a builtin nor a sub-block of `{}`",
+                callee.name, body.instance.block
+            ),
             callee.span,
             "not known here",
         );
         let subs = body.instance.subs.iter().map(|sub| sub.name.as_str());
-        if let Some(near) = lightc_dsl::names::closest(&callee.name, BUILTINS.iter().copied().chain(subs)) {
+        if let Some(near) =
+            lightc_dsl::names::closest(&callee.name, BUILTINS.iter().copied().chain(subs))
+        {
             diag = diag.with_help(format!("there is `{near}`"));
         }
         body.report(diag);
@@ -171,7 +174,10 @@ fn with_values(
 ) -> Lowered {
     if let Some(other) = args.other.first() {
         let _ = other;
-        return Err(TypeError::new("E0405", format!("`{}` has an argument of a kind it does not take", args.name)));
+        return Err(TypeError::new(
+            "E0405",
+            format!("`{}` has an argument of a kind it does not take", args.name),
+        ));
     }
     let Some(values) = values(body, args) else { return Ok(None) };
     let op = op(body);
@@ -206,25 +212,43 @@ fn two(body: &mut Body<'_, '_>, args: &Args<'_>, function: BinaryFn) -> Lowered 
 }
 
 /// A number argument, known when compiling.
-fn number(body: &mut Body<'_, '_>, args: &Args<'_>, name: &str, usage: &str) -> Result<Option<f64>, TypeError> {
+fn number(
+    body: &mut Body<'_, '_>,
+    args: &Args<'_>,
+    name: &str,
+    usage: &str,
+) -> Result<Option<f64>, TypeError> {
     let expr = args.need(name, usage)?;
     match body.item(expr) {
         Some(Item::Number(number)) => Ok(Some(number)),
         Some(Item::Value(_)) => Err(TypeError::new(
             "E0405",
-            format!("argument `{name}` of `{}` is a number that is known when compiling", args.name),
+            format!(
+                "argument `{name}` of `{}` is a number that is known when compiling",
+                args.name
+            ),
         )),
         None => Ok(None),
     }
 }
 
 #[allow(clippy::cast_possible_truncation)]
-fn whole(body: &mut Body<'_, '_>, args: &Args<'_>, name: &str, usage: &str) -> Result<Option<i64>, TypeError> {
+fn whole(
+    body: &mut Body<'_, '_>,
+    args: &Args<'_>,
+    name: &str,
+    usage: &str,
+) -> Result<Option<i64>, TypeError> {
     match number(body, args, name, usage)? {
-        Some(value) if value.fract() == 0.0 && (0.0..9e15).contains(&value) => Ok(Some(value as i64)),
+        Some(value) if value.fract() == 0.0 && (0.0..9e15).contains(&value) => {
+            Ok(Some(value as i64))
+        }
         Some(value) => Err(TypeError::new(
             "E0405",
-            format!("argument `{name}` of `{}` is a whole number of zero or more, here is {value}", args.name),
+            format!(
+                "argument `{name}` of `{}` is a whole number of zero or more, here is {value}",
+                args.name
+            ),
         )),
         None => Ok(None),
     }
@@ -306,7 +330,8 @@ fn map_axes(body: &mut Body<'_, '_>, args: &Args<'_>) -> Lowered {
             Rename { from: old.clone(), to: new.clone() }.into()
         }
         ("split", [axis], [_, _, ..]) => {
-            let into: Result<Vec<Axis>, TypeError> = to.iter().map(|a| body.axis_named(a)).collect();
+            let into: Result<Vec<Axis>, TypeError> =
+                to.iter().map(|a| body.axis_named(a)).collect();
             Split { axis: axis.clone(), into: into? }.into()
         }
         ("merge", [_, _, ..], [axis]) => return merge(body, x, from, axis, args.span),
@@ -384,7 +409,9 @@ fn concat(body: &mut Body<'_, '_>, args: &Args<'_>) -> Lowered {
 fn place_pick(body: &mut Body<'_, '_>, args: &Args<'_>) -> Lowered {
     let usage = if args.name == "place" { "place(x, s[0])" } else { "pick(x, t[0])" };
     args.expect(1, &[], usage)?;
-    let [Arg::At { axis, index, .. }] = args.other.as_slice() else { return Err(args.wrong(usage)) };
+    let [Arg::At { axis, index, .. }] = args.other.as_slice() else {
+        return Err(args.wrong(usage));
+    };
     let Some(x) = args.values.first().and_then(|expr| body.value(expr)) else { return Ok(None) };
     let index = size_of(index, &body.axes)?;
     let op: Op = if args.name == "place" {

@@ -72,10 +72,8 @@ struct Signature {
 impl Lowerer<'_> {
     /// Records a diagnostic, once per code and place, with the outermost call as a related place.
     fn report(&mut self, diag: Diag) {
-        let known = self
-            .diags
-            .iter()
-            .any(|d| d.code == diag.code && d.primary.span == diag.primary.span);
+        let known =
+            self.diags.iter().any(|d| d.code == diag.code && d.primary.span == diag.primary.span);
         if known {
             return;
         }
@@ -156,8 +154,7 @@ impl Lowerer<'_> {
             );
             return None;
         }
-        let mut signature =
-            Signature { types: vec![], bindings: BTreeMap::new(), orders: vec![] };
+        let mut signature = Signature { types: vec![], bindings: BTreeMap::new(), orders: vec![] };
         let mut fits = true;
         for (port, (ty, span)) in forward.inputs.iter().zip(args) {
             match fit_port(&instance, target, port, ty, &mut signature) {
@@ -165,8 +162,7 @@ impl Lowerer<'_> {
                 Err(error) => {
                     fits = false;
                     self.report(
-                        at(error, *span)
-                            .with_related(port.axes.span, "the input is declared here"),
+                        at(error, *span).with_related(port.axes.span, "the input is declared here"),
                     );
                 }
             }
@@ -217,7 +213,10 @@ fn fit_port(
         let axis = ty.axis(outside).ok_or_else(|| {
             TypeError::new(
                 "E0401",
-                format!("input `{what}` of `{}` needs axis `{outside}`, here is {ty}", instance.block),
+                format!(
+                    "input `{what}` of `{}` needs axis `{outside}`, here is {ty}",
+                    instance.block
+                ),
             )
             .with_help(format!("its declared axes are [{}]", pattern_text(&port.axes)))
         })?;
@@ -247,7 +246,10 @@ fn fit_port(
                     axis.name, instance.block
                 ),
             )
-            .with_help(format!("`rename` axis `{}` before the call and back after it", axis.name)));
+            .with_help(format!(
+                "`rename` axis `{}` before the call and back after it",
+                axis.name
+            )));
         }
         inside.push(open_axis(&axis.name, &axis.size, signature, what)?);
     }
@@ -268,7 +270,8 @@ fn fit_port(
             None => inside.push(open_axis(formal, &axis.size, signature, what)?),
         }
     }
-    let order = rest.iter().map(|a| a.name.clone()).chain(named.iter().map(|(_, a)| a.name.clone()));
+    let order =
+        rest.iter().map(|a| a.name.clone()).chain(named.iter().map(|(_, a)| a.name.clone()));
     signature.orders.push(order.collect());
     signature.types.push(Type::new(wanted, inside));
     Ok(())

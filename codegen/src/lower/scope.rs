@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 /// Evaluates a size expression: axis names, whole numbers, `+ - * /`.
 pub(super) fn size_of(expr: &Expr, axes: &BTreeMap<String, Size>) -> Result<Size, TypeError> {
-    let overflow = || TypeError::new("E0302", "the size expression overflows");
+    let overflow = || TypeError::new("E0308", "the size expression overflows");
     match &expr.kind {
         ExprKind::Number { value, text } => whole(*value, text),
         ExprKind::Name(name) => axes.get(name).cloned().ok_or_else(|| unknown_axis(name, axes)),
@@ -21,7 +21,7 @@ pub(super) fn size_of(expr: &Expr, axes: &BTreeMap<String, Size>) -> Result<Size
                 BinaryOp::Sub => left.checked_sub(&right).ok_or_else(overflow),
                 BinaryOp::Mul => left.checked_mul(&right).ok_or_else(overflow),
                 BinaryOp::Div => left.exact_div(&right).ok_or_else(|| {
-                    TypeError::new("E0303", format!("size {left} does not divide by {right}"))
+                    TypeError::new("E0306", format!("size {left} does not divide by {right}"))
                 }),
                 _ => Err(not_a_size()),
             }
@@ -45,6 +45,8 @@ fn whole(value: f64, text: &str) -> Result<Size, TypeError> {
 /// The error for an axis name that is not in scope.
 pub(super) fn unknown_axis(name: &str, axes: &BTreeMap<String, Size>) -> TypeError {
     let known: Vec<&str> = axes.keys().map(String::as_str).collect();
-    TypeError::new("E0407", format!("axis `{name}` is not in scope"))
-        .with_help(format!("axes in scope: {}; declare one with `axis {name} = ...`", known.join(", ")))
+    TypeError::new("E0407", format!("axis `{name}` is not in scope")).with_help(format!(
+        "axes in scope: {}; declare one with `axis {name} = ...`",
+        known.join(", ")
+    ))
 }

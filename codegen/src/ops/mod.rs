@@ -25,8 +25,8 @@ pub use delta::{GatedDeltaRule, GatedDeltaRuleGrad};
 pub use gather::{GatherSum, GatherSumGrad, Lookup, LookupGrad};
 pub use loss::{LinearCrossEntropy, LinearCrossEntropyGrad};
 pub use pointwise::{
-    Affine, Binary, BinaryFn, Cast, Clamp, ClampGrad, Const, SizeValue, StopGradient, Unary, UnaryFn,
-    UnaryGrad, Where,
+    Affine, Binary, BinaryFn, Cast, Clamp, ClampGrad, Const, SizeValue, StopGradient, Unary,
+    UnaryFn, UnaryGrad, Where,
 };
 pub use reduce::{Mean, Sum};
 pub use sequence::{
@@ -105,7 +105,10 @@ impl EvalCall<'_> {
     /// # Errors
     /// If the op has fewer arguments: the verifier rules that out.
     pub fn arg(&self, index: usize) -> Result<&Array, EvalError> {
-        self.args.get(index).copied().ok_or_else(|| EvalError(format!("argument {index} is missing")))
+        self.args
+            .get(index)
+            .copied()
+            .ok_or_else(|| EvalError(format!("argument {index} is missing")))
     }
 
     /// Type of argument `index`.
@@ -124,9 +127,9 @@ impl EvalCall<'_> {
     /// # Errors
     /// If a size name is not bound, or the number is negative.
     pub fn size(&self, size: &Size) -> Result<usize, EvalError> {
-        size.evaluate(self.sizes)
-            .and_then(|n| usize::try_from(n).ok())
-            .ok_or_else(|| EvalError(format!("size `{size}` has no value of zero or more in this run")))
+        size.evaluate(self.sizes).and_then(|n| usize::try_from(n).ok()).ok_or_else(|| {
+            EvalError(format!("size `{size}` has no value of zero or more in this run"))
+        })
     }
 
     /// The shape of result `index`.
@@ -315,11 +318,7 @@ pub(crate) fn float(what: &str, ty: &Type) -> Result<(), TypeError> {
 }
 
 /// The axis of that name, or the error for a wrong axis.
-pub(crate) fn need_axis<'a>(
-    what: &str,
-    ty: &'a Type,
-    name: &str,
-) -> Result<&'a Axis, TypeError> {
+pub(crate) fn need_axis<'a>(what: &str, ty: &'a Type, name: &str) -> Result<&'a Axis, TypeError> {
     ty.axis(name).ok_or_else(|| {
         let has = if ty.axes.is_empty() {
             "it has no axes".to_owned()
@@ -332,11 +331,7 @@ pub(crate) fn need_axis<'a>(
 }
 
 /// Checks that two axes have one size.
-pub(crate) fn same_size(
-    what: &str,
-    a: &Axis,
-    b: &Axis,
-) -> Result<(), TypeError> {
+pub(crate) fn same_size(what: &str, a: &Axis, b: &Axis) -> Result<(), TypeError> {
     if a.size == b.size {
         return Ok(());
     }

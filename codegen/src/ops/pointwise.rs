@@ -2,9 +2,7 @@
 //! axes of the result, in the order of the result; an operand that lacks an axis is repeated
 //! along it.
 
-use super::{
-    Array, Attrs, Cost, EvalCall, EvalError, OpDef, ParseOp, TypeError, float, one, two,
-};
+use super::{Array, Attrs, Cost, EvalCall, EvalError, OpDef, ParseOp, TypeError, float, one, two};
 use crate::autodiff::Vjp;
 use crate::emit::EmitCall;
 use crate::interp::align;
@@ -544,7 +542,10 @@ pub(crate) fn same_axes(what: &str, a: &Type, b: &Type) -> Result<(), TypeError>
     if a.axes == b.axes {
         return Ok(());
     }
-    Err(TypeError::new("E0402", format!("`{what}` takes values of one shape, here are {a} and {b}")))
+    Err(TypeError::new(
+        "E0402",
+        format!("`{what}` takes values of one shape, here are {a} and {b}"),
+    ))
 }
 
 impl OpDef for Binary {
@@ -629,8 +630,11 @@ impl Binary {
     /// Minimum and maximum: the gradient goes to the operand that was taken, to `a` at a tie.
     fn vjp_choice(&self, vjp: &mut Vjp<'_>) -> Result<Pair, TypeError> {
         let (dy, a, b) = (vjp.dy()?, vjp.arg(0)?, vjp.arg(1)?);
-        let takes_a =
-            if self.function == BinaryFn::Min { BinaryFn::LessEqual } else { BinaryFn::GreaterEqual };
+        let takes_a = if self.function == BinaryFn::Min {
+            BinaryFn::LessEqual
+        } else {
+            BinaryFn::GreaterEqual
+        };
         let chosen = vjp.push(Binary { function: takes_a }, &[a, b])?;
         let zero = vjp.zero_like(dy)?;
         let da = vjp.push(Where, &[chosen, dy, zero])?;
@@ -710,8 +714,7 @@ impl OpDef for ClampGrad {
     }
 
     fn eval(&self, call: &EvalCall<'_>) -> Result<Vec<Array>, EvalError> {
-        let inside =
-            call.arg(0)?.mapv(|x| f64::from(self.low <= x && x <= self.high));
+        let inside = call.arg(0)?.mapv(|x| f64::from(self.low <= x && x <= self.high));
         Ok(vec![inside * call.arg(1)?])
     }
 
@@ -763,7 +766,9 @@ impl OpDef for Where {
         let shape = call.result_shape(0)?;
         let aligned = |i: usize| align(call.arg(i)?, call.arg_type(i)?, ty, &shape);
         let (c, a, b) = (aligned(0)?, aligned(1)?, aligned(2)?);
-        Ok(vec![Zip::from(&c).and(&a).and(&b).map_collect(|c, a, b| if *c != 0.0 { *a } else { *b })])
+        Ok(vec![
+            Zip::from(&c).and(&a).and(&b).map_collect(|c, a, b| if *c != 0.0 { *a } else { *b }),
+        ])
     }
 
     fn vjp(&self, vjp: &mut Vjp<'_>) -> Result<Vec<Option<ValueId>>, TypeError> {

@@ -106,10 +106,7 @@ fn function_schedule(function: &Function, saved: &[ValueId]) -> FunctionSchedule
         steps.push(Step {
             op: node.op.def().mnemonic(),
             results: node.results.iter().map(ToString::to_string).collect(),
-            elements: cost
-                .elements_read
-                .checked_add(&cost.elements_written)
-                .unwrap_or_default(),
+            elements: cost.elements_read.checked_add(&cost.elements_written).unwrap_or_default(),
             flops: cost.flops,
             drops,
         });

@@ -59,10 +59,7 @@ impl Diag {
             code,
             severity: Severity::Error,
             message: message.into(),
-            primary: Label {
-                span,
-                text: label.into(),
-            },
+            primary: Label { span, text: label.into() },
             related: Vec::new(),
             help: None,
         }
@@ -71,10 +68,7 @@ impl Diag {
     /// Adds a further place.
     #[must_use]
     pub fn with_related(mut self, span: Span, text: impl Into<String>) -> Self {
-        self.related.push(Label {
-            span,
-            text: text.into(),
-        });
+        self.related.push(Label { span, text: text.into() });
         self
     }
 
@@ -84,6 +78,13 @@ impl Diag {
         self.help = Some(help.into());
         self
     }
+}
+
+/// Puts diagnostics in the order of the source, the root file first, and keeps one of those that
+/// say the same about the same place.
+pub fn normalize(diags: &mut Vec<Diag>) {
+    diags.sort_by_key(|d| d.primary.span);
+    dedup(diags);
 }
 
 /// Keeps the first of diagnostics that say the same about the same place, in their order.

@@ -16,11 +16,7 @@ pub fn render(diags: &[Diag], sources: &Sources, color: bool) -> String {
     }
     let config = Config::default();
     let styles = Styles::default();
-    let mut buffer = if color {
-        termcolor::Buffer::ansi()
-    } else {
-        termcolor::Buffer::no_color()
-    };
+    let mut buffer = if color { termcolor::Buffer::ansi() } else { termcolor::Buffer::no_color() };
     for diag in diags {
         let report = report(diag, sources);
         let mut writer = StylesWriter::new(&mut buffer, &styles);
@@ -111,10 +107,8 @@ pub fn to_json(diags: &[Diag], sources: &Sources) -> serde_json::Value {
 }
 
 fn json_diag<'a>(diag: &'a Diag, sources: &'a Sources) -> JsonDiag<'a> {
-    let label = |label: &'a Label| JsonLabel {
-        place: json_place(label.span, sources),
-        label: &label.text,
-    };
+    let label =
+        |label: &'a Label| JsonLabel { place: json_place(label.span, sources), label: &label.text };
     JsonDiag {
         code: diag.code,
         severity: diag.severity,
@@ -128,18 +122,8 @@ fn json_diag<'a>(diag: &'a Diag, sources: &'a Sources) -> JsonDiag<'a> {
 
 fn json_place(span: Span, sources: &Sources) -> JsonPlace<'_> {
     let (line, column) = sources.line_column(span);
-    let end = Span {
-        start: span.end,
-        ..span
-    };
+    let end = Span { start: span.end, ..span };
     let (end_line, end_column) = sources.line_column(end);
     let file = sources.get(span.source).map_or("", |s| s.name.as_str());
-    JsonPlace {
-        file,
-        line,
-        column,
-        end_line,
-        end_column,
-        span: [span.start, span.end],
-    }
+    JsonPlace { file, line, column, end_line, end_column, span: [span.start, span.end] }
 }

@@ -46,9 +46,7 @@ pub(super) fn unknown_name(name: &str, span: Span, names: Vec<&str>, is_stage: b
     match closest(name, names.iter().copied()) {
         Some(near) => diag.with_help(format!("`{near}` exists")),
         None if is_stage => diag.with_help(format!("bind it in the stage: `{name} = ...`")),
-        None => diag.with_help(format!(
-            "add `{name}` to the formals of the block, or an `axis`"
-        )),
+        None => diag.with_help(format!("add `{name}` to the formals of the block, or an `axis`")),
     }
 }
 
@@ -77,26 +75,17 @@ pub(super) fn size_form(span: Span) -> Diag {
 pub(super) fn one_argument_form(callee: &Ident, n: usize) -> Diag {
     Diag::error(
         codes::WRONG_KIND,
-        format!(
-            "`{}` takes one number, and {n} arguments are given",
-            callee.name
-        ),
+        format!("`{}` takes one number, and {n} arguments are given", callee.name),
         callee.span,
         format!("not of the form `{}(x)`", callee.name),
     )
 }
 
 pub(super) fn unknown_block(program: &Program, name: &str, span: Span, names: Vec<&str>) -> Diag {
-    let diag = Diag::error(
-        codes::UNKNOWN_BLOCK,
-        format!("there is no block `{name}`"),
-        span,
-        "unknown",
-    );
+    let diag =
+        Diag::error(codes::UNKNOWN_BLOCK, format!("there is no block `{name}`"), span, "unknown");
     if BUILTINS.contains(&name) {
-        return diag.with_help(format!(
-            "`{name}` is a function of forward bodies, not a block"
-        ));
+        return diag.with_help(format!("`{name}` is a function of forward bodies, not a block"));
     }
     let blocks = program.blocks.iter().map(|b| b.ast.name.name.as_str());
     match closest(name, blocks.chain(names)) {
@@ -108,10 +97,7 @@ pub(super) fn unknown_block(program: &Program, name: &str, span: Span, names: Ve
 pub(super) fn arguments_to_a_name(callee: &Ident) -> Diag {
     Diag::error(
         codes::WRONG_KIND,
-        format!(
-            "`{}` is a value and not a block definition: it takes no arguments",
-            callee.name
-        ),
+        format!("`{}` is a value and not a block definition: it takes no arguments", callee.name),
         callee.span,
         "its arguments are fixed where it is written",
     )
@@ -131,10 +117,7 @@ pub(super) fn arguments(def: &BlockDef, callee: &Ident, args: &[Arg]) -> Vec<Dia
             diags.push(
                 Diag::error(
                     codes::DOUBLED_ARGUMENT,
-                    format!(
-                        "argument `{}` of `{}` is given twice",
-                        name.name, callee.name
-                    ),
+                    format!("argument `{}` of `{}` is given twice", name.name, callee.name),
                     name.span,
                     "given again here",
                 )
@@ -174,28 +157,16 @@ fn unnamed(def: &BlockDef, callee: &Ident, arg: &Arg) -> Diag {
 fn unknown_argument(def: &BlockDef, name: &Ident) -> Diag {
     let diag = Diag::error(
         codes::UNKNOWN_ARGUMENT,
-        format!(
-            "block `{}` has no formal `{}`",
-            def.ast.name.name, name.name
-        ),
+        format!("block `{}` has no formal `{}`", def.ast.name.name, name.name),
         name.span,
         "unknown argument",
     )
     .with_related(def.ast.name.span, formals_text(def));
-    suggest(
-        diag,
-        &name.name,
-        def.ast.formals.iter().map(|f| f.name.name.as_str()),
-    )
+    suggest(diag, &name.name, def.ast.formals.iter().map(|f| f.name.name.as_str()))
 }
 
 fn formals_text(def: &BlockDef) -> String {
-    let names: Vec<String> = def
-        .ast
-        .formals
-        .iter()
-        .map(|f| format!("`{}`", f.name.name))
-        .collect();
+    let names: Vec<String> = def.ast.formals.iter().map(|f| format!("`{}`", f.name.name)).collect();
     match names.as_slice() {
         [] => "takes nothing".to_owned(),
         names => format!("takes {}", names.join(", ")),
@@ -290,11 +261,7 @@ fn kind_within<'a>(
         ExprKind::List(_) => Some(FormalKind::Blocks),
         ExprKind::Call { callee, .. } => {
             let is_number = NUMBER_FUNCTIONS.contains(&callee.name.as_str());
-            if is_number {
-                Some(FormalKind::Number)
-            } else {
-                block(&callee.name)
-            }
+            if is_number { Some(FormalKind::Number) } else { block(&callee.name) }
         }
         // `list + list`, `list * 2`, `2 * list`
         ExprKind::Binary(BinaryOp::Add | BinaryOp::Mul, left, right) => {
@@ -380,14 +347,12 @@ impl ExprCheck<'_, '_> {
                 self.scalar(left, wanted);
                 self.scalar(right, wanted);
                 if is_comparison(*op) {
-                    self.diags
-                        .push(wrong_kind(expr.span, "a comparison", words));
+                    self.diags.push(wrong_kind(expr.span, "a comparison", words));
                 }
             }
             ExprKind::Call { callee, args } => self.scalar_call(expr, callee, args, wanted),
             ExprKind::List(_) => {
-                self.diags
-                    .push(wrong_kind(expr.span, "a list of blocks", words));
+                self.diags.push(wrong_kind(expr.span, "a list of blocks", words));
             }
         }
     }
@@ -395,14 +360,7 @@ impl ExprCheck<'_, '_> {
     fn scalar_call(&mut self, expr: &Expr, callee: &Ident, args: &[Arg], wanted: FormalKind) {
         match callee.name.as_str() {
             "size" => match args {
-                [
-                    Arg::Value(
-                        value @ Expr {
-                            kind: ExprKind::Name(_),
-                            ..
-                        },
-                    ),
-                ] => {
+                [Arg::Value(value @ Expr { kind: ExprKind::Name(_), .. })] => {
                     self.scalar(value, FormalKind::Axis);
                 }
                 _ => self.diags.push(size_form(expr.span)),
@@ -412,8 +370,7 @@ impl ExprCheck<'_, '_> {
                 _ => self.diags.push(one_argument_form(callee, args.len())),
             },
             name if self.program.block(name).is_some() => {
-                self.diags
-                    .push(wrong_kind(expr.span, "a block", Self::wanted(wanted)));
+                self.diags.push(wrong_kind(expr.span, "a block", Self::wanted(wanted)));
             }
             _ => self.diags.push(unknown_function(callee)),
         }
@@ -428,12 +385,10 @@ impl ExprCheck<'_, '_> {
                     .with_help(format!("its size is `size({name})`")),
             ),
             (Some(kind), _) => {
-                self.diags
-                    .push(wrong_kind(span, kind_words(*kind), Self::wanted(wanted)));
+                self.diags.push(wrong_kind(span, kind_words(*kind), Self::wanted(wanted)));
             }
             (None, _) if self.program.block(name).is_some() => {
-                self.diags
-                    .push(wrong_kind(span, "a block", Self::wanted(wanted)));
+                self.diags.push(wrong_kind(span, "a block", Self::wanted(wanted)));
             }
             (None, _) => {
                 let names = names.keys().copied().collect();
@@ -447,8 +402,7 @@ impl ExprCheck<'_, '_> {
             ExprKind::Name(name) => match self.kind(name) {
                 Some(FormalKind::Block) => {}
                 Some(kind) => {
-                    self.diags
-                        .push(wrong_kind(expr.span, kind_words(kind), "a block"));
+                    self.diags.push(wrong_kind(expr.span, kind_words(kind), "a block"));
                 }
                 None if self.names.is_some() => self.definition(name, expr.span),
                 None => {}
@@ -458,19 +412,14 @@ impl ExprCheck<'_, '_> {
                 wrong_kind(expr.span, "a list of blocks", "a block")
                     .with_help("a list goes to a formal of kind `blocks`"),
             ),
-            _ => self
-                .diags
-                .push(wrong_kind(expr.span, "a number", "a block")),
+            _ => self.diags.push(wrong_kind(expr.span, "a number", "a block")),
         }
     }
 
     fn definition(&mut self, name: &str, span: Span) {
         if self.program.block(name).is_none() && !self.program.damaged.contains(name) {
-            let names = self
-                .names
-                .map_or(Vec::new(), |n| n.keys().copied().collect());
-            self.diags
-                .push(unknown_block(self.program, name, span, names));
+            let names = self.names.map_or(Vec::new(), |n| n.keys().copied().collect());
+            self.diags.push(unknown_block(self.program, name, span, names));
         }
     }
 
@@ -500,13 +449,7 @@ impl ExprCheck<'_, '_> {
         for diag in self.diags.iter_mut().skip(n_before) {
             if diag.code == codes::WRONG_KIND && diag.primary.span == place {
                 let text = format!("`{}` takes {}", formal.name.name, kind_words(formal.kind));
-                diag.related.insert(
-                    0,
-                    crate::diag::Label {
-                        span: formal.name.span,
-                        text,
-                    },
-                );
+                diag.related.insert(0, crate::diag::Label { span: formal.name.span, text });
             }
         }
     }
@@ -520,11 +463,7 @@ impl ExprCheck<'_, '_> {
             }
             ExprKind::Binary(BinaryOp::Mul, left, right) => {
                 let count_first = matches!(left.kind, ExprKind::Number { .. });
-                let (list, times) = if count_first {
-                    (right, left)
-                } else {
-                    (left, right)
-                };
+                let (list, times) = if count_first { (right, left) } else { (left, right) };
                 self.list(list);
                 self.scalar(times, FormalKind::Axis);
             }
@@ -540,20 +479,15 @@ impl ExprCheck<'_, '_> {
                     self.diags.push(one_block(expr.span, name));
                 }
                 None => {
-                    let names = self
-                        .names
-                        .map_or(Vec::new(), |n| n.keys().copied().collect());
+                    let names = self.names.map_or(Vec::new(), |n| n.keys().copied().collect());
                     self.diags.push(unknown_name(name, expr.span, names, false));
                 }
             },
             ExprKind::Call { callee, args } => {
-                self.diags
-                    .push(one_block(expr.span, &format!("{}(...)", callee.name)));
+                self.diags.push(one_block(expr.span, &format!("{}(...)", callee.name)));
                 self.instantiation(callee, args);
             }
-            _ => self
-                .diags
-                .push(wrong_kind(expr.span, "a number", "a list of blocks")),
+            _ => self.diags.push(wrong_kind(expr.span, "a number", "a list of blocks")),
         }
     }
 }
@@ -564,10 +498,7 @@ fn one_block(span: Span, text: &str) -> Diag {
 }
 
 fn is_comparison(op: BinaryOp) -> bool {
-    matches!(
-        op,
-        BinaryOp::Less | BinaryOp::LessEqual | BinaryOp::Greater | BinaryOp::GreaterEqual
-    )
+    matches!(op, BinaryOp::Less | BinaryOp::LessEqual | BinaryOp::Greater | BinaryOp::GreaterEqual)
 }
 
 // Blocks ----------------------------------------------------------------------------------------
@@ -590,11 +521,7 @@ impl<'a> BlockCheck<'a> {
         for (name, kind) in formals.chain(axes) {
             names.entry(name).or_insert(kind);
         }
-        BlockCheck {
-            program,
-            block,
-            names,
-        }
+        BlockCheck { program, block, names }
     }
 
     fn run(&self, diags: &mut Vec<Diag>) {
@@ -611,11 +538,7 @@ impl<'a> BlockCheck<'a> {
     }
 
     fn exprs<'d>(&'d self, diags: &'d mut Vec<Diag>) -> ExprCheck<'d, 'd> {
-        ExprCheck {
-            program: self.program,
-            names: Some(&self.names),
-            diags,
-        }
+        ExprCheck { program: self.program, names: Some(&self.names), diags }
     }
 
     /// Formals and axes are one namespace; parameters, states, tables, sub-blocks and number
@@ -652,17 +575,9 @@ impl<'a> BlockCheck<'a> {
     fn formals(&self, diags: &mut Vec<Diag>) {
         for formal in &self.block.formals {
             if let Some(default) = &formal.default {
-                let names: BTreeMap<&str, FormalKind> = self
-                    .block
-                    .formals
-                    .iter()
-                    .map(|f| (f.name.name.as_str(), f.kind))
-                    .collect();
-                let mut check = ExprCheck {
-                    program: self.program,
-                    names: Some(&names),
-                    diags,
-                };
+                let names: BTreeMap<&str, FormalKind> =
+                    self.block.formals.iter().map(|f| (f.name.name.as_str(), f.kind)).collect();
+                let mut check = ExprCheck { program: self.program, names: Some(&names), diags };
                 let n_before = check.diags.len();
                 check.value(default, formal.kind);
                 check.say_what_formal_takes(n_before, formal, default.span);
@@ -695,12 +610,7 @@ impl<'a> BlockCheck<'a> {
                 let mut names = self.names.clone();
                 names.insert(&stack.item.name, FormalKind::Block);
                 let program = self.program;
-                ExprCheck {
-                    program,
-                    names: Some(&names),
-                    diags,
-                }
-                .block(&stack.block);
+                ExprCheck { program, names: Some(&names), diags }.block(&stack.block);
             }
             Member::Forward(forward) => ports(forward, diags),
         }
@@ -731,10 +641,7 @@ impl<'a> BlockCheck<'a> {
         let itself = *later == name.name;
         let diag = Diag::error(
             codes::UNKNOWN_NAME,
-            format!(
-                "the size of axis `{}` uses `{later}`, which is not above it",
-                name.name
-            ),
+            format!("the size of axis `{}` uses `{later}`, which is not above it", name.name),
             *span,
             "an axis can use formals and the axes above it",
         );
@@ -754,10 +661,7 @@ impl<'a> BlockCheck<'a> {
             }
             seen.insert(&axis.name, axis.span);
             if self.names.get(axis.name.as_str()) != Some(&FormalKind::Axis) {
-                let known = self
-                    .names
-                    .iter()
-                    .filter(|(_, kind)| **kind == FormalKind::Axis);
+                let known = self.names.iter().filter(|(_, kind)| **kind == FormalKind::Axis);
                 diags.push(unknown_axis(axis, known.map(|(name, _)| *name).collect()));
             }
         }
@@ -911,10 +815,7 @@ fn not_reserved(name: &Ident, diags: &mut Vec<Diag>) {
 fn reserved(name: &Ident) -> Diag {
     Diag::error(
         codes::RESERVED_NAME,
-        format!(
-            "`{}` is a function of the language and cannot be redefined",
-            name.name
-        ),
+        format!("`{}` is a function of the language and cannot be redefined", name.name),
         name.span,
         "reserved name",
     )
@@ -948,12 +849,7 @@ fn stage(program: &Program, stage: &Stage, diags: &mut Vec<Diag>) {
         }
         let kind = kind_of(program, &binding.value, &|_| None)
             .unwrap_or_else(|| likely_kind(&binding.value));
-        ExprCheck {
-            program,
-            names: None,
-            diags,
-        }
-        .value(&binding.value, kind);
+        ExprCheck { program, names: None, diags }.value(&binding.value, kind);
     }
 }
 
@@ -978,10 +874,7 @@ fn extends_cycles(program: &Program, diags: &mut Vec<Diag>) {
             }
         };
         if closed {
-            let first = path
-                .iter()
-                .position(|s| s.name.name == at.name.name)
-                .unwrap_or(0);
+            let first = path.iter().position(|s| s.name.name == at.name.name).unwrap_or(0);
             diags.push(extends_cycle(path.get(first..).unwrap_or_default()));
         }
         done.extend(path.iter().map(|s| s.name.name.as_str()));
@@ -989,17 +882,10 @@ fn extends_cycles(program: &Program, diags: &mut Vec<Diag>) {
 }
 
 fn extends_cycle(cycle: &[&Stage]) -> Diag {
-    let names: Vec<&str> = cycle
-        .iter()
-        .chain(cycle.first())
-        .map(|s| s.name.name.as_str())
-        .collect();
+    let names: Vec<&str> =
+        cycle.iter().chain(cycle.first()).map(|s| s.name.name.as_str()).collect();
     let Some((first, rest)) = cycle.split_first() else {
-        let nowhere = Span {
-            source: crate::source::SourceId(0),
-            start: 0,
-            end: 0,
-        };
+        let nowhere = Span { source: crate::source::SourceId(0), start: 0, end: 0 };
         return Diag::error(codes::EXTENDS_CYCLE, "a stage extends itself", nowhere, "");
     };
     let place = |stage: &Stage| stage.extends.as_ref().map_or(stage.name.span, |e| e.span);

@@ -63,14 +63,13 @@ pub(super) fn wrong_kind(span: Span, found: &str, wanted: &str) -> Diag {
 impl<'p> Resolver<'p> {
     pub(super) fn lookup(&self, scope: ScopeId, name: &str) -> Option<Found<'p>> {
         match self.scopes.get(scope.0)? {
-            Scope::Stage(stage) => stage
-                .bindings
-                .get(name)
-                .map(|binding| Found::Binding(scope, binding)),
+            Scope::Stage(stage) => {
+                stage.bindings.get(name).map(|binding| Found::Binding(scope, binding))
+            }
             Scope::Block(names) => names.get(name).cloned().map(Found::Bound),
-            Scope::Item {
-                name: item, value, ..
-            } if *item == name => Some(Found::Bound(Bound::Block(*value))),
+            Scope::Item { name: item, value, .. } if *item == name => {
+                Some(Found::Bound(Bound::Block(*value)))
+            }
             Scope::Item { parent, .. } => self.lookup(*parent, name),
             Scope::Free => None,
         }
@@ -113,10 +112,8 @@ impl<'p> Resolver<'p> {
             && *span != diag.primary.span
             && diag.related.iter().all(|r| r.span != *span)
         {
-            diag.related.push(crate::diag::Label {
-                span: *span,
-                text: format!("in this `{block}`"),
-            });
+            diag.related
+                .push(crate::diag::Label { span: *span, text: format!("in this `{block}`") });
         }
         self.diags.push(diag);
     }
@@ -127,14 +124,10 @@ impl<'p> Resolver<'p> {
         stage: ScopeId,
         binding: &'p Binding,
     ) -> Option<FormalKind> {
-        check::kind_of(
-            self.program,
-            &binding.value,
-            &|name| match self.lookup(stage, name) {
-                Some(Found::Binding(_, binding)) => Some(&binding.value),
-                _ => None,
-            },
-        )
+        check::kind_of(self.program, &binding.value, &|name| match self.lookup(stage, name) {
+            Some(Found::Binding(_, binding)) => Some(&binding.value),
+            _ => None,
+        })
     }
 
     /// Reports a binding whose form is not of the kind that its use wants.
@@ -299,16 +292,9 @@ impl<'p> Resolver<'p> {
             return None;
         }
         // Symbolic: take one name of the dividend as a multiple of the divisor, and start again.
-        let symbol = a
-            .symbols()
-            .find(|s| !b.symbols().any(|t| t == *s))
-            .map(str::to_owned);
+        let symbol = a.symbols().find(|s| !b.symbols().any(|t| t == *s)).map(str::to_owned);
         if let Some(symbol) = symbol {
-            let known = self
-                .multiples
-                .get(&symbol)
-                .cloned()
-                .unwrap_or(Size::constant(1));
+            let known = self.multiples.get(&symbol).cloned().unwrap_or(Size::constant(1));
             if let Some(multiple) = known.checked_mul(b).filter(Size::is_small) {
                 self.multiples.insert(symbol, multiple);
                 self.retry = true;
@@ -369,11 +355,7 @@ impl<'p> Resolver<'p> {
             return self.axis_of(found, name, expr.span, scope, fresh);
         }
         let size = self.size(expr, scope)?;
-        Some(AxisValue {
-            origin: fresh,
-            size,
-            spelled: None,
-        })
+        Some(AxisValue { origin: fresh, size, spelled: None })
     }
 
     /// A found name as an axis.
@@ -392,19 +374,11 @@ impl<'p> Resolver<'p> {
             }
             Found::Binding(stage, binding) => {
                 let size = self.binding_size(stage, binding)?;
-                Some(AxisValue {
-                    origin: Origin(stage, name.to_owned()),
-                    size,
-                    spelled: None,
-                })
+                Some(AxisValue { origin: Origin(stage, name.to_owned()), size, spelled: None })
             }
             Found::Bound(Bound::Number(value)) => {
                 let size = self.whole(value, span)?;
-                Some(AxisValue {
-                    origin: fresh,
-                    size,
-                    spelled: None,
-                })
+                Some(AxisValue { origin: fresh, size, spelled: None })
             }
             Found::Bound(bound) => {
                 if let Some(kind) = bound.kind() {
@@ -499,15 +473,7 @@ impl<'p> Resolver<'p> {
     }
 
     fn axis_argument(&mut self, args: &'p [Arg], span: Span) -> Option<&'p Expr> {
-        if let [
-            Arg::Value(
-                value @ Expr {
-                    kind: ExprKind::Name(_),
-                    ..
-                },
-            ),
-        ] = args
-        {
+        if let [Arg::Value(value @ Expr { kind: ExprKind::Name(_), .. })] = args {
             return Some(value);
         }
         self.report(check::size_form(span));
@@ -586,12 +552,7 @@ impl<'p> Resolver<'p> {
                 }
                 None => {
                     let block = self.definition(name, expr.span, scope)?;
-                    Some(Closure {
-                        block,
-                        args: &[],
-                        scope,
-                        span: expr.span,
-                    })
+                    Some(Closure { block, args: &[], scope, span: expr.span })
                 }
             },
             ExprKind::Call { callee, args } => {
@@ -603,12 +564,7 @@ impl<'p> Resolver<'p> {
                 let diags = check::arguments(block, callee, args);
                 let fine = diags.is_empty();
                 diags.into_iter().for_each(|d| self.report(d));
-                fine.then_some(Closure {
-                    block,
-                    args,
-                    scope,
-                    span: expr.span,
-                })
+                fine.then_some(Closure { block, args, scope, span: expr.span })
             }
             ExprKind::List(_) => {
                 let diag = wrong_kind(expr.span, "a list of blocks", "a block");
@@ -673,11 +629,7 @@ impl<'p> Resolver<'p> {
             }
             ExprKind::Binary(BinaryOp::Mul, left, right) => {
                 let count_first = matches!(left.kind, ExprKind::Number { .. });
-                let (list, count) = if count_first {
-                    (right, left)
-                } else {
-                    (left, right)
-                };
+                let (list, count) = if count_first { (right, left) } else { (left, right) };
                 let (list, count) = (self.list(list, scope), self.count(count, scope));
                 let (list, count) = (list?, count?);
                 self.check_length(list.len().saturating_mul(count), expr.span)?;
@@ -706,11 +658,7 @@ impl<'p> Resolver<'p> {
                 }
             },
             ExprKind::Call { callee, .. } => {
-                self.report(not_a_list(
-                    expr.span,
-                    "a block",
-                    &format!("{}(...)", callee.name),
-                ));
+                self.report(not_a_list(expr.span, "a block", &format!("{}(...)", callee.name)));
                 None
             }
             _ => {

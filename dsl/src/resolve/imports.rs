@@ -26,13 +26,7 @@ pub fn load_program(
         let id = *id;
         let imports: Vec<Text> = items
             .iter()
-            .filter_map(|i| {
-                if let Item::Import(path) = i {
-                    Some(path.clone())
-                } else {
-                    None
-                }
-            })
+            .filter_map(|i| if let Item::Import(path) = i { Some(path.clone()) } else { None })
             .collect();
         for path in imports {
             loading.import(id, &path, loader);
@@ -55,13 +49,9 @@ pub fn load_program(
         collect(&mut program, id, items, &mut loading.diags);
     }
     loading.diags.extend(check::program(&program));
-    crate::diag::dedup(&mut loading.diags);
+    crate::diag::normalize(&mut loading.diags);
     program.errors = loading.diags.clone();
-    program.reported = loading
-        .diags
-        .iter()
-        .map(|d| (d.code, d.primary.span))
-        .collect();
+    program.reported = loading.diags.iter().map(|d| (d.code, d.primary.span)).collect();
     (program, loading.sources, loading.diags)
 }
 
@@ -120,10 +110,7 @@ fn collect(program: &mut Program, file: SourceId, items: Vec<Item>, diags: &mut 
                     continue;
                 }
                 program.block_index.insert(name.name, program.blocks.len());
-                program.blocks.push(BlockDef {
-                    ast: Arc::new(block),
-                    file,
-                });
+                program.blocks.push(BlockDef { ast: Arc::new(block), file });
             }
             Item::Stage(stage) => {
                 let name = stage.name.clone();
@@ -132,10 +119,7 @@ fn collect(program: &mut Program, file: SourceId, items: Vec<Item>, diags: &mut 
                     continue;
                 }
                 program.stage_index.insert(name.name, program.stages.len());
-                program.stages.push(StageDef {
-                    ast: Arc::new(stage),
-                    file,
-                });
+                program.stages.push(StageDef { ast: Arc::new(stage), file });
             }
         }
     }

@@ -36,18 +36,14 @@ pub(super) fn stage(program: &Program, name: &str) -> Result<StageModel, Vec<Dia
     if program.is_damaged(name) {
         return Err(program.errors.clone());
     }
-    let bindings = program.bindings(name).map_err(|d| vec![d])?;
+    let bindings = program.bindings(name).map_err(|d| vec![*d])?;
     let Some(def) = program.stage(name) else {
         return Err(Vec::new());
     };
     let mut resolver = Resolver::new(program);
     let broken = resolver.report_cycles(&bindings);
     let model = bindings.get("model").copied();
-    let scope = resolver.add(Scope::Stage(StageScope {
-        bindings,
-        broken,
-        ..Default::default()
-    }));
+    let scope = resolver.add(Scope::Stage(StageScope { bindings, broken, ..Default::default() }));
     resolver.check_bindings(scope);
     let Some(model) = model else {
         resolver.diags.push(
@@ -71,11 +67,7 @@ pub(super) fn stage(program: &Program, name: &str) -> Result<StageModel, Vec<Dia
 /// A block on its own, with symbolic sizes.
 pub(super) fn standalone(program: &Program, name: &str) -> Result<StageModel, Vec<Diag>> {
     let Some(def) = program.block(name) else {
-        let place = Span {
-            source: program.root,
-            start: 0,
-            end: 0,
-        };
+        let place = Span { source: program.root, start: 0, end: 0 };
         return Err(vec![check::unknown_block(program, name, place, Vec::new())]);
     };
     let mut multiples = BTreeMap::new();
@@ -85,15 +77,8 @@ pub(super) fn standalone(program: &Program, name: &str) -> Result<StageModel, Ve
         let mut resolver = Resolver::new(program);
         resolver.multiples = std::mem::take(&mut multiples);
         let scope = resolver.add(Scope::Free);
-        let closure = Closure {
-            block: def,
-            args: &[],
-            scope,
-            span: def.ast.name.span,
-        };
-        let root = resolver
-            .instantiate(closure, scope)
-            .map(|target| target.instance);
+        let closure = Closure { block: def, args: &[], scope, span: def.ast.name.span };
+        let root = resolver.instantiate(closure, scope).map(|target| target.instance);
         if resolver.retry && resolver.diags.is_empty() && attempts <= MAX_RETRIES {
             multiples = resolver.multiples;
             continue;
@@ -128,9 +113,8 @@ impl<'p> Resolver<'p> {
 
     /// What to return where there is no model.
     fn failed(mut self) -> Vec<Diag> {
-        crate::diag::dedup(&mut self.diags);
-        self.diags
-            .retain(|d| !self.program.reported.contains(&(d.code, d.primary.span)));
+        crate::diag::normalize(&mut self.diags);
+        self.diags.retain(|d| !self.program.reported.contains(&(d.code, d.primary.span)));
         if self.diags.is_empty() {
             return self.program.errors.clone();
         }
@@ -147,13 +131,7 @@ impl<'p> Resolver<'p> {
         match root {
             Some(root) if self.diags.is_empty() && self.program.errors.is_empty() => {
                 let instances = self.instances;
-                Ok(StageModel {
-                    name: name.to_owned(),
-                    doc,
-                    span,
-                    root,
-                    instances,
-                })
+                Ok(StageModel { name: name.to_owned(), doc, span, root, instances })
             }
             _ => Err(self.failed()),
         }
@@ -216,9 +194,8 @@ impl<'p> Resolver<'p> {
             let mut at = start;
             while !done.contains(at) && !path.contains(&at) {
                 path.push(at);
-                let next = needs
-                    .get(at)
-                    .and_then(|names| names.iter().find(|n| broken.contains(**n)));
+                let next =
+                    needs.get(at).and_then(|names| names.iter().find(|n| broken.contains(**n)));
                 let Some(next) = next else { break };
                 at = next;
             }
@@ -252,8 +229,7 @@ impl<'p> Resolver<'p> {
                 diag = diag.with_related(binding.name.span, "through this binding");
             }
         }
-        self.diags
-            .push(diag.with_help("give one of them a value of its own"));
+        self.diags.push(diag.with_help("give one of them a value of its own"));
     }
 
     /// Instantiates a block for a parent (or for the stage). `None` where that fails.
@@ -339,24 +315,15 @@ impl<'p> Resolver<'p> {
         if self.diags.len() > n_before {
             return None;
         }
-        Some(Target {
-            instance: self.share(instance),
-            axes,
-        })
+        Some(Target { instance: self.share(instance), axes })
     }
 
     fn share(&mut self, instance: Instance) -> InstanceId {
         let subs = instance.subs.iter().map(|sub| match &sub.kind {
             SubKind::One(target) => vec![(target.instance, target.axes.clone())],
-            SubKind::Stack(layers) => layers
-                .iter()
-                .map(|t| (t.instance, t.axes.clone()))
-                .collect(),
+            SubKind::Stack(layers) => layers.iter().map(|t| (t.instance, t.axes.clone())).collect(),
         });
-        let numbers = instance
-            .numbers
-            .iter()
-            .map(|(n, v)| (n.clone(), v.to_bits()));
+        let numbers = instance.numbers.iter().map(|(n, v)| (n.clone(), v.to_bits()));
         let key = Key {
             block: instance.block.clone(),
             sizes: instance.sizes.clone(),
@@ -433,8 +400,7 @@ impl<'p> Resolver<'p> {
             FormalKind::Axis => {
                 let fresh = Origin(scope, formal.name.name.clone());
                 let axis = self.axis(value, at, fresh);
-                axis.and_then(|axis| self.positive(axis, &formal.name, value.span))
-                    .map(Bound::Axis)
+                axis.and_then(|axis| self.positive(axis, &formal.name, value.span)).map(Bound::Axis)
             }
             FormalKind::Number => self.number(value, at).map(Bound::Number),
             FormalKind::Block => self.block(value, at).map(Bound::Block),
@@ -480,11 +446,7 @@ impl<'p> Resolver<'p> {
             None => symbol,
         };
         let origin = Origin(scope, name.to_owned());
-        Some(Bound::Axis(AxisValue {
-            origin,
-            size,
-            spelled: None,
-        }))
+        Some(Bound::Axis(AxisValue { origin, size, spelled: None }))
     }
 
     fn captured_value(
@@ -578,10 +540,7 @@ impl<'p> Resolver<'p> {
                 closure.span,
                 format!("no argument `{name}`, and no `{name}` around it"),
             )
-            .with_related(
-                formal.name.span,
-                format!("takes {}", kind_words(formal.kind)),
-            )
+            .with_related(formal.name.span, format!("takes {}", kind_words(formal.kind)))
             .with_help(format!(
                 "give `{name}: ...` here, or bind `{name}` in the stage or block around it"
             ))
@@ -641,10 +600,9 @@ impl<'p> Resolver<'p> {
             return Some(formal.to_owned());
         }
         match self.scopes.get(parent.0) {
-            Some(Scope::Block(names)) => names
-                .iter()
-                .find(|(_, bound)| same(bound))
-                .map(|(name, _)| (*name).to_owned()),
+            Some(Scope::Block(names)) => {
+                names.iter().find(|(_, bound)| same(bound)).map(|(name, _)| (*name).to_owned())
+            }
             _ => None,
         }
     }
@@ -655,11 +613,7 @@ impl<'p> Resolver<'p> {
         let name = def.name.name.as_str();
         let size = self.size(&def.size, scope);
         let axis = size.and_then(|size| {
-            let axis = AxisValue {
-                origin: Origin(scope, name.to_owned()),
-                size,
-                spelled: None,
-            };
+            let axis = AxisValue { origin: Origin(scope, name.to_owned()), size, spelled: None };
             self.positive(axis, &def.name, def.size.span)
         });
         self.bind(scope, name, axis.map(Bound::Axis));
@@ -678,23 +632,13 @@ impl<'p> Resolver<'p> {
                 let start = self.number(&state.start, scope);
                 if let (Some(axes), Some(start)) = (axes, start) {
                     let (name, span) = (state.name.name.clone(), state.span);
-                    instance.states.push(StateDef {
-                        name,
-                        axes,
-                        start,
-                        span,
-                    });
+                    instance.states.push(StateDef { name, axes, start, span });
                 }
             }
             Member::Table(table) => {
                 if let Some(axes) = self.axes(&table.axes, scope) {
                     let (name, from) = (table.name.name.clone(), table.from.value.clone());
-                    instance.tables.push(TableDef {
-                        name,
-                        axes,
-                        from,
-                        span: table.span,
-                    });
+                    instance.tables.push(TableDef { name, axes, from, span: table.span });
                 }
             }
             Member::Sub(sub) => {
@@ -726,12 +670,7 @@ impl<'p> Resolver<'p> {
             return;
         };
         instance.order.push(MemberRef::Sub(instance.subs.len()));
-        instance.subs.push(SubDef {
-            name: name.name.clone(),
-            kind,
-            training_only,
-            span,
-        });
+        instance.subs.push(SubDef { name: name.name.clone(), kind, training_only, span });
     }
 
     fn sub(&mut self, sub: &'p Sub, scope: ScopeId) -> Option<Target> {
@@ -744,11 +683,7 @@ impl<'p> Resolver<'p> {
         let mut layers = Vec::with_capacity(list.len());
         for item in list.iter() {
             let name = stack.item.name.as_str();
-            let layer_scope = self.add(Scope::Item {
-                parent: scope,
-                name,
-                value: *item,
-            });
+            let layer_scope = self.add(Scope::Item { parent: scope, name, value: *item });
             let closure = self.block(&stack.block, layer_scope)?;
             layers.push(self.instantiate(closure, layer_scope));
         }
@@ -761,10 +696,7 @@ impl<'p> Resolver<'p> {
         for name in names {
             match self.lookup(scope, &name.name) {
                 Some(Found::Bound(Bound::Axis(axis))) => {
-                    axes.push(Axis {
-                        name: name.name.clone(),
-                        size: axis.size,
-                    });
+                    axes.push(Axis { name: name.name.clone(), size: axis.size });
                 }
                 Some(Found::Bound(Bound::Broken)) => fine = false,
                 _ => {
@@ -864,14 +796,6 @@ fn check_law(law: &InitLaw, init: &crate::ast::Init) -> Option<Diag> {
     };
     let first = init.args.first().map_or(init.name.span, |a| a.span);
     let last = init.args.last().map_or(init.name.span, |a| a.span);
-    let span = Span {
-        end: last.end,
-        ..first
-    };
-    Some(Diag::error(
-        codes::INIT_ARGUMENTS,
-        message,
-        span,
-        "these values",
-    ))
+    let span = Span { end: last.end, ..first };
+    Some(Diag::error(codes::INIT_ARGUMENTS, message, span, "these values"))
 }

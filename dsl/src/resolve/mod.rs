@@ -103,17 +103,13 @@ impl Program {
     /// The stage has a `model`, its own or an inherited one: it can be built, and not only
     /// extended.
     pub fn is_buildable(&self, stage: &str) -> bool {
-        self.bindings(stage)
-            .is_ok_and(|bindings| bindings.contains_key("model"))
+        self.bindings(stage).is_ok_and(|bindings| bindings.contains_key("model"))
     }
 
     /// The block can be instantiated without a stage: every formal is an axis or has a default.
     pub fn is_standalone(&self, block: &str) -> bool {
         self.block(block).is_some_and(|def| {
-            def.ast
-                .formals
-                .iter()
-                .all(|f| f.kind == ast::FormalKind::Axis || f.default.is_some())
+            def.ast.formals.iter().all(|f| f.kind == ast::FormalKind::Axis || f.default.is_some())
         })
     }
 
@@ -162,7 +158,7 @@ impl Program {
             }
         }
         diags.retain(|d| !self.reported.contains(&(d.code, d.primary.span)));
-        crate::diag::dedup(&mut diags);
+        crate::diag::normalize(&mut diags);
         (models, diags)
     }
 
@@ -187,41 +183,33 @@ impl Program {
     ///
     /// # Errors
     /// The stage or one of its parents does not exist, or it extends itself.
-    pub fn bindings(&self, stage: &str) -> Result<BTreeMap<&str, &ast::Binding>, Diag> {
+    pub fn bindings(&self, stage: &str) -> Result<BTreeMap<&str, &ast::Binding>, Box<Diag>> {
         let mut bindings = BTreeMap::new();
         let mut seen = BTreeSet::new();
-        let mut next = self.stage(stage).ok_or_else(|| self.unknown_stage(stage))?;
+        let mut next = self.stage(stage).ok_or_else(|| Box::new(self.unknown_stage(stage)))?;
         loop {
             seen.insert(next.ast.name.name.as_str());
             for binding in &next.ast.bindings {
-                bindings
-                    .entry(binding.name.name.as_str())
-                    .or_insert(binding);
+                bindings.entry(binding.name.name.as_str()).or_insert(binding);
             }
             let Some(parent) = &next.ast.extends else {
                 return Ok(bindings);
             };
             if seen.contains(parent.name.as_str()) {
-                return Err(Diag::error(
+                return Err(Box::new(Diag::error(
                     codes::EXTENDS_CYCLE,
                     format!("stage `{stage}` extends itself"),
                     parent.span,
                     format!("leads back to `{}`", parent.name),
-                ));
+                )));
             }
-            next = self
-                .stage(&parent.name)
-                .ok_or_else(|| self.unknown_parent(parent))?;
+            next = self.stage(&parent.name).ok_or_else(|| Box::new(self.unknown_parent(parent)))?;
         }
     }
 
     /// For a name that was asked for from outside, so that no source has it.
     fn unknown_stage(&self, name: &str) -> Diag {
-        let place = Span {
-            source: self.root,
-            start: 0,
-            end: 0,
-        };
+        let place = Span { source: self.root, start: 0, end: 0 };
         let diag = Diag::error(
             codes::UNKNOWN_STAGE,
             format!("there is no stage `{name}`"),

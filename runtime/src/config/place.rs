@@ -24,10 +24,7 @@ impl<'a> Source<'a> {
     pub(super) fn deserialize<T: DeserializeOwned>(&self) -> Result<T, ConfigError> {
         if let Err(error) = DeTable::parse(self.text) {
             let place = self.place(error.span());
-            return Err(ConfigError::Syntax {
-                place,
-                detail: one_line(error.message()),
-            });
+            return Err(ConfigError::Syntax { place, detail: one_line(error.message()) });
         }
         toml::from_str(self.text).map_err(|error| self.classify(&error))
     }
@@ -42,25 +39,13 @@ impl<'a> Source<'a> {
         let known: Vec<String> = words.collect();
         if message.starts_with("unknown field") {
             let nearest = nearest(&first, &known);
-            ConfigError::UnknownKey {
-                place,
-                key: first,
-                nearest,
-                known,
-            }
+            ConfigError::UnknownKey { place, key: first, nearest, known }
         } else if message.starts_with("missing field") {
             ConfigError::MissingKey { place, key: first }
         } else if message.starts_with("unknown variant") {
-            ConfigError::UnknownValue {
-                place,
-                value: first,
-                known,
-            }
+            ConfigError::UnknownValue { place, value: first, known }
         } else {
-            ConfigError::WrongType {
-                place,
-                detail: message,
-            }
+            ConfigError::WrongType { place, detail: message }
         }
     }
 
@@ -83,18 +68,11 @@ impl<'a> Source<'a> {
     }
 
     pub(super) fn not_for_kind(&self, key: &str, kind: &'static str) -> ConfigError {
-        ConfigError::NotForKind {
-            place: self.place_of(key),
-            key: key.to_owned(),
-            kind,
-        }
+        ConfigError::NotForKind { place: self.place_of(key), key: key.to_owned(), kind }
     }
 
     pub(super) fn missing(&self, table: &str, key: &str) -> ConfigError {
-        ConfigError::MissingKey {
-            place: self.place_of(table),
-            key: key.to_owned(),
-        }
+        ConfigError::MissingKey { place: self.place_of(table), key: key.to_owned() }
     }
 
     /// The place of a dotted key's value; of the innermost table that exists
@@ -103,14 +81,10 @@ impl<'a> Source<'a> {
         let mut span = None;
         if let Ok(root) = DeTable::parse(self.text) {
             let mut segments = key.split('.');
-            let mut here = segments
-                .next()
-                .and_then(|segment| root.get_ref().get(segment));
+            let mut here = segments.next().and_then(|segment| root.get_ref().get(segment));
             while let Some(value) = here {
                 span = Some(value.span());
-                here = segments
-                    .next()
-                    .and_then(|segment| child(value.get_ref(), segment));
+                here = segments.next().and_then(|segment| child(value.get_ref(), segment));
             }
         }
         self.place(span)
@@ -139,30 +113,19 @@ fn child<'t>(value: &'t DeValue<'_>, segment: &str) -> Option<&'t toml::Spanned<
 }
 
 fn one_line(message: &str) -> String {
-    message
-        .lines()
-        .map(str::trim)
-        .collect::<Vec<_>>()
-        .join(", ")
+    message.lines().map(str::trim).collect::<Vec<_>>().join(", ")
 }
 
 /// The words in back quotes, in order.
 fn quoted_words(message: &str) -> Vec<String> {
-    message
-        .split('`')
-        .skip(1)
-        .step_by(2)
-        .map(str::to_owned)
-        .collect()
+    message.split('`').skip(1).step_by(2).map(str::to_owned).collect()
 }
 
 /// The known word of the smallest edit distance, if a third of it or less
 /// differs.
 fn nearest(word: &str, known: &[String]) -> Option<String> {
-    let (distance, best) = known
-        .iter()
-        .map(|candidate| (distance(word, candidate), candidate))
-        .min()?;
+    let (distance, best) =
+        known.iter().map(|candidate| (distance(word, candidate), candidate)).min()?;
     (distance * 3 <= best.chars().count().max(word.chars().count())).then(|| best.clone())
 }
 

@@ -37,11 +37,8 @@ fn settings_leave_out_what_does_not_change_the_numbers() {
     assert_eq!(other.settings(), config.settings());
     other.groups[0].weight_decay = 0.5;
     assert_ne!(other.settings(), config.settings());
-    let lines: Vec<String> = config
-        .settings()
-        .iter()
-        .map(|(key, value)| format!("{key} = {value}"))
-        .collect();
+    let lines: Vec<String> =
+        config.settings().iter().map(|(key, value)| format!("{key} = {value}")).collect();
     insta::assert_snapshot!("settings", lines.join("\n"));
 }
 
@@ -50,60 +47,26 @@ fn bad_configurations() {
     let group = |more: &str| format!("{SMALL}[[groups]]\nname = \"a\"\nmatch = [\"**\"]\n{more}");
     let cases = [
         ("syntax", SMALL.replace("seed = 1", "seed = ")),
-        (
-            "a key twice",
-            SMALL.replace("seed = 1", "seed = 1\nseed = 2"),
-        ),
+        ("a key twice", SMALL.replace("seed = 1", "seed = 1\nseed = 2")),
         ("close spelling", SMALL.replace("seed", "sede")),
-        (
-            "unknown nested key",
-            SMALL.replace("batch = 4", "batch = 4\nworkers = 3"),
-        ),
-        (
-            "close nested spelling",
-            SMALL.replace("batch = 4", "bacth = 4"),
-        ),
+        ("unknown nested key", SMALL.replace("batch = 4", "batch = 4\nworkers = 3")),
+        ("close nested spelling", SMALL.replace("batch = 4", "bacth = 4")),
         ("unknown table", format!("{SMALL}[opus]\nenabled = true\n")),
         ("missing key", SMALL.replace("steps = 20\n", "")),
         ("missing nested key", SMALL.replace("batch = 4\n", "")),
-        (
-            "missing table",
-            SMALL
-                .split("[schedule]")
-                .next()
-                .unwrap_or_default()
-                .to_owned(),
-        ),
+        ("missing table", SMALL.split("[schedule]").next().unwrap_or_default().to_owned()),
         ("wrong type", SMALL.replace("steps = 20", "steps = \"20\"")),
         ("negative count", SMALL.replace("seed = 1", "seed = -1")),
         ("unknown word", SMALL.replace("\"wsd\"", "\"wsb\"")),
         ("no steps", SMALL.replace("steps = 20", "steps = 0")),
-        (
-            "short sequence",
-            SMALL.replace("sequence_length = 18", "sequence_length = 2"),
-        ),
-        (
-            "long warmup",
-            SMALL.replace("end = 1e-3", "end = 1e-3\nwarmup_steps = 21"),
-        ),
+        ("short sequence", SMALL.replace("sequence_length = 18", "sequence_length = 2")),
+        ("long warmup", SMALL.replace("end = 1e-3", "end = 1e-3\nwarmup_steps = 21")),
         ("infinite rate", SMALL.replace("peak = 1e-2", "peak = inf")),
-        (
-            "wsd without its share",
-            SMALL.replace("stable_fraction = 0.5\n", ""),
-        ),
-        (
-            "cosine with a share",
-            SMALL.replace("\"wsd\"", "\"cosine\""),
-        ),
+        ("wsd without its share", SMALL.replace("stable_fraction = 0.5\n", "")),
+        ("cosine with a share", SMALL.replace("\"wsd\"", "\"cosine\"")),
         ("bad beta", format!("{SMALL}[optimizer]\nbeta2 = 1.0\n")),
-        (
-            "no patterns",
-            group("[[groups]]\nname = \"b\"\nmatch = []\n"),
-        ),
-        (
-            "group twice",
-            group("[[groups]]\nname = \"a\"\nmatch = [\"*\"]\n"),
-        ),
+        ("no patterns", group("[[groups]]\nname = \"b\"\nmatch = []\n")),
+        ("group twice", group("[[groups]]\nname = \"a\"\nmatch = [\"*\"]\n")),
         ("bad multiplier", group("lr_multiplier = -1.0\n")),
     ];
     let mut text = String::new();
@@ -125,8 +88,5 @@ fn shards_are_found_from_the_configuration_file() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let path = dir.path().join("run.toml");
     std::fs::write(&path, SMALL).expect("writes");
-    assert_eq!(
-        Config::load(&path).expect("loads").data.shards,
-        dir.path().join("shards")
-    );
+    assert_eq!(Config::load(&path).expect("loads").data.shards, dir.path().join("shards"));
 }

@@ -84,30 +84,15 @@ fn probabilities(q: &Tensor, k: &Tensor, mask: &Tensor) -> Result<Tensor> {
 pub fn select_top(score: &Tensor, budget: &Tensor, sinks: i64, limit: i64) -> Result<Tensor> {
     const OP: &str = "select_top";
     let [b, t, s] = shape_of(OP, "score", score)?;
-    ensure(t == s, OP, || {
-        format!("{t} queries but {s} keys in score [{b}, {t}, {s}]")
-    })?;
+    ensure(t == s, OP, || format!("{t} queries but {s} keys in score [{b}, {t}, {s}]"))?;
     ensure_shape(OP, "budget", budget, &[b, t])?;
-    ensure(
-        is_float(score.kind()) && is_float(budget.kind()),
-        OP,
-        || {
-            format!(
-                "score is {:?}, budget {:?}: floats needed",
-                score.kind(),
-                budget.kind()
-            )
-        },
-    )?;
-    ensure(sinks >= 0 && limit >= 0, OP, || {
-        format!("negative sinks {sinks} or limit {limit}")
+    ensure(is_float(score.kind()) && is_float(budget.kind()), OP, || {
+        format!("score is {:?}, budget {:?}: floats needed", score.kind(), budget.kind())
     })?;
+    ensure(sinks >= 0 && limit >= 0, OP, || format!("negative sinks {sinks} or limit {limit}"))?;
     let (score, budget) = (score.f_detach()?, budget.f_detach()?);
     if runs_native(&[&score]) {
-        return by_kind!(
-            score.kind(),
-            select_top_native(&score, &budget, sinks, limit)
-        );
+        return by_kind!(score.kind(), select_top_native(&score, &budget, sinks, limit));
     }
     select_top_composite(&score, &budget, sinks, limit)
 }
@@ -128,13 +113,8 @@ pub fn select_top_composite(
     let key = scalar(f64::INFINITY, score)?.f_where_self(&at.f_lt(sinks)?, score)?;
     let key = key.f_where_self(&at.f_le_tensor(&queries)?, &never)?;
     let (_, order) = key.f_sort_stable(true, -1, true)?;
-    let n = budget
-        .f_floor()?
-        .f_clamp(1.0, limit.max(1) as f64)?
-        .f_clamp_max(limit as f64)?;
-    let n = n
-        .f_unsqueeze(-1)?
-        .f_minimum(&queries.f_add_scalar(1)?.f_to_kind(n.kind())?)?;
+    let n = budget.f_floor()?.f_clamp(1.0, limit.max(1) as f64)?.f_clamp_max(limit as f64)?;
+    let n = n.f_unsqueeze(-1)?.f_minimum(&queries.f_add_scalar(1)?.f_to_kind(n.kind())?)?;
     let chosen = at.f_lt_tensor(&n)?.f_expand([b, t, s], false)?;
     let none = Tensor::f_zeros([b, t, s], (Kind::Bool, score.device()))?;
     Ok(none.f_scatter(-1, &order, &chosen)?)
@@ -156,9 +136,7 @@ fn select_top_native<T: Real>(
     parallel_fill(out.slice::<bool>(), s, score.len() * 16, |row, chosen| {
         let t = row % s;
         // A NaN budget counts as 1, and a float beyond usize saturates.
-        let n = (budget[row].floor().max(1.0) as usize)
-            .min(limit)
-            .min(t + 1);
+        let n = (budget[row].floor().max(1.0) as usize).min(limit).min(t + 1);
         choose(&score[row * s..][..=t], n, sinks, &mut chosen[..=t]);
     });
     Ok(out.into_tensor())
@@ -178,9 +156,7 @@ fn choose<T: Real>(score: &[T], n: usize, sinks: usize, chosen: &mut [bool]) {
         // is found: NaN first, then by score, then by place.
         let _ = order.select_nth_unstable_by(n_scored - 1, |&a, &b| {
             let (x, y) = (score[a as usize], score[b as usize]);
-            let by_score = y
-                .partial_cmp(&x)
-                .unwrap_or_else(|| is_nan(y).cmp(&is_nan(x)));
+            let by_score = y.partial_cmp(&x).unwrap_or_else(|| is_nan(y).cmp(&is_nan(x)));
             by_score.then(a.cmp(&b))
         });
     }

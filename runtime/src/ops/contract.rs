@@ -29,10 +29,7 @@ pub fn contract(a: &Tensor, b: &Tensor, spec: &str) -> Result<Tensor> {
     }
     // Putting the operand whose own axes come first in the result on the
     // left makes the final permutation the identity in the common cases.
-    let own = letters
-        .out
-        .iter()
-        .find(|c| !(a_axes.contains(c) && b_axes.contains(c)));
+    let own = letters.out.iter().find(|c| !(a_axes.contains(c) && b_axes.contains(c)));
     if own.is_some_and(|c| b_axes.contains(c)) {
         matrix_product(&b, &b_axes, &a, &a_axes, letters.out)
     } else {
@@ -50,44 +47,27 @@ impl<'a> Letters<'a> {
     fn parse(spec: &'a str) -> Result<Letters<'a>> {
         let split = spec.split_once("->").and_then(|(ab, out)| {
             let (a, b) = ab.split_once(',')?;
-            Some(Letters {
-                a: a.as_bytes(),
-                b: b.as_bytes(),
-                out: out.as_bytes(),
-            })
+            Some(Letters { a: a.as_bytes(), b: b.as_bytes(), out: out.as_bytes() })
         });
         let letters = split
             .ok_or_else(|| op_error(OP, format!("{spec:?} is not of the form \"ab,bc->ac\"")))?;
         for axes in [letters.a, letters.b, letters.out] {
             let repeats = axes.iter().enumerate().any(|(i, c)| axes[..i].contains(c));
             let plain = axes.iter().all(u8::is_ascii_alphabetic);
-            ensure(plain && !repeats, OP, || {
-                format!("a doubled or odd letter in {spec:?}")
-            })?;
+            ensure(plain && !repeats, OP, || format!("a doubled or odd letter in {spec:?}"))?;
         }
-        let known = letters
-            .out
-            .iter()
-            .all(|c| letters.a.contains(c) || letters.b.contains(c));
-        ensure(known, OP, || {
-            format!("a letter of the result is in no operand: {spec:?}")
-        })?;
+        let known = letters.out.iter().all(|c| letters.a.contains(c) || letters.b.contains(c));
+        ensure(known, OP, || format!("a letter of the result is in no operand: {spec:?}"))?;
         Ok(letters)
     }
 
     fn check(&self, a: &Tensor, b: &Tensor, spec: &str) -> Result<()> {
         let (a_size, b_size) = (a.size(), b.size());
-        ensure(
-            a_size.len() == self.a.len() && b_size.len() == self.b.len(),
-            OP,
-            || format!("{spec:?} does not fit shapes {a_size:?} and {b_size:?}"),
-        )?;
+        ensure(a_size.len() == self.a.len() && b_size.len() == self.b.len(), OP, || {
+            format!("{spec:?} does not fit shapes {a_size:?} and {b_size:?}")
+        })?;
         for (c, n) in self.a.iter().zip(&a_size) {
-            let other = self
-                .b
-                .iter()
-                .position(|d| d == c)
-                .map_or(*n, |at| b_size[at]);
+            let other = self.b.iter().position(|d| d == c).map_or(*n, |at| b_size[at]);
             ensure(other == *n, OP, || {
                 format!(
                     "{spec:?}: axis {} is {n} in {a_size:?} and {other} in {b_size:?}",
@@ -102,28 +82,18 @@ impl<'a> Letters<'a> {
 /// Sums the axes that only `x` has and the result has not.
 fn sum_lone(x: &Tensor, axes: &[u8], other: &[u8], out: &[u8]) -> Result<(Tensor, Vec<u8>)> {
     let lone = |c: &u8| !other.contains(c) && !out.contains(c);
-    let dims: Vec<i64> = (0..)
-        .zip(axes)
-        .filter(|(_, c)| lone(c))
-        .map(|(dim, _)| dim)
-        .collect();
+    let dims: Vec<i64> = (0..).zip(axes).filter(|(_, c)| lone(c)).map(|(dim, _)| dim).collect();
     let kept = axes.iter().copied().filter(|c| !lone(c)).collect();
     Ok((super::sum(x, &dims)?, kept))
 }
 
 fn inner(a: &[u8], b: &[u8], out: &[u8]) -> Vec<u8> {
-    a.iter()
-        .copied()
-        .filter(|c| b.contains(c) && !out.contains(c))
-        .collect()
+    a.iter().copied().filter(|c| b.contains(c) && !out.contains(c)).collect()
 }
 
 /// Where each letter of `order` stands in `axes`; -1 where it does not.
 fn places(order: &[u8], axes: &[u8]) -> Vec<i64> {
-    order
-        .iter()
-        .map(|c| axes.iter().position(|d| d == c).map_or(-1, |at| at as i64))
-        .collect()
+    order.iter().map(|c| axes.iter().position(|d| d == c).map_or(-1, |at| at as i64)).collect()
 }
 
 fn product(a: &Tensor, a_axes: &[u8], b: &Tensor, b_axes: &[u8], out: &[u8]) -> Result<Tensor> {
@@ -141,16 +111,8 @@ fn matrix_product(
 ) -> Result<Tensor> {
     let both = |c: &u8| a_axes.contains(c) && b_axes.contains(c);
     let batch: Vec<u8> = out.iter().copied().filter(both).collect();
-    let rows: Vec<u8> = out
-        .iter()
-        .copied()
-        .filter(|c| a_axes.contains(c) && !both(c))
-        .collect();
-    let columns: Vec<u8> = out
-        .iter()
-        .copied()
-        .filter(|c| b_axes.contains(c) && !both(c))
-        .collect();
+    let rows: Vec<u8> = out.iter().copied().filter(|c| a_axes.contains(c) && !both(c)).collect();
+    let columns: Vec<u8> = out.iter().copied().filter(|c| b_axes.contains(c) && !both(c)).collect();
     // The inner axes in the order of the larger operand, which then is a view.
     let inner = if a.numel() >= b.numel() {
         inner(a_axes, b_axes, out)
@@ -160,9 +122,7 @@ fn matrix_product(
     let left = grouped(a, a_axes, [&batch, &rows, &inner])?;
     let right = grouped(b, b_axes, [&batch, &inner, &columns])?;
     let result = if batch.is_empty() {
-        left.f_squeeze_dim(0)?
-            .f_mm(&right.f_squeeze_dim(0)?)
-            .named(OP, &[a, b])?
+        left.f_squeeze_dim(0)?.f_mm(&right.f_squeeze_dim(0)?).named(OP, &[a, b])?
     } else {
         left.f_bmm(&right).named(OP, &[a, b])?
     };
@@ -172,10 +132,7 @@ fn matrix_product(
         .iter()
         .map(|c| match a_axes.iter().position(|d| d == c) {
             Some(at) => a_size[at],
-            None => b_axes
-                .iter()
-                .position(|d| d == c)
-                .map_or(1, |at| b_size[at]),
+            None => b_axes.iter().position(|d| d == c).map_or(1, |at| b_size[at]),
         })
         .collect();
     permute(&result.f_reshape(&size)?, &places(out, &axes))

@@ -31,9 +31,7 @@ pub fn gather_sum_composite(w: &Tensor, index: &Tensor) -> Result<Tensor> {
     let [rows, d] = shape_of("gather_sum", "w", w)?;
     let [b, t, p] = shape_of("gather_sum", "index", index)?;
     check_index("gather_sum", index, rows, true)?;
-    let flat = cast(index, Kind::Int64)?
-        .f_clamp_min(0)?
-        .f_reshape([-1i64])?;
+    let flat = cast(index, Kind::Int64)?.f_clamp_min(0)?.f_reshape([-1i64])?;
     let all = w.f_index_select(0, &flat)?.f_reshape([b, t, p, d])?;
     let held = all.f_where_self(&index.f_ge(0)?.f_unsqueeze(-1)?, &scalar(0.0, w)?)?;
     Ok(held.f_sum_dim_intlist(&[2i64][..], false, None::<Kind>)?)
@@ -76,10 +74,7 @@ pub fn gather_sum_grad(index: &Tensor, dy: &Tensor, rows: i64) -> Result<Tensor>
     if runs_native(&[dy]) {
         return by_kind!(dy.kind(), scatter_native(index, p, dy, &[rows, d]));
     }
-    let spread = dy
-        .f_unsqueeze(2)?
-        .f_expand([b, t, p, d], false)?
-        .f_reshape([-1, d])?;
+    let spread = dy.f_unsqueeze(2)?.f_expand([b, t, p, d], false)?.f_reshape([-1, d])?;
     scatter_composite(index, &spread, &[rows, d])
 }
 
@@ -140,21 +135,16 @@ fn scatter_composite(index: &Tensor, dy: &Tensor, shape: &[i64]) -> Result<Tenso
 /// Indices must be integers below `rows`, and not negative unless `none` is
 /// allowed.
 fn check_index(op: &'static str, index: &Tensor, rows: i64, none: bool) -> Result<()> {
-    ensure(
-        !is_float(index.kind()) && index.kind() != Kind::Bool,
-        op,
-        || format!("the index is {:?}, an integer kind is needed", index.kind()),
-    )?;
+    ensure(!is_float(index.kind()) && index.kind() != Kind::Bool, op, || {
+        format!("the index is {:?}, an integer kind is needed", index.kind())
+    })?;
     if index.device() != Device::Cpu {
         return Ok(());
     }
     let host = Host::of(&cast(index, Kind::Int64)?)?;
     let bad = |&&i: &&i64| i >= rows || (i < 0 && !none);
     match host.slice::<i64>().iter().find(bad) {
-        Some(i) => Err(op_error(
-            op,
-            format!("index {i} is outside a table of {rows} rows"),
-        )),
+        Some(i) => Err(op_error(op, format!("index {i} is outside a table of {rows} rows"))),
         None => Ok(()),
     }
 }
@@ -174,10 +164,7 @@ pub(crate) fn check_targets(
     let host = Host::of(targets)?;
     let bad = |&&i: &&i64| i != ignore && !(0..classes).contains(&i);
     match host.slice::<i64>().iter().find(bad) {
-        Some(i) => Err(op_error(
-            op,
-            format!("target {i} is outside {classes} classes"),
-        )),
+        Some(i) => Err(op_error(op, format!("target {i} is outside {classes} classes"))),
         None => Ok(()),
     }
 }

@@ -75,14 +75,9 @@ pub(crate) struct Host {
 impl Host {
     /// Makes `x` contiguous on the CPU (no copy where it already is).
     pub(crate) fn of(x: &Tensor) -> Result<Host> {
-        let on_cpu = if x.device() == Device::Cpu {
-            x.shallow_clone()
-        } else {
-            x.f_to_device(Device::Cpu)?
-        };
-        Ok(Host {
-            tensor: on_cpu.f_contiguous()?,
-        })
+        let on_cpu =
+            if x.device() == Device::Cpu { x.shallow_clone() } else { x.f_to_device(Device::Cpu)? };
+        Ok(Host { tensor: on_cpu.f_contiguous()? })
     }
 
     /// The elements; empty if the tensor is not of kind `T`.
@@ -108,9 +103,7 @@ pub(crate) struct Output {
 impl Output {
     /// Zeros of `shape` and kind `T`.
     pub(crate) fn zeros<T: Element>(shape: &[i64]) -> Result<Output> {
-        Ok(Output {
-            tensor: Tensor::f_zeros(shape, (T::KIND, Device::Cpu))?,
-        })
+        Ok(Output { tensor: Tensor::f_zeros(shape, (T::KIND, Device::Cpu))? })
     }
 
     /// The elements; empty if the tensor is not of kind `T`.

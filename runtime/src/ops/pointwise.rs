@@ -10,16 +10,8 @@ use crate::Result;
 
 /// `x * mul + add`.
 pub fn affine(x: &Tensor, mul: f64, add: f64) -> Result<Tensor> {
-    let scaled = if mul == 1.0 {
-        x.shallow_clone()
-    } else {
-        x.f_mul_scalar(mul)?
-    };
-    Ok(if add == 0.0 {
-        scaled
-    } else {
-        scaled.f_add_scalar(add)?
-    })
+    let scaled = if mul == 1.0 { x.shallow_clone() } else { x.f_mul_scalar(mul)? };
+    Ok(if add == 0.0 { scaled } else { scaled.f_add_scalar(add)? })
 }
 
 macro_rules! unary {
@@ -133,9 +125,7 @@ binary! {
 
 /// `x` held between `lo` and `hi`.
 pub fn clamp(x: &Tensor, lo: f64, hi: f64) -> Result<Tensor> {
-    ensure(lo <= hi, "clamp", || {
-        format!("lower bound {lo} above upper bound {hi}")
-    })?;
+    ensure(lo <= hi, "clamp", || format!("lower bound {lo} above upper bound {hi}"))?;
     x.f_clamp(lo, hi).named("clamp", &[x])
 }
 
@@ -143,10 +133,7 @@ pub fn clamp(x: &Tensor, lo: f64, hi: f64) -> Result<Tensor> {
 pub fn clamp_grad(x: &Tensor, dy: &Tensor, lo: f64, hi: f64) -> Result<Tensor> {
     let run = || {
         let inside = x.f_ge(lo)?.f_logical_and(&x.f_le(hi)?)?;
-        dy.f_where_self(
-            &inside,
-            &dy.f_new_zeros([0i64; 0], (dy.kind(), dy.device()))?,
-        )
+        dy.f_where_self(&inside, &dy.f_new_zeros([0i64; 0], (dy.kind(), dy.device()))?)
     };
     run().named("clamp_grad", &[x, dy])
 }
@@ -165,9 +152,7 @@ pub fn to_f32(x: &Tensor, like: &Tensor) -> Result<Tensor> {
 
 /// `x` in the activations' kind.
 pub fn to_act(x: &Tensor, like: Kind) -> Result<Tensor> {
-    ensure(is_float(like), "to_act", || {
-        format!("{like:?} is no floating kind")
-    })?;
+    ensure(is_float(like), "to_act", || format!("{like:?} is no floating kind"))?;
     super::support::cast(x, like)
 }
 

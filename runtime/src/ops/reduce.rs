@@ -11,8 +11,7 @@ pub fn sum(x: &Tensor, dims: &[i64]) -> Result<Tensor> {
     if dims.is_empty() {
         return Ok(x.shallow_clone());
     }
-    x.f_sum_dim_intlist(dims, false, None::<Kind>)
-        .named("sum", &[x])
+    x.f_sum_dim_intlist(dims, false, None::<Kind>).named("sum", &[x])
 }
 
 /// The mean over `dims`, which are dropped. No dims: `x` itself.
@@ -27,9 +26,7 @@ pub fn mean(x: &Tensor, dims: &[i64]) -> Result<Tensor> {
 fn check(op: &'static str, x: &Tensor, dims: &[i64]) -> Result<()> {
     for (place, &dim) in dims.iter().enumerate() {
         let _ = ensure_dim(op, x, dim)?;
-        ensure(!dims[..place].contains(&dim), op, || {
-            format!("dimension {dim} twice in {dims:?}")
-        })?;
+        ensure(!dims[..place].contains(&dim), op, || format!("dimension {dim} twice in {dims:?}"))?;
     }
     Ok(())
 }

@@ -12,19 +12,14 @@ use crate::Result;
 
 /// bool `[t, s]`: `s <= t`, on the device of `like`.
 pub fn causal(t: i64, s: i64, like: &Tensor) -> Result<Tensor> {
-    ensure(t >= 0 && s >= 0, "causal", || {
-        format!("negative size {t} or {s}")
-    })?;
+    ensure(t >= 0 && s >= 0, "causal", || format!("negative size {t} or {s}"))?;
     Ok(Tensor::f_ones([t, s], (Kind::Bool, like.device()))?.f_tril(0)?)
 }
 
 /// `[t]`: 0, 1, 2, .. as f32 (f64 where `like` is), on the device of `like`.
 pub fn position(t: i64, like: &Tensor) -> Result<Tensor> {
     ensure(t >= 0, "position", || format!("negative size {t}"))?;
-    Ok(Tensor::f_arange(
-        t,
-        (wide_kind(like.kind()), like.device()),
-    )?)
+    Ok(Tensor::f_arange(t, (wide_kind(like.kind()), like.device()))?)
 }
 
 /// `x[b, t, e]`, `w[e, j]` -> `[b, t, e]`: the sum over taps i of
@@ -52,13 +47,7 @@ pub fn causal_conv_input_grad(dy: &Tensor, w: &Tensor) -> Result<Tensor> {
         return by_kind!(dy.kind(), conv_native(dy, w, shape, taps, true));
     }
     let padded = super::pad(dy, 1, 0, (taps - 1).max(0))?;
-    weighted_sum(
-        &padded,
-        w,
-        shape[1],
-        (0..taps).map(|i| (taps - 1 - i, i)),
-        dy,
-    )
+    weighted_sum(&padded, w, shape[1], (0..taps).map(|i| (taps - 1 - i, i)), dy)
 }
 
 /// The sum over `(start, tap)` of the `t` steps from `start`, times the tap.
@@ -108,11 +97,7 @@ fn conv_shape(op: &'static str, x: &Tensor, w: &Tensor) -> Result<([i64; 3], i64
     let [b, t, e] = shape_of(op, "the sequence", x)?;
     let [channels, taps] = shape_of(op, "w", w)?;
     ensure(channels == e, op, || {
-        format!(
-            "{e} channels in {:?} but {channels} in w {:?}",
-            x.size(),
-            w.size()
-        )
+        format!("{e} channels in {:?} but {channels} in w {:?}", x.size(), w.size())
     })?;
     Ok(([b, t, e], taps))
 }
@@ -139,18 +124,10 @@ fn conv_native<T: Real>(
             // Forward: step - (J-1-i). Backward: the output that read this
             // step by tap i, which is step + (J-1-i).
             let back = taps - 1 - i;
-            let source = if backward {
-                step + back
-            } else {
-                step.wrapping_sub(back)
-            };
+            let source = if backward { step + back } else { step.wrapping_sub(back) };
             if source < t {
                 let x = &x[(batch * t + source) * e..][..e];
-                vectorized(MultiplyAdd {
-                    to: y,
-                    a: x,
-                    b: &w[i * e..][..e],
-                });
+                vectorized(MultiplyAdd { to: y, a: x, b: &w[i * e..][..e] });
             }
         }
     });
@@ -189,11 +166,7 @@ fn conv_weight_native<T: Real>(
         let back = taps - 1 - i;
         for (row, dy) in dy.chunks(e).enumerate() {
             if row % t >= back {
-                vectorized(MultiplyAdd {
-                    to,
-                    a: &x[(row - back) * e..][..e],
-                    b: dy,
-                });
+                vectorized(MultiplyAdd { to, a: &x[(row - back) * e..][..e], b: dy });
             }
         }
     });
@@ -237,11 +210,7 @@ fn rotary_shape(x: &Tensor, time_dim: i64) -> Result<RotaryShape> {
         format!("time {time_dim} must precede an even last dimension in shape {size:?}")
     })?;
     let middle = size[at + 1..last].iter().product::<i64>();
-    Ok(RotaryShape {
-        time: time as usize,
-        middle: middle as usize,
-        width: width as usize,
-    })
+    Ok(RotaryShape { time: time as usize, middle: middle as usize, width: width as usize })
 }
 
 /// Key of a table: steps, width, bits of the base, kind, device.
@@ -257,16 +226,8 @@ thread_local! {
 /// `[time, 2, width / 2]`: cosines, then sines, of the kind of `like`. Tables
 /// are kept, since every layer asks for the same one or two.
 fn rotary_table(shape: RotaryShape, base: f64, like: &Tensor) -> Result<Tensor> {
-    ensure(base > 0.0, "rotary", || {
-        format!("base {base} is not positive")
-    })?;
-    let key = (
-        shape.time,
-        shape.width,
-        base.to_bits(),
-        like.kind(),
-        like.device(),
-    );
+    ensure(base > 0.0, "rotary", || format!("base {base} is not positive"))?;
+    let key = (shape.time, shape.width, base.to_bits(), like.kind(), like.device());
     TABLES.with_borrow_mut(|tables| {
         if let Some((_, table)) = tables.iter().find(|(known, _)| *known == key) {
             return Ok(table.shallow_clone());
@@ -317,23 +278,13 @@ fn rotary_native<T: Real>(
     let mut out = Output::zeros::<T>(&x.size())?;
     let (x, table) = (Host::of(x)?, Host::of(table)?);
     let (x, table) = (x.slice::<T>(), table.slice::<T>());
-    let RotaryShape {
-        time,
-        middle,
-        width,
-    } = shape;
+    let RotaryShape { time, middle, width } = shape;
     let step = (middle * width).max(1);
     parallel_fill(out.slice::<T>(), step, 4 * x.len(), |row, out| {
         let (cos, sin) = table[(row % time) * width..][..width].split_at(width / 2);
         let x = &x[row * step..][..step];
         for (out, x) in out.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
-            vectorized(RotateRow {
-                out,
-                x,
-                cos,
-                sin,
-                inverse,
-            });
+            vectorized(RotateRow { out, x, cos, sin, inverse });
         }
     });
     Ok(out.into_tensor())

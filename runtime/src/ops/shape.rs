@@ -21,28 +21,18 @@ pub fn align(x: &Tensor, dims: &[i64]) -> Result<Tensor> {
         return Ok(permuted);
     }
     let size = x.size();
-    let shape: Vec<i64> = dims
-        .iter()
-        .map(|&dim| if dim < 0 { 1 } else { size[dim as usize] })
-        .collect();
+    let shape: Vec<i64> =
+        dims.iter().map(|&dim| if dim < 0 { 1 } else { size[dim as usize] }).collect();
     permuted.f_reshape(&shape).named("align", &[x])
 }
 
 /// [`align`], then every size-1 dimension expanded to `sizes` (a view).
 pub fn broadcast(x: &Tensor, dims: &[i64], sizes: &[i64]) -> Result<Tensor> {
     ensure(dims.len() == sizes.len(), "broadcast", || {
-        format!(
-            "{} dimensions {dims:?} but {} sizes {sizes:?}",
-            dims.len(),
-            sizes.len()
-        )
+        format!("{} dimensions {dims:?} but {} sizes {sizes:?}", dims.len(), sizes.len())
     })?;
     let aligned = align(x, dims)?;
-    let fits = aligned
-        .size()
-        .iter()
-        .zip(sizes)
-        .all(|(&have, &want)| have == want || have == 1);
+    let fits = aligned.size().iter().zip(sizes).all(|(&have, &want)| have == want || have == 1);
     ensure(fits, "broadcast", || {
         format!("shape {:?} does not broadcast to {sizes:?}", aligned.size())
     })?;
@@ -65,10 +55,7 @@ fn permuted(op: &'static str, x: &Tensor, order: &[i64], shown: &[i64]) -> Resul
         }
     }
     ensure(fits, op, || {
-        format!(
-            "{shown:?} does not take every dimension of shape {:?} once",
-            x.size()
-        )
+        format!("{shown:?} does not take every dimension of shape {:?} once", x.size())
     })?;
     if order.iter().zip(0..).all(|(&dim, place)| dim == place) {
         return Ok(x.shallow_clone());
@@ -82,12 +69,7 @@ pub fn split(x: &Tensor, dim: i64, sizes: &[i64]) -> Result<Tensor> {
     ensure(
         sizes.iter().all(|&n| n >= 0) && sizes.iter().product::<i64>() == have,
         "split",
-        || {
-            format!(
-                "dimension {dim} of shape {:?} is not the product of {sizes:?}",
-                x.size()
-            )
-        },
+        || format!("dimension {dim} of shape {:?} is not the product of {sizes:?}", x.size()),
     )?;
     let mut shape = x.size();
     shape.splice(dim as usize..=dim as usize, sizes.iter().copied());
@@ -98,16 +80,9 @@ pub fn split(x: &Tensor, dim: i64, sizes: &[i64]) -> Result<Tensor> {
 pub fn merge(x: &Tensor, first_dim: i64, n_dims: i64) -> Result<Tensor> {
     let mut shape = x.size();
     let end = first_dim.saturating_add(n_dims);
-    ensure(
-        first_dim >= 0 && n_dims >= 1 && end <= shape.len() as i64,
-        "merge",
-        || {
-            format!(
-                "no {n_dims} dimensions from {first_dim} on in shape {:?}",
-                x.size()
-            )
-        },
-    )?;
+    ensure(first_dim >= 0 && n_dims >= 1 && end <= shape.len() as i64, "merge", || {
+        format!("no {n_dims} dimensions from {first_dim} on in shape {:?}", x.size())
+    })?;
     let range = first_dim as usize..end as usize;
     let size = shape[range.clone()].iter().product();
     shape.splice(range, [size]);
@@ -118,10 +93,7 @@ pub fn merge(x: &Tensor, first_dim: i64, n_dims: i64) -> Result<Tensor> {
 pub fn slice(x: &Tensor, dim: i64, start: i64, end: i64) -> Result<Tensor> {
     let size = ensure_dim("slice", x, dim)?;
     ensure(0 <= start && start <= end && end <= size, "slice", || {
-        format!(
-            "{start} .. {end} is not within dimension {dim} of shape {:?}",
-            x.size()
-        )
+        format!("{start} .. {end} is not within dimension {dim} of shape {:?}", x.size())
     })?;
     Ok(x.f_narrow(dim, start, end - start)?)
 }
@@ -163,16 +135,9 @@ pub fn concat(xs: &[&Tensor], dim: i64) -> Result<Tensor> {
 /// A new dimension at `dim`, of `size`, with `x` at `index` and zeros
 /// elsewhere.
 pub fn place(x: &Tensor, dim: i64, index: i64, size: i64) -> Result<Tensor> {
-    ensure(
-        0 <= dim && dim <= x.dim() as i64 && 0 <= index && index < size,
-        "place",
-        || {
-            format!(
-                "index {index} of size {size} at dimension {dim} of shape {:?}",
-                x.size()
-            )
-        },
-    )?;
+    ensure(0 <= dim && dim <= x.dim() as i64 && 0 <= index && index < size, "place", || {
+        format!("index {index} of size {size} at dimension {dim} of shape {:?}", x.size())
+    })?;
     zeros_around("place", &x.f_unsqueeze(dim)?, dim, index, size - 1 - index)
 }
 
@@ -180,10 +145,7 @@ pub fn place(x: &Tensor, dim: i64, index: i64, size: i64) -> Result<Tensor> {
 pub fn pick(x: &Tensor, dim: i64, index: i64) -> Result<Tensor> {
     let size = ensure_dim("pick", x, dim)?;
     ensure(0 <= index && index < size, "pick", || {
-        format!(
-            "no index {index} in dimension {dim} of shape {:?}",
-            x.size()
-        )
+        format!("no index {index} in dimension {dim} of shape {:?}", x.size())
     })?;
     Ok(x.f_select(dim, index)?)
 }

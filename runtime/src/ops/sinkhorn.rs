@@ -51,11 +51,9 @@ struct Sizes {
 fn sizes(op: &'static str, x: &Tensor, iterations: i64) -> Result<Sizes> {
     let _ = ensure_same_kind(op, &[x])?;
     let size = x.size();
-    ensure(
-        size.len() >= 2 && size.iter().rev().take(2).all(|&n| n > 0),
-        op,
-        || format!("x has shape {size:?}, rows and columns needed"),
-    )?;
+    ensure(size.len() >= 2 && size.iter().rev().take(2).all(|&n| n > 0), op, || {
+        format!("x has shape {size:?}, rows and columns needed")
+    })?;
     ensure(iterations >= 0, op, || format!("{iterations} iterations"))?;
     Ok(Sizes {
         rows: size[size.len() - 2] as usize,
@@ -112,9 +110,7 @@ pub fn sinkhorn_grad_composite(
     let sizes = sizes("sinkhorn_grad", x, iterations)?;
     let (kernel, place) = shifted_exp(x)?;
     let (us, vs) = iterate(&kernel, sizes, eps)?;
-    let start = kernel
-        .f_narrow(-2, 0, 1)?
-        .f_full_like(1.0 / sizes.columns as f64)?;
+    let start = kernel.f_narrow(-2, 0, 1)?.f_full_like(1.0 / sizes.columns as f64)?;
     let (last_u, last_v) = (us.last(), vs.last().unwrap_or(&start));
     let dyk = dy.f_mul(&kernel)?;
     let mut dv = match last_u {
@@ -159,13 +155,7 @@ fn sinkhorn_native<T: Real>(
     parallel_fill(out.slice::<T>(), group, work, |index, out| {
         let range = index * group..index * group + out.len();
         let (x, dy) = (&x[range.clone()], dy.map(|dy| &dy[range]));
-        vectorized(Group {
-            x,
-            dy,
-            out,
-            sizes,
-            eps: T::of(eps),
-        });
+        vectorized(Group { x, dy, out, sizes, eps: T::of(eps) });
     });
     Ok(out.into_tensor())
 }
@@ -192,11 +182,7 @@ impl<T: Real> Kernel for Group<'_, T> {
 
     #[inline(always)]
     fn run(mut self) {
-        let Sizes {
-            rows,
-            columns,
-            iterations,
-        } = self.sizes;
+        let Sizes { rows, columns, iterations } = self.sizes;
         let size = rows * columns;
         let kernel = self.shifted_exp();
         // us[i * rows + s] and vs[i * columns + j] after iteration i; vs
@@ -278,11 +264,7 @@ fn unrolled<T: Real>(
     us: &[Lanes<T>],
     vs: &[Lanes<T>],
     dy: &[Lanes<T>],
-    Sizes {
-        rows,
-        columns,
-        iterations,
-    }: Sizes,
+    Sizes { rows, columns, iterations }: Sizes,
 ) -> Vec<Lanes<T>> {
     let (u, v) = (&us[us.len() - rows..], &vs[vs.len() - columns..]);
     let mut du = vec![[T::ZERO; LANES]; rows];
@@ -298,10 +280,7 @@ fn unrolled<T: Real>(
         }
     }
     for step in (0..iterations).rev() {
-        let (u, v) = (
-            &us[step * rows..][..rows],
-            &vs[(step + 1) * columns..][..columns],
-        );
+        let (u, v) = (&us[step * rows..][..rows], &vs[(step + 1) * columns..][..columns]);
         let before = &vs[step * columns..][..columns];
         for j in 0..columns {
             let d = lanes(|l| -(dv[j][l] * v[j][l] * v[j][l]));

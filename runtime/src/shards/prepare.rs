@@ -68,11 +68,7 @@ struct Document {
 /// kept; where it holds anything else, that is an error.
 pub fn prepare(options: &PrepareOptions) -> Result<Prepared> {
     let (documents, dropped) = read_documents(&options.documents)?;
-    let given = options
-        .tokenizer
-        .as_deref()
-        .map(Tokenizer::load)
-        .transpose()?;
+    let given = options.tokenizer.as_deref().map(Tokenizer::load).transpose()?;
     let input_digest = input_digest(options, given.as_ref(), &documents);
     if options.out.exists() {
         return keep_existing(&options.out, &input_digest);
@@ -86,17 +82,15 @@ pub fn prepare(options: &PrepareOptions) -> Result<Prepared> {
         let (stage, tokenizer) = (options.vocab as i64, tokenizer.n_ids());
         return Err(DataError::VocabDiffers { stage, tokenizer }.into());
     }
-    let job = Job {
-        options,
-        tokenizer: &tokenizer,
-        dir: make_temporary(&options.out)?,
-    };
-    let manifest = job.write(&train, &held_out, dropped, input_digest)?;
-    job.publish(&manifest)?;
-    Ok(Prepared {
-        corpus: Corpus::open(&options.out)?,
-        was_there: false,
-    })
+    let job = Job { options, tokenizer: &tokenizer, dir: make_temporary(&options.out)? };
+    let done = job
+        .write(&train, &held_out, dropped, input_digest)
+        .and_then(|manifest| job.publish(&manifest));
+    if let Err(error) = done {
+        std::fs::remove_dir_all(&job.dir).map_err(DataError::io("removing", &job.dir))?;
+        return Err(error);
+    }
+    Ok(Prepared { corpus: Corpus::open(&options.out)?, was_there: false })
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -122,11 +116,7 @@ fn read_documents(paths: &[PathBuf]) -> Result<(Vec<Document>, Dropped)> {
         } else if !seen.insert(*digest.as_bytes()) {
             dropped.n_copies += 1;
         } else {
-            documents.push(Document {
-                path: path.clone(),
-                text,
-                digest,
-            });
+            documents.push(Document { path: path.clone(), text, digest });
         }
     }
     documents.sort_by(|a, b| a.digest.as_bytes().cmp(b.digest.as_bytes()));
@@ -138,13 +128,7 @@ fn input_digest(
     tokenizer: Option<&Tokenizer>,
     documents: &[Document],
 ) -> String {
-    let PrepareOptions {
-        vocab,
-        end_token,
-        held_out_every,
-        shard_tokens,
-        ..
-    } = options;
+    let PrepareOptions { vocab, end_token, held_out_every, shard_tokens, .. } = options;
     let tokenizer = tokenizer.map_or("trained", Tokenizer::hash);
     let settings = format!(
         "format {FORMAT} vocab {vocab} tokenizer {tokenizer} end {end_token} every \
@@ -159,9 +143,7 @@ fn input_digest(
 }
 
 fn keep_existing(out: &Path, input_digest: &str) -> Result<Prepared> {
-    let exists = || DataError::OutputExists {
-        path: out.to_owned(),
-    };
+    let exists = || DataError::OutputExists { path: out.to_owned() };
     if !out.join(MANIFEST_FILE).is_file() {
         return Err(exists().into());
     }
@@ -169,10 +151,7 @@ fn keep_existing(out: &Path, input_digest: &str) -> Result<Prepared> {
     if corpus.manifest.input_digest != input_digest {
         return Err(exists().into());
     }
-    Ok(Prepared {
-        corpus,
-        was_there: true,
-    })
+    Ok(Prepared { corpus, was_there: true })
 }
 
 type Documents<'a> = Vec<&'a Document>;
@@ -182,21 +161,13 @@ fn divide(documents: &[Document], every: usize) -> Result<(Documents<'_>, Docume
     let is_held_out = |rank: usize| every > 0 && rank.is_multiple_of(every);
     let pick = |held_out| {
         let ranked = documents.iter().enumerate();
-        ranked
-            .filter(move |(rank, _)| is_held_out(*rank) == held_out)
-            .map(|(_, d)| d)
-            .collect()
+        ranked.filter(move |(rank, _)| is_held_out(*rank) == held_out).map(|(_, d)| d).collect()
     };
     let (held_out, train): (Documents<'_>, Documents<'_>) = (pick(true), pick(false));
     for (split, of_split) in [("train", &train), ("held_out", &held_out)] {
         if of_split.is_empty() {
             let n_documents = documents.len();
-            return Err(DataError::EmptySplit {
-                split,
-                n_documents,
-                every,
-            }
-            .into());
+            return Err(DataError::EmptySplit { split, n_documents, every }.into());
         }
     }
     Ok((held_out, train))
@@ -241,9 +212,7 @@ impl Job<'_> {
     ) -> Result<CorpusManifest> {
         let end_token = &self.options.end_token;
         let end_id = self.tokenizer.id_of(end_token);
-        let end_id = end_id.ok_or_else(|| DataError::NoEndToken {
-            token: end_token.clone(),
-        })?;
+        let end_id = end_id.ok_or_else(|| DataError::NoEndToken { token: end_token.clone() })?;
         let mut rows = Vec::new();
         let train = self.write_split("train", train, end_id, &mut rows)?;
         let held_out = self.write_split("held_out", held_out, end_id, &mut rows)?;
@@ -292,12 +261,7 @@ impl Job<'_> {
         }
         let n_tokens = writer.n_tokens;
         let shards = writer.finish()?;
-        Ok(SplitEntry {
-            n_documents: documents.len(),
-            n_tokens,
-            n_text_bytes,
-            shards,
-        })
+        Ok(SplitEntry { n_documents: documents.len(), n_tokens, n_text_bytes, shards })
     }
 }
 
@@ -328,14 +292,7 @@ struct ShardWriter<'a> {
 impl<'a> ShardWriter<'a> {
     fn new(dir: &'a Path, split: &'a str, shard_tokens: usize) -> Self {
         let (bytes, shards) = (Vec::new(), Vec::new());
-        ShardWriter {
-            dir,
-            split,
-            shard_tokens: shard_tokens.max(1),
-            n_tokens: 0,
-            bytes,
-            shards,
-        }
+        ShardWriter { dir, split, shard_tokens: shard_tokens.max(1), n_tokens: 0, bytes, shards }
     }
 
     fn push(&mut self, ids: &[u32]) -> Result<()> {

@@ -34,11 +34,7 @@ pub(super) fn byte_table(tokenizer: &Tokenizer, n_positions: usize) -> Result<By
             .map(|(i, byte)| i64::from(*byte) * n_positions as i64 + i as i64);
         codes.extend(present.chain(std::iter::repeat(-1)).take(n_positions));
     }
-    Ok(ByteTable {
-        n_positions,
-        codes,
-        counts,
-    })
+    Ok(ByteTable { n_positions, codes, counts })
 }
 
 fn token_bytes(tokenizer: &Tokenizer, id: u32) -> Result<Vec<u8>> {
@@ -53,10 +49,7 @@ fn token_bytes(tokenizer: &Tokenizer, id: u32) -> Result<Vec<u8>> {
 }
 
 fn cut(bytes: &[u8], n_positions: usize) -> &[u8] {
-    let Some(short) = bytes
-        .get(..n_positions)
-        .filter(|_| bytes.len() > n_positions)
-    else {
+    let Some(short) = bytes.get(..n_positions).filter(|_| bytes.len() > n_positions) else {
         return bytes;
     };
     match std::str::from_utf8(short) {

@@ -63,9 +63,7 @@ fn an_added_token_that_is_not_special_is_plain_text_too() {
     value["added_tokens"][0]["special"] = false.into();
     let text = value.to_string();
     let tokenizer = Tokenizer::from_text(Path::new("t"), text).expect("loads");
-    let ids = tokenizer
-        .encode(Path::new("a"), "x<|end_of_text|>y")
-        .expect("encodes");
+    let ids = tokenizer.encode(Path::new("a"), "x<|end_of_text|>y").expect("encodes");
     assert!(!ids.contains(&0));
 }
 
@@ -76,9 +74,7 @@ fn text_whose_ordinary_tokens_spell_a_control_token_is_refused() {
     value["model"]["ignore_merges"] = true.into();
     value["pre_tokenizer"] = serde_json::json!(null);
     let tokenizer = Tokenizer::from_text(Path::new("t"), value.to_string()).expect("loads");
-    let error = tokenizer
-        .encode(Path::new("a.txt"), END_TOKEN)
-        .expect_err("is refused");
+    let error = tokenizer.encode(Path::new("a.txt"), END_TOKEN).expect_err("is refused");
     insta::assert_snapshot!("control_token", error.rendered());
 }
 
@@ -95,11 +91,8 @@ fn byte_tables_hold_the_bytes_of_each_token() {
     }
     let id = tokenizer.encode(Path::new("a"), " the").expect("encodes")[0] as usize;
     let row = &table.codes[id * 16..(id + 1) * 16];
-    let expected: Vec<i64> = b" the"
-        .iter()
-        .enumerate()
-        .map(|(i, b)| i64::from(*b) * 16 + i as i64)
-        .collect();
+    let expected: Vec<i64> =
+        b" the".iter().enumerate().map(|(i, b)| i64::from(*b) * 16 + i as i64).collect();
     assert_eq!(row[..4], expected);
     assert_eq!(table.counts[id], 4);
     // The control token has the bytes of its spelling.

@@ -45,10 +45,7 @@ pub fn train_byte_level<'a>(
 
 fn internal(error: tokenizers::Error) -> DataError {
     let path = Path::new("tokenizer.json").to_owned();
-    DataError::TokenizerFile {
-        path,
-        detail: error.to_string(),
-    }
+    DataError::TokenizerFile { path, detail: error.to_string() }
 }
 
 fn byte_level() -> ByteLevel {
@@ -107,12 +104,7 @@ fn merge(counts: &BTreeMap<String, i64>, n_ids: usize) -> Result<(Vec<String>, M
     tokens.extend(bytes.iter().map(char::to_string));
     let mut words: Vec<(Vec<u32>, i64)> = counts
         .iter()
-        .map(|(word, count)| {
-            (
-                word.chars().filter_map(|c| ids.get(&c).copied()).collect(),
-                *count,
-            )
-        })
+        .map(|(word, count)| (word.chars().filter_map(|c| ids.get(&c).copied()).collect(), *count))
         .collect();
     let mut pairs = Pairs::default();
     for (index, (word, count)) in words.iter().enumerate() {
@@ -122,17 +114,10 @@ fn merge(counts: &BTreeMap<String, i64>, n_ids: usize) -> Result<(Vec<String>, M
     while tokens.len() < n_ids {
         let Some(pair) = pairs.best() else {
             let found = tokens.len();
-            return Err(DataError::CorpusTooSmall {
-                asked: n_ids,
-                found,
-            }
-            .into());
+            return Err(DataError::CorpusTooSmall { asked: n_ids, found }.into());
         };
         let new_id = tokens.len() as u32;
-        let (left, right) = (
-            tokens[pair.0 as usize].clone(),
-            tokens[pair.1 as usize].clone(),
-        );
+        let (left, right) = (tokens[pair.0 as usize].clone(), tokens[pair.1 as usize].clone());
         tokens.push(format!("{left}{right}"));
         merges.push((left, right));
         for index in pairs.words.remove(&pair).unwrap_or_default() {
@@ -170,12 +155,7 @@ fn replace(word: &[u32], pair: Pair, new_id: u32) -> Vec<u32> {
 fn build(tokens: Vec<String>, merges: Merges) -> Result<Tokenizer> {
     let vocab: Vec<(String, u32)> = tokens.into_iter().zip(0..).collect();
     let model = BPE::builder()
-        .vocab_and_merges(
-            vocab
-                .into_iter()
-                .collect::<tokenizers::models::bpe::Vocab>(),
-            merges,
-        )
+        .vocab_and_merges(vocab.into_iter().collect::<tokenizers::models::bpe::Vocab>(), merges)
         .build()
         .map_err(internal)?;
     let mut inner = tokenizers::Tokenizer::new(model);

@@ -20,18 +20,10 @@ fn the_test_stage_has_the_gradients_of_autograd() {
     state.carries[0] = Tensor::full_like(&state.carries[0], 0.3);
     let stage = BigramStage::GOOD;
     let outputs = stage.forward(&state.inputs(&batch)).expect("runs");
-    let gradients = stage
-        .backward(&state.inputs(&batch), outputs.saved)
-        .expect("runs");
-    let leaves: Vec<Tensor> = state
-        .params()
-        .iter()
-        .map(|param| param.copy().set_requires_grad(true))
-        .collect();
-    let inputs = Inputs {
-        params: &leaves,
-        ..state.inputs(&batch)
-    };
+    let gradients = stage.backward(&state.inputs(&batch), outputs.saved).expect("runs");
+    let leaves: Vec<Tensor> =
+        state.params().iter().map(|param| param.copy().set_requires_grad(true)).collect();
+    let inputs = Inputs { params: &leaves, ..state.inputs(&batch) };
     stage.forward(&inputs).expect("runs").values[0].1.backward();
     for (gradient, leaf) in gradients.iter().zip(&leaves) {
         if let Some(gradient) = gradient {
@@ -50,19 +42,10 @@ fn a_step_moves_trained_parameters_and_no_other() {
     let split = &session.corpus().train;
     let plan = Plan::new(split, &config.data, 1).expect("fits");
     let batch = plan.batch(split, 0, Kind::Float).expect("reads");
-    let report = BigramStage::GOOD
-        .train_step(&mut state, &batch)
-        .expect("steps");
+    let report = BigramStage::GOOD.train_step(&mut state, &batch).expect("steps");
     assert_eq!((report.step, state.step()), (1, 1));
-    assert_eq!(
-        report.lr,
-        [("scales".to_owned(), 0.005), ("rest".to_owned(), 0.01)]
-    );
-    let moved: Vec<bool> = before
-        .iter()
-        .zip(state.params())
-        .map(|(a, b)| a != b)
-        .collect();
+    assert_eq!(report.lr, [("scales".to_owned(), 0.005), ("rest".to_owned(), 0.01)]);
+    let moved: Vec<bool> = before.iter().zip(state.params()).map(|(a, b)| a != b).collect();
     assert_eq!(moved, [true, true, false, true]);
     assert_eq!(state.states()[0].double_value(&[]), 1.0);
     assert!(state.moments_m[2].is_none());
@@ -72,12 +55,7 @@ fn a_step_moves_trained_parameters_and_no_other() {
 fn numbers_that_are_not_finite_stop_the_step_before_it_changes_anything() {
     let corpus = TestCorpus::new();
     let config = corpus.own_config();
-    let poisons = [
-        Poison::Loss(1),
-        Poison::State(1),
-        Poison::Carry(1),
-        Poison::Gradient(1),
-    ];
+    let poisons = [Poison::Loss(1), Poison::State(1), Poison::Carry(1), Poison::Gradient(1)];
     let mut text = String::new();
     for poison in poisons {
         let stage = BigramStage::poisoned(poison);

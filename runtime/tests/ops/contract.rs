@@ -14,9 +14,7 @@ fn naive(a: &Array, b: &Array, spec: &str) -> Array {
     }
     let letters: Vec<char> = size.keys().copied().collect();
     let place = |axes: &str, at: &[usize]| -> Vec<usize> {
-        axes.chars()
-            .filter_map(|c| letters.iter().position(|d| *d == c).map(|i| at[i]))
-            .collect()
+        axes.chars().filter_map(|c| letters.iter().position(|d| *d == c).map(|i| at[i])).collect()
     };
     let shape: Vec<usize> = out.chars().map(|c| size[&c]).collect();
     let mut result = Array::zeros(&shape);
@@ -94,10 +92,7 @@ fn random_specs() -> Outcome {
     let mut rng = Rng::fresh();
     for round in 0..400 {
         let (a, b) = (draw(&mut rng, "abcdef", 55), draw(&mut rng, "abcdef", 55));
-        let all: String = "abcdef"
-            .chars()
-            .filter(|&c| a.contains(c) || b.contains(c))
-            .collect();
+        let all: String = "abcdef".chars().filter(|&c| a.contains(c) || b.contains(c)).collect();
         let spec = format!("{a},{b}->{}", draw(&mut rng, &all, 55));
         check(&mut rng, &spec, KINDS[round % 2])?;
     }
@@ -108,25 +103,16 @@ fn random_specs() -> Outcome {
 fn empty_axes_sum_to_zero() -> Outcome {
     let a = Array::zeros(&[2, 0]).tensor(Kind::Double);
     let b = Array::zeros(&[0, 3]).tensor(Kind::Double);
-    close(
-        "empty",
-        &ops::contract(&a, &b, "ab,bc->ac")?,
-        &Array::zeros(&[2, 3]),
-    );
+    close("empty", &ops::contract(&a, &b, "ab,bc->ac")?, &Array::zeros(&[2, 3]));
     Ok(())
 }
 
 #[test]
 fn libtorch_differentiates_it() -> Outcome {
     let mut rng = Rng::fresh();
-    let (a, b) = (
-        rng.normal(&[2, 3, 4], Kind::Double),
-        rng.normal(&[5, 4], Kind::Double),
-    );
+    let (a, b) = (rng.normal(&[2, 3, 4], Kind::Double), rng.normal(&[5, 4], Kind::Double));
     let dy = rng.normal(&[2, 3, 5], Kind::Double);
-    let got = autograd(&[&a, &b], &dy, |x| {
-        ops::contract(&x[0], &x[1], "btd,fd->btf")
-    })?;
+    let got = autograd(&[&a, &b], &dy, |x| ops::contract(&x[0], &x[1], "btd,fd->btf"))?;
     close("a", &got[0], &naive(&dy, &b, "btf,fd->btd"));
     close("b", &got[1], &naive(&dy, &a, "btf,btd->fd"));
     Ok(())

@@ -21,17 +21,11 @@ impl Case {
             rng.array(&[b, t, h], decay, 0.0, kind),
             rng.array(&[b, t, h], 0.0, 1.0, kind),
         ];
-        Case {
-            inputs,
-            dout: rng.normal(&[b, t, h, m], kind),
-        }
+        Case { inputs, dout: rng.normal(&[b, t, h, m], kind) }
     }
 
     fn tensors(&self, rng: &mut Rng, kind: Kind) -> ([Tensor; 5], Tensor) {
-        (
-            self.inputs.each_ref().map(|x| rng.tensor(x, kind)),
-            rng.tensor(&self.dout, kind),
-        )
+        (self.inputs.each_ref().map(|x| rng.tensor(x, kind)), rng.tensor(&self.dout, kind))
     }
 
     /// The recurrence as it is written.
@@ -48,16 +42,14 @@ impl Case {
                     *x *= decay;
                 }
                 for j in 0..m {
-                    let read: f64 = (0..n_keys)
-                        .map(|i| state.at(&[i, j]) * k.at(&[b, t, h, i]))
-                        .sum();
+                    let read: f64 =
+                        (0..n_keys).map(|i| state.at(&[i, j]) * k.at(&[b, t, h, i])).sum();
                     let error = beta.at(&[b, t, h]) * (v.at(&[b, t, h, j]) - read);
                     for i in 0..n_keys {
                         *state.at_mut(&[i, j]) += k.at(&[b, t, h, i]) * error;
                     }
-                    *out.at_mut(&[b, t, h, j]) = (0..n_keys)
-                        .map(|i| state.at(&[i, j]) * q.at(&[b, t, h, i]))
-                        .sum();
+                    *out.at_mut(&[b, t, h, j]) =
+                        (0..n_keys).map(|i| state.at(&[i, j]) * q.at(&[b, t, h, i])).sum();
                 }
             }
         }
@@ -133,30 +125,11 @@ fn gradients_agree_with_libtorch_and_differences() -> Outcome {
             let by_chunk = autograd(&inputs, &case.dout, rule)?;
             for i in 0..5 {
                 let name = ["dq", "dk", "dv", "dg", "dbeta"][i];
-                same(
-                    &format!("native {name} {shape:?} {decay}"),
-                    &native[i],
-                    &by_step[i],
-                );
-                same(
-                    &format!("chunked {name} {shape:?} {decay}"),
-                    &chunked[i],
-                    &by_step[i],
-                );
-                same(
-                    &format!("autograd {name} {shape:?} {decay}"),
-                    &by_chunk[i],
-                    &by_step[i],
-                );
+                same(&format!("native {name} {shape:?} {decay}"), &native[i], &by_step[i]);
+                same(&format!("chunked {name} {shape:?} {decay}"), &chunked[i], &by_step[i]);
+                same(&format!("autograd {name} {shape:?} {decay}"), &by_chunk[i], &by_step[i]);
             }
-            differences(
-                "delta",
-                &mut rng,
-                &inputs,
-                &case.dout,
-                &native.each_ref(),
-                rule,
-            )?;
+            differences("delta", &mut rng, &inputs, &case.dout, &native.each_ref(), rule)?;
         }
     }
     Ok(())

@@ -8,20 +8,13 @@ use crate::support::{
 fn gathered_sums() -> Outcome {
     let mut rng = Rng::fresh();
     for kind in KINDS {
-        for [b, t, p, rows, d] in [
-            [2, 5, 3, 7, 4],
-            [1, 1, 1, 1, 1],
-            [2, 3, 0, 4, 2],
-            [3, 70, 9, 33, 64],
-        ] {
+        for [b, t, p, rows, d] in
+            [[2, 5, 3, 7, 4], [1, 1, 1, 1, 1], [2, 3, 0, 4, 2], [3, 70, 9, 33, 64]]
+        {
             let w = rng.normal(&[rows, d], kind);
             let index = Array::fill(&[b, t, p], |_| rng.int(-2, rows as i64 - 1) as f64);
             let dy = rng.normal(&[b, t, d], kind);
-            let (tw, ti, tdy) = (
-                rng.tensor(&w, kind),
-                integers(&index),
-                rng.tensor(&dy, kind),
-            );
+            let (tw, ti, tdy) = (rng.tensor(&w, kind), integers(&index), rng.tensor(&dy, kind));
             let (mut want, mut dw) = (Array::zeros(&[b, t, d]), Array::zeros(&[rows, d]));
             for i in indices(&[b, t, p]) {
                 let row = index.at(&i);
@@ -33,11 +26,7 @@ fn gathered_sums() -> Outcome {
             poison(&tdy);
             close("gather_sum", &ops::gather_sum(&tw, &ti)?, &want);
             close("composite", &ops::gather_sum_composite(&tw, &ti)?, &want);
-            close(
-                "int32",
-                &ops::gather_sum(&tw, &ti.to_kind(Kind::Int))?,
-                &want,
-            );
+            close("int32", &ops::gather_sum(&tw, &ti.to_kind(Kind::Int))?, &want);
             close("grad", &ops::gather_sum_grad(&ti, &tdy, rows as i64)?, &dw);
             let followed = tdy.detach().set_requires_grad(true);
             let composed = ops::gather_sum_grad(&ti, &followed, rows as i64)?;
@@ -61,22 +50,14 @@ fn looked_up_rows() -> Outcome {
             let shape = [&[3, 4], inner].concat();
             let row_of = |at: &[usize]| [&[ids.at(&at[..2]) as usize], &at[2..]].concat();
             let got = ops::lookup(&tt, &ti)?;
-            close(
-                "lookup",
-                &got,
-                &Array::fill(&shape, |at| table.at(&row_of(at))),
-            );
+            close("lookup", &got, &Array::fill(&shape, |at| table.at(&row_of(at))));
             let dy = rng.normal(&shape, kind);
             let mut want = Array::zeros(&table.shape);
             for at in indices(&shape) {
                 *want.at_mut(&row_of(&at)) += dy.at(&at);
             }
             let tdy = rng.tensor(&dy, kind);
-            close(
-                "lookup_grad",
-                &ops::lookup_grad(&ti, &tdy, rows as i64)?,
-                &want,
-            );
+            close("lookup_grad", &ops::lookup_grad(&ti, &tdy, rows as i64)?, &want);
             let followed = tdy.detach().set_requires_grad(true);
             let composed = ops::lookup_grad(&ti, &followed, rows as i64)?;
             same("composed", &composed.detach(), &want.tensor(kind));
@@ -91,9 +72,6 @@ fn looked_up_rows() -> Outcome {
 fn index_tables() -> Outcome {
     let table = Tensor::from_slice(&[7i64, 8, 9]);
     let got = ops::lookup(&table, &Tensor::from_slice(&[2i64, 0]))?;
-    assert_eq!(
-        (got.kind(), array_of(&got).data),
-        (Kind::Int64, vec![9.0, 7.0])
-    );
+    assert_eq!((got.kind(), array_of(&got).data), (Kind::Int64, vec![9.0, 7.0]));
     Ok(())
 }

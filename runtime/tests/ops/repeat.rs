@@ -4,10 +4,7 @@ use lightc_runtime::{Kind, Tensor, ops};
 
 use crate::support::{Array, Outcome, Rng, integers, poison};
 
-type Run<'a> = (
-    &'static str,
-    Box<dyn Fn() -> lightc_runtime::Result<Vec<Tensor>> + 'a>,
-);
+type Run<'a> = (&'static str, Box<dyn Fn() -> lightc_runtime::Result<Vec<Tensor>> + 'a>);
 
 #[test]
 fn bits_repeat() -> Outcome {
@@ -15,12 +12,8 @@ fn bits_repeat() -> Outcome {
     let kind = Kind::Float;
     let mut draw = |shape: &[usize]| rng.normal(shape, kind).tensor(kind);
     let [b, t, h, k] = [3, 96, 4, 32];
-    let (q, key, v, dout) = (
-        draw(&[b, t, h, k]),
-        draw(&[b, t, h, k]) * 0.2,
-        draw(&[b, t, h, k]),
-        draw(&[b, t, h, k]),
-    );
+    let (q, key, v, dout) =
+        (draw(&[b, t, h, k]), draw(&[b, t, h, k]) * 0.2, draw(&[b, t, h, k]), draw(&[b, t, h, k]));
     let (g, beta) = (draw(&[b, t, h]).abs() * -1.0, draw(&[b, t, h]).sigmoid());
     let (x, dx, w) = (draw(&[b, t, 256]), draw(&[b, t, 256]), draw(&[256, 4]));
     let (mix, dmix) = (draw(&[b, t, 4, 4]), draw(&[b, t, 4, 4]));
@@ -32,10 +25,7 @@ fn bits_repeat() -> Outcome {
     let targets = index.select(2, 0).clamp_min(0);
     let mask = ops::select_top(&score, &budget, 2, 64)?;
     let runs: Vec<Run<'_>> = vec![
-        (
-            "delta",
-            Box::new(|| Ok(vec![ops::gated_delta_rule(&q, &key, &v, &g, &beta)?])),
-        ),
+        ("delta", Box::new(|| Ok(vec![ops::gated_delta_rule(&q, &key, &v, &g, &beta)?]))),
         (
             "delta grad",
             Box::new(|| {
@@ -43,43 +33,16 @@ fn bits_repeat() -> Outcome {
                 Ok(vec![d.0, d.1, d.2, d.3, d.4])
             }),
         ),
-        (
-            "sinkhorn",
-            Box::new(|| Ok(vec![ops::sinkhorn(&mix, 20, 1e-6)?])),
-        ),
-        (
-            "sinkhorn grad",
-            Box::new(|| Ok(vec![ops::sinkhorn_grad(&mix, &dmix, 20, 1e-6)?])),
-        ),
+        ("sinkhorn", Box::new(|| Ok(vec![ops::sinkhorn(&mix, 20, 1e-6)?]))),
+        ("sinkhorn grad", Box::new(|| Ok(vec![ops::sinkhorn_grad(&mix, &dmix, 20, 1e-6)?]))),
         ("conv", Box::new(|| Ok(vec![ops::causal_conv(&x, &w)?]))),
-        (
-            "conv input",
-            Box::new(|| Ok(vec![ops::causal_conv_input_grad(&dx, &w)?])),
-        ),
-        (
-            "conv weight",
-            Box::new(|| Ok(vec![ops::causal_conv_weight_grad(&x, &dx, 4)?])),
-        ),
-        (
-            "rotary",
-            Box::new(|| Ok(vec![ops::rotary(&q, 1, 1e4, false)?])),
-        ),
-        (
-            "select",
-            Box::new(|| Ok(vec![ops::select_top(&score, &budget, 2, 64)?])),
-        ),
-        (
-            "gather",
-            Box::new(|| Ok(vec![ops::gather_sum(&head, &index)?])),
-        ),
-        (
-            "gather grad",
-            Box::new(|| Ok(vec![ops::gather_sum_grad(&index, &x, 500)?])),
-        ),
-        (
-            "lookup grad",
-            Box::new(|| Ok(vec![ops::lookup_grad(&targets, &x, 500)?])),
-        ),
+        ("conv input", Box::new(|| Ok(vec![ops::causal_conv_input_grad(&dx, &w)?]))),
+        ("conv weight", Box::new(|| Ok(vec![ops::causal_conv_weight_grad(&x, &dx, 4)?]))),
+        ("rotary", Box::new(|| Ok(vec![ops::rotary(&q, 1, 1e4, false)?]))),
+        ("select", Box::new(|| Ok(vec![ops::select_top(&score, &budget, 2, 64)?]))),
+        ("gather", Box::new(|| Ok(vec![ops::gather_sum(&head, &index)?]))),
+        ("gather grad", Box::new(|| Ok(vec![ops::gather_sum_grad(&index, &x, 500)?]))),
+        ("lookup grad", Box::new(|| Ok(vec![ops::lookup_grad(&targets, &x, 500)?]))),
         (
             "attention grad",
             Box::new(|| {

@@ -41,11 +41,7 @@ fn causal_convolution() -> Outcome {
             poison(&tx);
             let y = ops::causal_conv(&tx, &tw)?;
             close("causal_conv", &y, &naive_conv(&x, &w));
-            same(
-                "causal_conv composite",
-                &ops::causal_conv_composite(&tx, &tw)?,
-                &y,
-            );
+            same("causal_conv composite", &ops::causal_conv_composite(&tx, &tw)?, &y);
             let (dx, dw) = naive_conv_grad(&x, &w, &dy);
             close("input grad", &ops::causal_conv_input_grad(&tdy, &tw)?, &dx);
             let got = ops::causal_conv_weight_grad(&tx, &tdy, taps as i64)?;
@@ -56,11 +52,7 @@ fn causal_convolution() -> Outcome {
                 close("autograd x", &auto[0], &dx);
                 close("autograd w", &auto[1], &dw);
                 let followed = tdy.detach().set_requires_grad(true);
-                close(
-                    "composed",
-                    &ops::causal_conv_input_grad(&followed, &tw)?.detach(),
-                    &dx,
-                );
+                close("composed", &ops::causal_conv_input_grad(&followed, &tw)?.detach(), &dx);
                 let composed = ops::causal_conv_weight_grad(&tx, &followed, taps as i64)?;
                 close("composed", &composed.detach(), &dw);
             }
@@ -75,11 +67,7 @@ fn naive_rotary(x: &Array, time: usize, base: f64, inverse: bool) -> Array {
         let (last, p) = (i.len() - 1, i[time] as f64);
         let pair = i[last] / 2;
         let angle = p * base.powf(-2.0 * pair as f64 / width as f64);
-        let (sin, cos) = if inverse {
-            (-angle).sin_cos()
-        } else {
-            angle.sin_cos()
-        };
+        let (sin, cos) = if inverse { (-angle).sin_cos() } else { angle.sin_cos() };
         let element = |offset: usize| {
             let mut at = i.to_vec();
             at[last] = 2 * pair + offset;
@@ -108,16 +96,8 @@ fn rotary_positions() -> Outcome {
                 close("rotary", &y, &naive_rotary(&x, time, base, false));
                 let back = ops::rotary(&tx, time as i64, base, true)?;
                 close("inverse", &back, &naive_rotary(&x, time, base, true));
-                close(
-                    "there and back",
-                    &ops::rotary(&y, time as i64, base, true)?,
-                    &x,
-                );
-                same(
-                    "composite",
-                    &ops::rotary_composite(&tx, time as i64, base, false)?,
-                    &y,
-                );
+                close("there and back", &ops::rotary(&y, time as i64, base, true)?, &x);
+                same("composite", &ops::rotary_composite(&tx, time as i64, base, false)?, &y);
                 if kind == Kind::Double {
                     let auto =
                         autograd(&[&x], &x, |x| ops::rotary(&x[0], time as i64, base, false))?;
@@ -140,9 +120,6 @@ fn masks_and_positions() -> Outcome {
     let position = ops::position(4, &like)?;
     assert_eq!(position.kind(), Kind::Float);
     close("position", &position, &Array::fill(&[4], |at| at[0] as f64));
-    assert_eq!(
-        ops::position(4, &like.to_kind(Kind::Double))?.kind(),
-        Kind::Double
-    );
+    assert_eq!(ops::position(4, &like.to_kind(Kind::Double))?.kind(), Kind::Double);
     Ok(())
 }

@@ -60,11 +60,7 @@ fn forward_and_gradient() -> Outcome {
                 poison(&tx);
                 let y = ops::sinkhorn(&tx, iterations, eps)?;
                 close("native", &y, &naive(&x, iterations as usize, eps));
-                same(
-                    "composite",
-                    &ops::sinkhorn_composite(&tx, iterations, eps)?,
-                    &y,
-                );
+                same("composite", &ops::sinkhorn_composite(&tx, iterations, eps)?, &y);
                 if kind == Kind::Float {
                     let wide = ops::sinkhorn_grad(
                         &x.tensor(Kind::Double),
@@ -98,15 +94,7 @@ fn equal_maxima_give_to_the_first() -> Outcome {
     let dy = rng.normal(&[20, 4, 4], Kind::Double);
     let (tx, tdy) = (x.tensor(Kind::Double), dy.tensor(Kind::Double));
     let got = ops::sinkhorn_grad(&tx, &tdy, 2, 0.5)?;
-    same(
-        "composite",
-        &ops::sinkhorn_grad_composite(&tx, &tdy, 2, 0.5)?,
-        &got,
-    );
-    same(
-        "autograd",
-        &autograd(&[&x], &dy, |x| Ok(stepwise(&x[0], 2, 0.5)))?[0],
-        &got,
-    );
+    same("composite", &ops::sinkhorn_grad_composite(&tx, &tdy, 2, 0.5)?, &got);
+    same("autograd", &autograd(&[&x], &dy, |x| Ok(stepwise(&x[0], 2, 0.5)))?[0], &got);
     Ok(())
 }

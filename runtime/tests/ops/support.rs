@@ -16,9 +16,7 @@ impl Rng {
     /// Seeded by `LIGHTC_TEST_SEED` or the clock; the seed is printed, which
     /// the test harness shows where the test fails.
     pub(crate) fn fresh() -> Rng {
-        let given = std::env::var("LIGHTC_TEST_SEED")
-            .ok()
-            .and_then(|text| text.parse().ok());
+        let given = std::env::var("LIGHTC_TEST_SEED").ok().and_then(|text| text.parse().ok());
         let clock = || {
             let now = SystemTime::now().duration_since(UNIX_EPOCH);
             now.map_or(1, |now| now.as_nanos() as u64)
@@ -80,11 +78,7 @@ impl Rng {
 }
 
 fn rounded(x: f64, kind: Kind) -> f64 {
-    if kind == Kind::Float {
-        f64::from(x as f32)
-    } else {
-        x
-    }
+    if kind == Kind::Float { f64::from(x as f32) } else { x }
 }
 
 /// A dense array of f64 in row-major order.
@@ -96,10 +90,7 @@ pub(crate) struct Array {
 
 impl Array {
     pub(crate) fn zeros(shape: &[usize]) -> Array {
-        Array {
-            shape: shape.to_vec(),
-            data: vec![0.0; shape.iter().product()],
-        }
+        Array { shape: shape.to_vec(), data: vec![0.0; shape.iter().product()] }
     }
 
     /// The element at each index.
@@ -129,10 +120,7 @@ impl Array {
     }
 
     pub(crate) fn map(&self, f: impl Fn(f64) -> f64) -> Array {
-        Array {
-            shape: self.shape.clone(),
-            data: self.data.iter().map(|&x| f(x)).collect(),
-        }
+        Array { shape: self.shape.clone(), data: self.data.iter().map(|&x| f(x)).collect() }
     }
 
     pub(crate) fn tensor(&self, kind: Kind) -> Tensor {
@@ -155,10 +143,7 @@ pub(crate) fn indices(shape: &[usize]) -> Vec<Vec<usize>> {
 
 pub(crate) fn array_of(x: &Tensor) -> Array {
     let data = Vec::<f64>::try_from(x.to_kind(Kind::Double).contiguous().reshape([-1]));
-    Array {
-        shape: x.size().iter().map(|&n| n as usize).collect(),
-        data: data.unwrap_or_default(),
-    }
+    Array { shape: x.size().iter().map(|&n| n as usize).collect(), data: data.unwrap_or_default() }
 }
 
 pub(crate) fn close_to(name: &str, got: &Tensor, want: &Array, tolerance: f64) {
@@ -167,20 +152,13 @@ pub(crate) fn close_to(name: &str, got: &Tensor, want: &Array, tolerance: f64) {
     let scale = want.data.iter().fold(1.0f64, |scale, x| scale.max(x.abs()));
     for (place, (got, want)) in got.data.iter().zip(&want.data).enumerate() {
         let good = (got - want).abs() <= tolerance * scale || got == want;
-        assert!(
-            good,
-            "{name}: element {place} is {got}, expected {want} (scale {scale})"
-        );
+        assert!(good, "{name}: element {place} is {got}, expected {want} (scale {scale})");
     }
 }
 
 /// Within 1e-10 in f64 and 1e-5 in f32 of the array's scale.
 pub(crate) fn close(name: &str, got: &Tensor, want: &Array) {
-    let tolerance = if got.kind() == Kind::Float {
-        1e-5
-    } else {
-        1e-10
-    };
+    let tolerance = if got.kind() == Kind::Float { 1e-5 } else { 1e-10 };
     close_to(name, got, want, tolerance);
 }
 
@@ -194,10 +172,8 @@ pub(crate) fn autograd(
     dy: &Array,
     f: impl Fn(&[Tensor]) -> lightc_runtime::Result<Tensor>,
 ) -> Result<Vec<Tensor>, Box<dyn std::error::Error>> {
-    let leaves: Vec<Tensor> = inputs
-        .iter()
-        .map(|x| x.tensor(Kind::Double).set_requires_grad(true))
-        .collect();
+    let leaves: Vec<Tensor> =
+        inputs.iter().map(|x| x.tensor(Kind::Double).set_requires_grad(true)).collect();
     let loss = (f(&leaves)? * dy.tensor(Kind::Double)).sum(Kind::Double);
     Ok(Tensor::f_run_backward(&[loss], &leaves, false, false)?)
 }
@@ -227,10 +203,7 @@ pub(crate) fn differences(
             }
             let slope = (sides[0] - sides[1]) / (2.0 * STEP);
             let got = gradient.data[place];
-            let scale = gradient
-                .data
-                .iter()
-                .fold(1.0f64, |scale, x| scale.max(x.abs()));
+            let scale = gradient.data.iter().fold(1.0f64, |scale, x| scale.max(x.abs()));
             assert!(
                 (slope - got).abs() < 1e-6 * scale,
                 "{name}: input {which} element {place}: gradient {got}, difference {slope}"

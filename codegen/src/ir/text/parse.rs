@@ -85,7 +85,9 @@ impl<'a> Cursor<'a> {
     fn peek_word(&mut self) -> &'a str {
         self.skip_space();
         let rest = self.rest();
-        let end = rest.find(|c: char| !(c.is_alphanumeric() || c == '_' || c == '.')).unwrap_or(rest.len());
+        let end = rest
+            .find(|c: char| !(c.is_alphanumeric() || c == '_' || c == '.'))
+            .unwrap_or(rest.len());
         rest.get(..end).unwrap_or("")
     }
 
@@ -183,7 +185,8 @@ impl<'a> Cursor<'a> {
         if !self.rest().is_empty() {
             return Err("expected `func`, `backward` or the end".into());
         }
-        module.entry = module.find(&entry).ok_or_else(|| format!("entry @{entry} is not defined"))?;
+        module.entry =
+            module.find(&entry).ok_or_else(|| format!("entry @{entry} is not defined"))?;
         Ok(module)
     }
 
@@ -341,12 +344,12 @@ impl<'a> Cursor<'a> {
 
     fn node(&mut self, function: &mut Function, defines: bool) -> Parsed<()> {
         let mut definitions = Vec::new();
-        while defines {
+        if defines {
             definitions.push(self.definition()?);
-            if self.eat("=") {
-                break;
+            while !self.eat("=") {
+                self.expect(",")?;
+                definitions.push(self.definition()?);
             }
-            self.expect(",")?;
         }
         let mnemonic = self.word()?;
         let attrs = self.attrs()?;

@@ -15,7 +15,7 @@ pub fn print(module: &Module) -> String {
     }
     for backward in &module.backward {
         out.push('\n');
-        print_backward(&mut out, module, backward);
+        out.push_str(&print_backward(module, backward));
     }
     out
 }
@@ -77,7 +77,7 @@ fn declarations(out: &mut String, module: &Module, function: &Function) {
 }
 
 /// An init law as `normal(0.02)`.
-pub(crate) fn init_text(init: &InitLaw) -> String {
+pub fn init_text(init: &InitLaw) -> String {
     match init {
         InitLaw::Zeros => "zeros()".into(),
         InitLaw::Ones => "ones()".into(),
@@ -106,7 +106,8 @@ fn node_text(function: &Function, node: &Node) -> String {
     let types: Vec<String> = node.results.iter().map(|r| function.ty(*r).to_string()).collect();
     let args: Vec<String> = node.args.iter().map(ToString::to_string).collect();
     let def = node.op.def();
-    let mut text = if results.is_empty() { String::new() } else { format!("{} = ", results.join(", ")) };
+    let mut text =
+        if results.is_empty() { String::new() } else { format!("{} = ", results.join(", ")) };
     text.push_str(def.mnemonic());
     for (name, value) in &def.attrs().0 {
         let _ = write!(text, " {name}={value}");
@@ -130,7 +131,9 @@ fn returns(out: &mut String, function: &Function) {
     let _ = writeln!(out, "  return {}", outputs.join(", "));
 }
 
-fn print_backward(out: &mut String, module: &Module, backward: &Backward) {
+/// Prints one backward function.
+pub fn print_backward(module: &Module, backward: &Backward) -> String {
+    let mut out = String::new();
     let seeds: Vec<String> = backward.seeds.iter().map(ToString::to_string).collect();
     let inputs: Vec<String> = backward
         .inputs
@@ -148,11 +151,11 @@ fn print_backward(out: &mut String, module: &Module, backward: &Backward) {
     if let Some(doc) = &backward.body.doc {
         let _ = writeln!(out, "  doc {doc:?}");
     }
-    body(out, &backward.body);
+    body(&mut out, &backward.body);
     for (index, value) in &backward.grads {
         let _ = writeln!(out, "  grad {index} = {value}");
     }
-    returns(out, &backward.body);
+    returns(&mut out, &backward.body);
     out.push_str("}\n");
+    out
 }
-

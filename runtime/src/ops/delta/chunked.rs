@@ -70,11 +70,7 @@ struct Layout {
 impl Layout {
     fn of(sizes: Sizes) -> Layout {
         let chunk = CHUNK.min(sizes.t);
-        Layout {
-            sizes,
-            n_chunks: (sizes.t + chunk - 1) / chunk,
-            chunk,
-        }
+        Layout { sizes, n_chunks: (sizes.t + chunk - 1) / chunk, chunk }
     }
 
     /// `[b, t, h, ..]` -> `[b * h, chunks, C, ..]`, padded with zeros: a step
@@ -99,10 +95,7 @@ impl Layout {
 
     fn no_state(self, like: &Tensor) -> Result<Tensor> {
         let Sizes { b, h, k, m, .. } = self.sizes;
-        Ok(Tensor::f_zeros(
-            [b * h, k, m],
-            (like.kind(), like.device()),
-        )?)
+        Ok(Tensor::f_zeros([b * h, k, m], (like.kind(), like.device()))?)
     }
 }
 
@@ -184,9 +177,7 @@ impl Chunks {
         let chunk = [layout.chunk, layout.chunk];
         let past = Tensor::f_ones(chunk, (Kind::Bool, q.device()))?.f_tril(0)?;
         let never = scalar(f64::NEG_INFINITY, &sums)?;
-        let apart = sums
-            .f_sub(&transposed(&sums)?)?
-            .f_where_self(&past, &never)?;
+        let apart = sums.f_sub(&transposed(&sums)?)?.f_where_self(&past, &never)?;
         let (between, decay) = (exp(&apart)?, exp(&sums)?);
         Ok(Chunks {
             q_decayed: q.f_mul(&decay)?,
@@ -204,19 +195,13 @@ impl Chunks {
 
     /// `L`, 0 on and above the diagonal.
     fn lower(&self) -> Result<Tensor> {
-        Ok(self
-            .kk
-            .f_mul(&self.between)?
-            .f_mul(&self.beta)?
-            .f_tril(-1)?)
+        Ok(self.kk.f_mul(&self.between)?.f_mul(&self.beta)?.f_tril(-1)?)
     }
 
     /// `U` and `W`.
     fn solve(&self) -> Result<(Tensor, Tensor)> {
         let right = Tensor::f_cat(&[self.v.f_mul(&self.beta)?, self.k_written()?], -1)?;
-        let solved = self
-            .lower()?
-            .f_linalg_solve_triangular(&right, false, true, true)?;
+        let solved = self.lower()?.f_linalg_solve_triangular(&right, false, true, true)?;
         let (m, k) = (width(&self.v), width(&self.k));
         Ok((solved.f_narrow(-1, 0, m)?, solved.f_narrow(-1, m, k)?))
     }
@@ -228,10 +213,7 @@ impl Chunks {
 
     /// `D o Q K^T`.
     fn reads(&self) -> Result<Tensor> {
-        Ok(self
-            .q
-            .f_matmul(&transposed(&self.k)?)?
-            .f_mul(&self.between)?)
+        Ok(self.q.f_matmul(&transposed(&self.k)?)?.f_mul(&self.between)?)
     }
 
     /// The state after chunk `c`.
@@ -259,9 +241,7 @@ impl Chunks {
         for c in (0..n_chunks).rev() {
             let written = at(&self.k, c)?.f_mul(&at(&self.rest_decay, c)?)?;
             let dnew = at(&from_reads, c)?.f_baddbmm(&written, &dstate, 1.0, 1.0)?;
-            let kept = dstate
-                .f_mul(&at(&self.last_decay, c)?)?
-                .f_add(&at(&from_state, c)?)?;
+            let kept = dstate.f_mul(&at(&self.last_decay, c)?)?.f_add(&at(&from_state, c)?)?;
             let entering = kept.f_baddbmm(&transposed(&at(w, c)?)?, &dnew, 1.0, -1.0)?;
             dleavings.push(std::mem::replace(&mut dstate, entering));
             dnews.push(dnew);
@@ -285,9 +265,7 @@ impl Chunks {
         let solved = upper.f_linalg_solve_triangular(&right, true, true, true)?;
         let (m, k) = (width(&self.v), width(&self.k));
         let (y, x) = (solved.f_narrow(-1, 0, m)?, solved.f_narrow(-1, m, k)?);
-        let dlower = x
-            .f_matmul(&transposed(w)?)?
-            .f_add(&y.f_matmul(&transposed(u)?)?)?;
+        let dlower = x.f_matmul(&transposed(w)?)?.f_add(&y.f_matmul(&transposed(u)?)?)?;
         let z = dlower.f_tril(-1)?.f_neg()?.f_mul(&self.between)?;
         let zk = z.f_matmul(&self.k)?;
         let written = self.beta.f_mul(&self.decay)?;
@@ -305,41 +283,21 @@ impl Chunks {
             .f_add(&row_dot(&x, &self.k_written()?)?)?
             .f_add(&row_less_column(&z.f_mul(&self.kk)?.f_mul(&self.beta)?)?)?;
         // G is a running sum, so g gets the sum from its step on.
-        let dg = dsums
-            .f_flip([-1i64])?
-            .f_cumsum(-1, None::<Kind>)?
-            .f_flip([-1i64])?;
-        Ok(Parts {
-            dq: outer.dq,
-            dk,
-            dv: y.f_mul(&self.beta)?,
-            dg,
-            dbeta,
-        })
+        let dg = dsums.f_flip([-1i64])?.f_cumsum(-1, None::<Kind>)?.f_flip([-1i64])?;
+        Ok(Parts { dq: outer.dq, dk, dv: y.f_mul(&self.beta)?, dg, dbeta })
     }
 
     /// The part that does not pass through `U` and `W`.
     fn outer_gradients(&self, dout: &Tensor, sweep: &Sweep) -> Result<Outer> {
         let qk = self.q.f_matmul(&transposed(&self.k)?)?;
-        let dp = dout
-            .f_matmul(&transposed(&sweep.new)?)?
-            .f_mul(&self.between)?;
-        let dq_state = dout
-            .f_matmul(&transposed(&sweep.state)?)?
-            .f_mul(&self.decay)?;
-        let dk_state = sweep
-            .new
-            .f_matmul(&transposed(&sweep.dleaving)?)?
-            .f_mul(&self.rest_decay)?;
+        let dp = dout.f_matmul(&transposed(&sweep.new)?)?.f_mul(&self.between)?;
+        let dq_state = dout.f_matmul(&transposed(&sweep.state)?)?.f_mul(&self.decay)?;
+        let dk_state =
+            sweep.new.f_matmul(&transposed(&sweep.dleaving)?)?.f_mul(&self.rest_decay)?;
         let dk_dot = row_dot(&dk_state, &self.k)?;
-        let kept = sweep
-            .state
-            .f_mul(&sweep.dleaving)?
-            .f_mul(&self.last_decay)?;
+        let kept = sweep.state.f_mul(&sweep.dleaving)?.f_mul(&self.last_decay)?;
         let kept = kept.f_sum_dim_intlist(&[-2i64, -1][..], false, None::<Kind>)?;
-        let total = dk_dot
-            .f_sum_dim_intlist(&[-1i64][..], false, None::<Kind>)?
-            .f_add(&kept)?;
+        let total = dk_dot.f_sum_dim_intlist(&[-1i64][..], false, None::<Kind>)?.f_add(&kept)?;
         let steps = width(&dk_dot);
         let at_last = crate::ops::pad(&total.f_unsqueeze(-1)?, 2, steps - 1, 0)?;
         let dsums = row_dot(&dq_state, &self.q)?

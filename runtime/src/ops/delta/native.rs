@@ -45,9 +45,7 @@ pub(super) fn forward_native<T: Real>(inputs: Inputs<'_>, sizes: Sizes) -> Resul
     let mut out = Output::zeros::<T>(&[sizes.b, sizes.t, sizes.h, sizes.m])?;
     let slices = hosts.slices::<T>();
     let heads = parallel_map((sizes.b * sizes.h) as usize, sizes.work(8), |index| {
-        vectorized(Forward {
-            head: slices.head(index, sizes),
-        })
+        vectorized(Forward { head: slices.head(index, sizes) })
     });
     gather_heads(out.slice::<T>(), &heads, sizes, sizes.m as usize);
     Ok(out.into_tensor())
@@ -181,12 +179,7 @@ struct Rows<'a, T> {
 impl<'a, T: Real> Rows<'a, T> {
     #[inline(always)]
     fn new(data: &'a [T], first: usize, stride: usize, width: usize) -> Rows<'a, T> {
-        Rows {
-            data,
-            first,
-            stride,
-            width,
-        }
+        Rows { data, first, stride, width }
     }
 
     /// The row of a step.
@@ -236,9 +229,7 @@ impl<'a, T: Real> Head<'a, T> {
     #[inline(always)]
     fn blocks(&self) -> impl Iterator<Item = (usize, usize)> + use<T> {
         let m = self.m;
-        (0..m)
-            .step_by(LANES)
-            .map(move |from| (from, LANES.min(m - from)))
+        (0..m).step_by(LANES).map(move |from| (from, LANES.min(m - from)))
     }
 
     /// Decays the state and reads it with the key: the error before beta.
@@ -383,10 +374,7 @@ impl<T: Real> Backward<'_, T> {
         from: usize,
     ) {
         let mut state = start.to_vec();
-        let kept = tape
-            .states
-            .chunks_mut(self.head.n_keys.max(1))
-            .zip(&mut tape.misses);
+        let kept = tape.states.chunks_mut(self.head.n_keys.max(1)).zip(&mut tape.misses);
         for (step, (decayed, miss)) in steps.zip(kept) {
             *miss = self.head.decay_and_read(&mut state, step, from);
             decayed.copy_from_slice(&state);

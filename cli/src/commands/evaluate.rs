@@ -1,0 +1,38 @@
+//! `lightc evaluate`: builds the program of a stage and measures a checkpoint.
+
+use crate::failure::Failure;
+use crate::program::Program;
+use crate::runtime;
+use crate::source::read_text;
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+/// Build the program of a stage and measure a checkpoint on held-out text.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// The source.
+    file: PathBuf,
+    /// The stage.
+    #[arg(long)]
+    stage: String,
+    /// The configuration that the checkpoint was trained with.
+    #[arg(long)]
+    config: PathBuf,
+    /// The checkpoint.
+    #[arg(long)]
+    checkpoint: PathBuf,
+    #[command(flatten)]
+    runtime: runtime::Choice,
+    /// After `--`: passed on to the program.
+    #[arg(last = true)]
+    rest: Vec<OsString>,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let _ = read_text(&arguments.config)?;
+    let program = Program::build(&arguments.file, &arguments.stage, &arguments.runtime)?;
+    let mut command = program.command("evaluate");
+    command.arg("--config").arg(&arguments.config);
+    command.arg("--checkpoint").arg(&arguments.checkpoint).args(&arguments.rest);
+    Err(program.run(command))
+}

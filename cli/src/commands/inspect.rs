@@ -1,0 +1,215 @@
+//! `lightc inspect`: one form of a stage on its way to code.
+
+use crate::failure::{Failure, Fault, codes};
+use crate::generated::{self, Functions};
+use crate::source::{Loaded, name_of, read_text};
+use crate::terminal::{self, Format};
+use clap::ValueEnum;
+use lightc_codegen::emit::emit_stage;
+use lightc_codegen::ir::Module;
+use lightc_codegen::pipeline::{self, Compiled};
+use lightc_codegen::schedule::schedule_cpu;
+use lightc_dsl::diag::Diag;
+use lightc_dsl::model::StageModel;
+use lightc_dsl::source::Sources;
+use lightc_dsl::{names, syntax};
+use serde_json::json;
+use std::path::PathBuf;
+
+/// Print one form of a stage on its way to code.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// The source.
+    file: PathBuf,
+    /// The stage; needed for every form but `ast`.
+    #[arg(long)]
+    stage: Option<String>,
+    /// The form.
+    #[arg(long, value_enum)]
+    emit: Emit,
+    /// Show one function alone: a name in `ir`, `backward` and `schedule`, a block in `model`.
+    #[arg(long)]
+    function: Option<String>,
+    /// How to print it.
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    format: Format,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Emit {
+    /// The syntax of the file, as JSON.
+    Ast,
+    /// Blocks with every name resolved and every size bound.
+    Model,
+    /// Forward functions in IR text.
+    Ir,
+    /// Backward functions in IR text.
+    Backward,
+    /// Steps, operations and kept values per function; with `--function`, its steps.
+    Schedule,
+    /// The generated Rust.
+    Rust,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    if arguments.emit == Emit::Ast {
+        return ast(arguments);
+    }
+    let Some(stage) = &arguments.stage else {
+        return Err(no_stage(&Loaded::read(&arguments.file)?));
+    };
+    let (loaded, model) = Loaded::read_stage(&arguments.file, stage)?;
+    match text(arguments, &loaded, &model) {
+        Ok(text) => terminal::print(&text?),
+        Err(found) => Err(loaded.failure(found)),
+    }
+}
+
+fn no_stage(loaded: &Loaded) -> Failure {
+    let names = loaded.program.stage_names().join(", ");
+    let help = if names.is_empty() {
+        "this file defines none".into()
+    } else {
+        format!("this file defines: {names}")
+    };
+    Fault::new("E0208", "--stage is missing: only `--emit ast` goes without one").help(help).into()
+}
+
+fn ast(arguments: &Arguments) -> Result<(), Failure> {
+    let mut sources = Sources::default();
+    let text = read_text(&arguments.file)?;
+    let id = sources.add(name_of(&arguments.file)?, text.as_str());
+    let (file, diags) = syntax::parse(id, &text);
+    match file {
+        Some(file) if !crate::failure::has_errors(&diags) => match arguments.format {
+            Format::Text => terminal::print(&terminal::pretty_json(&file)?),
+            Format::Json => terminal::print_json(&file),
+        },
+        _ => Err(Failure::Source { diags, sources }),
+    }
+}
+
+/// The form as text, or what is wrong with the source (outer) or the request (inner).
+fn text(
+    arguments: &Arguments,
+    loaded: &Loaded,
+    model: &StageModel,
+) -> Result<Result<String, Failure>, Vec<Diag>> {
+    let wanted = arguments.function.as_deref();
+    Ok(match arguments.emit {
+        Emit::Ast | Emit::Model => model_text(arguments, model),
+        Emit::Ir => {
+            let module = pipeline::lower(model)?;
+            functions(arguments, &module, generated::forward_functions(&module))
+        }
+        Emit::Backward => {
+            let module = pipeline::compile(model)?.module;
+            functions(arguments, &module, generated::backward_functions(&module))
+        }
+        Emit::Schedule => schedule(arguments.format, wanted, &differentiated(model)?),
+        Emit::Rust => rust(arguments, loaded, &pipeline::compile(model)?),
+    })
+}
+
+/// With backward functions where there is a loss.
+fn differentiated(model: &StageModel) -> Result<Module, Vec<Diag>> {
+    let module = pipeline::lower(model)?;
+    if pipeline::has_loss(&module) {
+        return Ok(pipeline::differentiate(model, module)?.module);
+    }
+    Ok(module)
+}
+
+fn model_text(arguments: &Arguments, model: &StageModel) -> Result<String, Failure> {
+    let blocks = || model.instances.iter().map(|instance| instance.block.as_str());
+    if let Some(name) = &arguments.function {
+        let _ = find(name, blocks())?;
+    }
+    match (arguments.format, &arguments.function) {
+        (Format::Text, block) => Ok(generated::model_text(model, block.as_deref())),
+        (Format::Json, None) => line(model),
+        (Format::Json, Some(name)) => {
+            let found: Vec<_> = model.instances.iter().filter(|i| i.block == *name).collect();
+            line(&found)
+        }
+    }
+}
+
+fn functions(
+    arguments: &Arguments,
+    module: &Module,
+    mut functions: Functions,
+) -> Result<String, Failure> {
+    if let Some(name) = &arguments.function {
+        let index = find(name, functions.iter().map(|(name, _)| name.as_str()))?;
+        functions = functions.into_iter().skip(index).take(1).collect();
+    }
+    if arguments.format == Format::Json {
+        let functions: Vec<_> = functions
+            .into_iter()
+            .map(|(name, text)| json!({ "name": name, "text": text }))
+            .collect();
+        return line(&json!({ "stage": module.name, "functions": functions }));
+    }
+    let texts: Vec<String> = functions.into_iter().map(|(_, text)| text).collect();
+    if arguments.function.is_some() {
+        return Ok(texts.concat());
+    }
+    Ok(format!("{}\n{}", generated::module_line(module), texts.join("\n")))
+}
+
+fn schedule(format: Format, wanted: Option<&str>, module: &Module) -> Result<String, Failure> {
+    let schedule = schedule_cpu(module);
+    let Some(name) = wanted else {
+        return match format {
+            Format::Text => Ok(generated::schedule_text(&schedule)),
+            Format::Json => line(&schedule),
+        };
+    };
+    let index = find(name, schedule.functions.iter().map(|f| f.function.as_str()))?;
+    let found = schedule.functions.get(index);
+    match format {
+        Format::Text => Ok(found.map(generated::steps_text).unwrap_or_default()),
+        Format::Json => line(&found),
+    }
+}
+
+fn rust(arguments: &Arguments, loaded: &Loaded, compiled: &Compiled) -> Result<String, Failure> {
+    if arguments.function.is_some() {
+        let message = "--function does not apply to `--emit rust`, which is one file";
+        return Err(Fault::new(codes::UNKNOWN_FUNCTION, message).into());
+    }
+    let origin = loaded.origin(name_of(&arguments.file)?);
+    let text = emit_stage(compiled, &origin)
+        .map_err(|reason| crate::program::not_a_program(&compiled.module.name, reason))?;
+    match arguments.format {
+        Format::Text => Ok(text),
+        Format::Json => line(&json!({ "stage": compiled.module.name, "text": text })),
+    }
+}
+
+fn line(value: &impl serde::Serialize) -> Result<String, Failure> {
+    Ok(terminal::json(value)? + "\n")
+}
+
+/// The position of a name, or an error with the nearest one.
+fn find<'a>(wanted: &str, known: impl Iterator<Item = &'a str>) -> Result<usize, Failure> {
+    let known: Vec<&str> = known.collect();
+    if let Some(index) = known.iter().position(|name| *name == wanted) {
+        return Ok(index);
+    }
+    let help = match names::closest(wanted, known.iter().copied()) {
+        Some(near) => format!("`{near}` exists"),
+        None => {
+            let mut distinct: Vec<&str> = Vec::new();
+            known.iter().for_each(|name| {
+                if !distinct.contains(name) {
+                    distinct.push(name)
+                }
+            });
+            format!("there are: {}", distinct.join(", "))
+        }
+    };
+    let message = format!("there is no function `{wanted}` in this form of the stage");
+    Err(Fault::new(codes::UNKNOWN_FUNCTION, message).help(help).into())
+}

@@ -1,0 +1,54 @@
+//! `lightc train`: builds the program of a stage and runs it.
+
+use crate::failure::Failure;
+use crate::program::Program;
+use crate::runtime;
+use crate::source::read_text;
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+/// Build the program of a stage and train it.
+///
+/// The generated crate lies in the cache folder and is compiled once per content. The program
+/// takes this process's place: signals reach it, and its exit code is the result.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// The source.
+    file: PathBuf,
+    /// The stage.
+    #[arg(long)]
+    stage: String,
+    /// The training configuration.
+    #[arg(long)]
+    config: PathBuf,
+    /// The folder for checkpoints and metrics.
+    #[arg(long)]
+    out: PathBuf,
+    /// Go on from the latest checkpoint in the folder.
+    #[arg(long)]
+    resume: bool,
+    /// Stop after this many steps in all.
+    #[arg(long)]
+    steps: Option<u64>,
+    #[command(flatten)]
+    runtime: runtime::Choice,
+    /// After `--`: passed on to the program.
+    #[arg(last = true)]
+    rest: Vec<OsString>,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    // Compiling takes minutes: what can be said before is said before.
+    let _ = read_text(&arguments.config)?;
+    let program = Program::build(&arguments.file, &arguments.stage, &arguments.runtime)?;
+    let mut command = program.command("train");
+    command.arg("--config").arg(&arguments.config).arg("--out").arg(&arguments.out);
+    if arguments.resume {
+        command.arg("--resume");
+    }
+    if let Some(steps) = arguments.steps {
+        command.arg("--steps").arg(steps.to_string());
+    }
+    command.args(&arguments.rest);
+    Err(program.run(command))
+}
