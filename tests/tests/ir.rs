@@ -165,7 +165,7 @@ fn result_of(function: &Function, mnemonic: &str) -> ValueId {
     function.nodes[node_of(function, mnemonic)].results[0]
 }
 
-fn ty<'f>(function: &'f mut Function, value: ValueId) -> &'f mut Type {
+fn ty(function: &mut Function, value: ValueId) -> &mut Type {
     &mut function.values[value.0 as usize].ty
 }
 
