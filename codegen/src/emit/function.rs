@@ -1,7 +1,7 @@
 //! One block as a Rust module: its tensors, its forward, its backward.
 
 use super::call::{EmitCall, size_variable};
-use super::names::{ident, module_ident, value_names};
+use super::names::{block_ident, ident, value_names};
 use crate::ir::{Backward, BackwardId, FuncId, Function, Module, Node, NodeId, Sub, Type, ValueId};
 use crate::ops::Op;
 use crate::schedule::saved_values;
@@ -22,13 +22,30 @@ struct Emitter<'m> {
     function: &'m Function,
 }
 
-/// Fields of the tensors struct of a sub: one per layer of a stack.
-pub(crate) fn sub_fields(sub: &Sub) -> Vec<(Ident, FuncId)> {
+/// Fields of the tensors struct of a sub: one per layer of a stack. A layer's field gives way to
+/// a member that has its name.
+pub(crate) fn sub_fields(function: &Function, sub: &Sub) -> Vec<(Ident, FuncId)> {
     if !sub.is_stack {
         return sub.callees.first().map(|callee| (ident(&sub.name), *callee)).into_iter().collect();
     }
+    let members: Vec<Ident> = member_names(function).map(ident).collect();
     let layers = sub.callees.iter().enumerate();
-    layers.map(|(layer, callee)| (format_ident!("{}_{}", sub.name, layer), *callee)).collect()
+    let field = |layer: usize| {
+        let mut field = format_ident!("{}_{}", sub.name, layer);
+        while members.contains(&field) {
+            field = format_ident!("{field}_");
+        }
+        field
+    };
+    layers.map(|(layer, callee)| (field(layer), *callee)).collect()
+}
+
+fn member_names(function: &Function) -> impl Iterator<Item = &str> {
+    let params = function.params.iter().map(|param| param.name.as_str());
+    let states = function.states.iter().map(|state| state.name.as_str());
+    let tables = function.tables.iter().map(|table| table.name.as_str());
+    let subs = function.subs.iter().map(|sub| sub.name.as_str());
+    params.chain(states).chain(tables).chain(subs)
 }
 
 /// Whether a function or anything below it has a state.
@@ -45,7 +62,7 @@ fn doc_lines(text: &str) -> TokenStream {
 
 impl Emitter<'_> {
     fn module(&self) -> TokenStream {
-        let name = module_ident(&self.function.name);
+        let name = block_ident(self.module, self.id);
         let doc =
             doc_lines(self.function.doc.as_deref().unwrap_or("A block without a description."));
         let tensors = self.tensors();
@@ -79,7 +96,7 @@ impl Emitter<'_> {
             .subs
             .iter()
             .flat_map(|sub| &sub.callees)
-            .map(|callee| module_ident(&self.module.function(*callee).name))
+            .map(|callee| block_ident(self.module, *callee))
             .collect();
         names.sort();
         names.dedup();
@@ -127,8 +144,8 @@ impl Emitter<'_> {
                 }
                 MemberRef::Sub(index) => {
                     let Some(sub) = self.function.subs.get(*index) else { continue };
-                    for (field, callee) in sub_fields(sub) {
-                        let callee = module_ident(&self.module.function(callee).name);
+                    for (field, callee) in sub_fields(self.function, sub) {
+                        let callee = block_ident(self.module, callee);
                         let doc = format!(" `{}`", sub.name);
                         fields.push(quote!(#[doc = #doc] pub #field: #callee::Tensors<T>));
                         build.push(quote!(#field: #callee::Tensors::build(source)?));
@@ -169,7 +186,7 @@ impl Emitter<'_> {
             _ => return Vec::new(),
         };
         let Some(sub) = self.function.subs.get(sub) else { return Vec::new() };
-        let fields = sub_fields(sub);
+        let fields = sub_fields(self.function, sub);
         let calls = self.function.nodes().filter(|(_, other)| other.op == node.op);
         let number = calls.take_while(|(other, _)| *other != id).count();
         let suffix = if number == 0 { String::new() } else { format!("_{}", number + 1) };
@@ -214,7 +231,7 @@ impl Emitter<'_> {
                 continue;
             }
             for (field, callee) in self.call_fields(id, node) {
-                let callee = module_ident(&self.module.function(callee).name);
+                let callee = block_ident(self.module, callee);
                 calls.push(quote!(#[doc = " What the call keeps."] pub #field: #callee::Saved));
             }
         }
@@ -341,7 +358,7 @@ impl Emitter<'_> {
             Op::Call(op) => {
                 let saved = self.call_fields(id, node);
                 let Some(sub) = self.function.subs.get(op.sub) else { return quote!() };
-                let fields = sub_fields(sub);
+                let fields = sub_fields(self.function, sub);
                 let (Some((saved, _)), Some((field, callee))) = (saved.first(), fields.first())
                 else {
                     return quote!();
@@ -365,7 +382,7 @@ impl Emitter<'_> {
         results: &[TokenStream],
         args: &[TokenStream],
     ) -> TokenStream {
-        let module = module_ident(&self.module.function(callee).name);
+        let module = block_ident(self.module, callee);
         let next = has_states(self.module, callee).then(|| quote!(&mut next.#field,));
         let saved = if self.is_called_backward(id) { quote!(#saved) } else { quote!(_) };
         quote! {
@@ -387,7 +404,8 @@ impl Emitter<'_> {
         let result = locals.name(*result);
         let mut current = locals.by_ref(*x);
         let mut statements = Vec::new();
-        for ((saved, callee), (field, _)) in self.call_fields(id, node).iter().zip(sub_fields(sub))
+        for ((saved, callee), (field, _)) in
+            self.call_fields(id, node).iter().zip(sub_fields(self.function, sub))
         {
             let results = [quote!(#result)];
             statements.push(self.call_statement(id, saved, &field, *callee, &results, &[current]));
@@ -527,7 +545,7 @@ impl Emitter<'_> {
         let results: Vec<Ident> = node.results.iter().map(|r| locals.name(*r)).collect();
         let bindings: Vec<TokenStream> = node.results.iter().map(|r| locals.binding(*r)).collect();
         let mut args: Vec<TokenStream> = node.args.iter().map(|a| locals.by_ref(*a)).collect();
-        let fields = sub_fields(sub);
+        let fields = sub_fields(self.function, sub);
         let saved = self.call_fields(call, forward_node);
         let mut statements = Vec::new();
         if let (true, Some(arg), Some(result)) = (layers.is_empty(), args.first(), bindings.first())
@@ -538,7 +556,7 @@ impl Emitter<'_> {
             layers.iter().zip(fields.iter().zip(&saved)).enumerate().rev()
         {
             let callee_function = self.module.function(*callee);
-            let module = module_ident(&callee_function.name);
+            let module = block_ident(self.module, *callee);
             let Some(backward) = self.module.backward.get(layer.0 as usize) else { continue };
             let name = backward_ident(backward, callee_function);
             let call = quote! {

@@ -1,6 +1,6 @@
 //! Names in emitted code: Rust identifiers from source names, unique where they must be.
 
-use crate::ir::{Function, ValueId};
+use crate::ir::{FuncId, Function, Module, ValueId};
 use proc_macro2::{Ident, Span};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,18 +18,35 @@ pub(crate) fn ident(name: &str) -> Ident {
     Ident::new(&format!("{name}_"), Span::call_site())
 }
 
-/// The module of a block: `GatedDeltaNet_2` is `gated_delta_net_2`.
-pub(crate) fn module_ident(function: &str) -> Ident {
+/// Crates that emitted code names.
+const CRATES: [&str; 3] = ["std", "core", "lightc_runtime"];
+
+/// The Rust module of a block: `GatedDeltaNet_2` is `gated_delta_net_2`. Where two blocks differ
+/// in nothing but case, the later one gets an underscore.
+pub(crate) fn block_ident(module: &Module, block: FuncId) -> Ident {
+    let mut taken: BTreeSet<Ident> = CRATES.map(ident).into_iter().collect();
+    let mut name = ident("block");
+    for function in module.functions.iter().take(block.0 as usize + 1) {
+        let mut text = snake_case(&function.name);
+        while !taken.insert(ident(&text)) {
+            text.push('_');
+        }
+        name = ident(&text);
+    }
+    name
+}
+
+fn snake_case(name: &str) -> String {
     let mut text = String::new();
     let mut before_lower = false;
-    for c in function.chars() {
+    for c in name.chars() {
         if c.is_uppercase() && before_lower {
             text.push('_');
         }
         before_lower = c.is_lowercase() || c.is_ascii_digit();
         text.extend(c.to_lowercase());
     }
-    ident(&text)
+    text
 }
 
 /// Local names of a function's values: the source name where one value has it, else with the

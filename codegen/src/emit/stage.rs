@@ -1,7 +1,7 @@
 //! A stage as one Rust file: blocks, tables of tensors, and the runtime's `Stage`.
 
 use super::function::{emit_function, entry_backward, has_states};
-use super::names::{ident, module_ident};
+use super::names::{block_ident, ident};
 use crate::ir::{FuncId, Function, Module, Type};
 use crate::pipeline::{Compiled, LOSS};
 use lightc_dsl::ast::DType;
@@ -101,7 +101,32 @@ pub fn emit_crate(
     ])
 }
 
-/// `tiny_2b` is `Tiny2b`.
+/// Types that the stage's file names.
+const NAMED: [&str; 21] = [
+    "Any",
+    "Batch",
+    "Box",
+    "CarrySpec",
+    "Empty",
+    "FlatSource",
+    "FlatStates",
+    "Init",
+    "Inputs",
+    "Outputs",
+    "ParamGrads",
+    "ParamSpec",
+    "Precision",
+    "Result",
+    "Stage",
+    "StateSpec",
+    "StepReport",
+    "Storage",
+    "TableSpec",
+    "Tensor",
+    "TrainState",
+];
+
+/// `tiny_2b` is `Tiny2b`; a name that the file has for something else gets an underscore.
 fn stage_ident(name: &str) -> Ident {
     let mut text = String::new();
     for part in name.split('_') {
@@ -109,7 +134,10 @@ fn stage_ident(name: &str) -> Ident {
         text.extend(chars.next().into_iter().flat_map(char::to_uppercase));
         text.extend(chars);
     }
-    Ident::new(&text, Span::call_site())
+    if NAMED.contains(&text.as_str()) {
+        text.push('_');
+    }
+    ident(&text)
 }
 
 fn shape_of(ty: &Type, what: &str) -> Result<Vec<Literal>, String> {
@@ -313,7 +341,7 @@ fn stage_items(compiled: &Compiled, origin: &Origin) -> Result<TokenStream, Stri
 fn forward_method(compiled: &Compiled, roles: &Roles) -> TokenStream {
     let module = &compiled.module;
     let root = module.entry_function();
-    let block = module_ident(&root.name);
+    let block = block_ident(module, module.entry);
     let output_names: Vec<Ident> = root
         .outputs
         .iter()
@@ -357,7 +385,7 @@ fn forward_method(compiled: &Compiled, roles: &Roles) -> TokenStream {
 
 fn backward_method(compiled: &Compiled) -> Result<TokenStream, String> {
     let module = &compiled.module;
-    let block = module_ident(&module.entry_function().name);
+    let block = block_ident(module, module.entry);
     let name = entry_backward(module, compiled.backward)
         .ok_or_else(|| "compiler fault: the entry has no backward".to_owned())?;
     let loss = module.entry_function().outputs.iter().find(|o| o.name.as_deref() == Some(LOSS));
@@ -375,4 +403,16 @@ fn backward_method(compiled: &Compiled) -> Result<TokenStream, String> {
             Ok(ParamGrads::collect(|sink| grads.take(sink)))
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::stage_ident;
+
+    #[test]
+    fn a_stage_has_a_type_name_of_its_own() {
+        assert_eq!(stage_ident("tiny_2b"), "Tiny2b");
+        assert_eq!(stage_ident("batch"), "Batch_");
+        assert_eq!(stage_ident("self"), "Self_");
+    }
 }
