@@ -298,12 +298,7 @@ impl Check<'_> {
     fn sizes_bound(&mut self, function: &Function, forward: Option<&Function>) {
         let bound = forward.unwrap_or(function).bound_symbols();
         let mut known: BTreeSet<String> = bound.into_iter().map(|(name, _, _)| name).collect();
-        // Sizes of a block that is checked alone are names that its parameters carry.
-        for param in &forward.unwrap_or(function).params {
-            for axis in &param.ty.axes {
-                known.extend(axis.size.symbols().map(str::to_owned));
-            }
-        }
+        known.extend(forward.unwrap_or(function).open_sizes.iter().cloned());
         let mut unbound: BTreeSet<String> = BTreeSet::new();
         for value in &function.values {
             for axis in &value.ty.axes {
