@@ -307,7 +307,7 @@ fn explain() {
     let commands: [&[&str]; 4] = [
         &["explain", "E1201"],
         &["explain", "e1201", "--format", "json"],
-        &["explain", "E0999"],
+        &["explain", "E9999"],
         &["explain"],
     ];
     assert_snapshot!(commands.map(|command| place.transcript(command)).join("\n"));
