@@ -1,9 +1,6 @@
 //! Shared by the cross-crate tests: stages from `models/`, random tensors, and the way between
 //! the interpreter's arrays and libtorch's tensors.
 
-// This crate is part of the tests: a broken expectation is a failed test.
-#![allow(clippy::expect_used)]
-
 use lightc_codegen::interp::Tensors;
 use lightc_codegen::ops::Array;
 use lightc_codegen::pipeline::{Compiled, compile};
