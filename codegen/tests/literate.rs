@@ -58,7 +58,8 @@ fn fences(folder: &str) -> Vec<Fence> {
             match (&mut open, line.strip_prefix("```")) {
                 (None, Some(info)) => {
                     let (page, heading, info) = (page.clone(), heading.clone(), info.to_owned());
-                    open = Some(Fence { page, heading, line: index + 1, info, text: String::new() });
+                    open =
+                        Some(Fence { page, heading, line: index + 1, info, text: String::new() });
                 }
                 (Some(_), Some("")) => found.extend(open.take()),
                 (Some(fence), _) => {
@@ -84,7 +85,9 @@ fn check(text: &str, library: &MapLoader, trains: bool) -> (Vec<Diag>, Sources) 
     diags.extend(found);
     for model in &models {
         let result = pipeline::lower(model).and_then(|module| match is_stage {
-            true if trains || pipeline::has_loss(&module) => pipeline::differentiate(model, module).map(|_| ()),
+            true if trains || pipeline::has_loss(&module) => {
+                pipeline::differentiate(model, module).map(|_| ())
+            }
             _ => Ok(()),
         });
         diags.extend(result.err().into_iter().flatten());
@@ -154,7 +157,10 @@ fn the_language_reference_runs() {
         }
     }
     assert!(report.is_empty(), "{report}");
-    assert!(accepted >= 45 && rejected >= 30, "{accepted} accepted, {rejected} rejected: too few ran");
+    assert!(
+        accepted >= 45 && rejected >= 30,
+        "{accepted} accepted, {rejected} rejected: too few ran"
+    );
     println!("{accepted} programs accepted, {rejected} rejected as marked");
 }
 
@@ -172,7 +178,8 @@ fn every_error_page_shows_what_it_says() {
         let found: BTreeSet<&str> = diags.iter().map(|d| d.code).collect();
         let fits = if first { found.contains(code.as_str()) } else { found.is_empty() };
         if !fits {
-            let what = if first { format!("is to give {code}") } else { "is to be accepted".into() };
+            let what =
+                if first { format!("is to give {code}") } else { "is to be accepted".into() };
             complain(&mut report, fence, &what, &diags, &sources);
         }
         let _ = pages.insert(code);
