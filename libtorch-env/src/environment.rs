@@ -44,12 +44,7 @@ impl Libtorch {
     /// The environment in which cargo builds against this libtorch and in
     /// which the built programs run.
     pub fn environment(&self) -> Environment {
-        let mut set = BTreeMap::from([
-            ("LIBTORCH", self.root.clone()),
-            // Threads of libtorch's OpenMP spin while they wait. On a shared machine that made
-            // a step of small tensors ten times slower (8 s against 0.8 s at a load of 6 on 2 cores).
-            ("OMP_WAIT_POLICY", PathBuf::from("PASSIVE")),
-        ]);
+        let mut set = BTreeMap::from([("LIBTORCH", self.root.clone())]);
         let mut unset = vec!["LIBTORCH_USE_PYTORCH"];
         if self.origin != Origin::Variable {
             unset.extend([
@@ -153,11 +148,7 @@ mod tests {
              unset LIBTORCH_STATIC\n\
              unset LIBTORCH_BYPASS_VERSION_CHECK\n\
              export LIBTORCH='/t/torch'\n\
-<<<<<<< HEAD
-             export OMP_WAIT_POLICY='PASSIVE'\n\
-=======
              export OMP_WAIT_POLICY=\"${OMP_WAIT_POLICY:-PASSIVE}\"\n\
->>>>>>> cli
              export LD_LIBRARY_PATH='/t/torch/lib:/t/nvidia/cu13/lib'\"${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}\"\n"
         );
     }
