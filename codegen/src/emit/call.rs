@@ -1,6 +1,7 @@
 //! What an op's emit rule sees. Axes become positions here.
 
 use crate::ir::Type;
+use lightc_dsl::ast::DType;
 use lightc_dsl::size::Size;
 use proc_macro2::{Ident, Literal, Span, TokenStream};
 use quote::quote;
@@ -41,6 +42,20 @@ impl EmitCall<'_> {
         }
         let entries = align_entries(from, to);
         quote!(&ops::align(#arg, &[#(#entries),*])?)
+    }
+
+    /// [`EmitCall::aligned`], of the class that the arguments have together. libtorch joins
+    /// kinds by itself, except that a tensor without axes does not widen one with axes.
+    pub fn joined(&self, index: usize) -> TokenStream {
+        let wide_scalar = |ty: &&&Type| ty.dtype == DType::F32 && ty.axes.is_empty();
+        let own = self.arg_types.get(index);
+        let is_narrow = own.is_some_and(|ty| ty.dtype == DType::Act && !ty.axes.is_empty());
+        let aligned = self.aligned(index);
+        if is_narrow && self.arg_types.iter().any(|ty| wide_scalar(&ty)) {
+            let like = self.kind();
+            return quote!(&ops::to_f32(#aligned, #like)?);
+        }
+        aligned
     }
 
     /// A size as a Rust expression of type `i64`.

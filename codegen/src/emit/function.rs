@@ -257,10 +257,6 @@ impl Emitter<'_> {
         for output in &self.function.outputs {
             outputs.push(locals.owned(output.value));
         }
-        let inputs = self.function.inputs().map(|(_, value)| {
-            let name = &names[&value];
-            quote!(#name: &Tensor)
-        });
         let results = self.function.outputs.iter().map(|_| quote!(Tensor));
         let next =
             has_states(self.module, self.id).then(|| quote!(next: &mut Tensors<Option<Tensor>>,));
@@ -273,6 +269,10 @@ impl Emitter<'_> {
         };
         let like = used(&body, "like");
         let weights = used(&body, "weights");
+        let inputs = self.function.inputs().map(|(_, value)| {
+            let name = used(&body, &names[&value].to_string());
+            quote!(#name: &Tensor)
+        });
         let doc = self.forward_doc();
         quote! {
             #doc
@@ -346,7 +346,8 @@ impl Emitter<'_> {
                 else {
                     return quote!();
                 };
-                let results: Vec<Ident> = node.results.iter().map(|r| locals.name(*r)).collect();
+                let results: Vec<TokenStream> =
+                    node.results.iter().map(|r| locals.binding(*r)).collect();
                 let args: Vec<TokenStream> = node.args.iter().map(|a| locals.by_ref(*a)).collect();
                 self.call_statement(id, saved, field, *callee, &results, &args)
             }
@@ -361,7 +362,7 @@ impl Emitter<'_> {
         saved: &Ident,
         field: &Ident,
         callee: FuncId,
-        results: &[Ident],
+        results: &[TokenStream],
         args: &[TokenStream],
     ) -> TokenStream {
         let module = module_ident(&self.module.function(callee).name);
@@ -388,7 +389,7 @@ impl Emitter<'_> {
         let mut statements = Vec::new();
         for ((saved, callee), (field, _)) in self.call_fields(id, node).iter().zip(sub_fields(sub))
         {
-            let results = [result.clone()];
+            let results = [quote!(#result)];
             statements.push(self.call_statement(id, saved, &field, *callee, &results, &[current]));
             current = quote!(&#result);
         }
@@ -418,10 +419,6 @@ impl Emitter<'_> {
         for output in &body.outputs {
             outputs.push(locals.owned(output.value));
         }
-        let inputs = body.inputs().map(|(_, value)| {
-            let name = &names[&value];
-            quote!(#name: &Tensor)
-        });
         let (result_type, result) = match outputs.as_slice() {
             [one] => (quote!(Tensor), quote!(#one)),
             many => {
@@ -439,6 +436,10 @@ impl Emitter<'_> {
         let sizes: Vec<TokenStream> = sizes.collect();
         let (like, weights) = (used(&computed, "like"), used(&computed, "weights"));
         let grads = used(&computed, "grads");
+        let inputs = body.inputs().map(|(_, value)| {
+            let name = used(&computed, &names[&value].to_string());
+            quote!(#name: &Tensor)
+        });
         let saved =
             if sizes.is_empty() { used(&computed, "saved") } else { format_ident!("saved") };
         let name = backward_ident(backward, self.function);
@@ -525,15 +526,17 @@ impl Emitter<'_> {
         let Some(sub) = self.function.subs.get(sub) else { return quote!() };
         let results: Vec<Ident> = node.results.iter().map(|r| locals.name(*r)).collect();
         let bindings: Vec<TokenStream> = node.results.iter().map(|r| locals.binding(*r)).collect();
-        let pattern = match bindings.as_slice() {
-            [one] => quote!(#one),
-            many => quote!((#(#many),*)),
-        };
         let mut args: Vec<TokenStream> = node.args.iter().map(|a| locals.by_ref(*a)).collect();
         let fields = sub_fields(sub);
         let saved = self.call_fields(call, forward_node);
         let mut statements = Vec::new();
-        for ((layer, (field, callee)), (saved, _)) in layers.iter().zip(&fields).zip(&saved).rev() {
+        if let (true, Some(arg), Some(result)) = (layers.is_empty(), args.first(), bindings.first())
+        {
+            statements.push(quote!(let #result = Tensor::shallow_clone(#arg);));
+        }
+        for (position, (layer, ((field, callee), (saved, _)))) in
+            layers.iter().zip(fields.iter().zip(&saved)).enumerate().rev()
+        {
             let callee_function = self.module.function(*callee);
             let module = module_ident(&callee_function.name);
             let Some(backward) = self.module.backward.get(layer.0 as usize) else { continue };
@@ -541,10 +544,12 @@ impl Emitter<'_> {
             let call = quote! {
                 #module::#name(like, &weights.#field, &saved.#saved, &mut grads.#field, #(#args),*)?
             };
-            statements.push(if results.is_empty() {
-                quote!(#call;)
-            } else {
-                quote!(let #pattern = #call;)
+            // The layer before reads what this one gives, even where nothing reads the last.
+            let named: Vec<TokenStream> = results.iter().map(|r| quote!(#r)).collect();
+            statements.push(match if position == 0 { &bindings } else { &named }.as_slice() {
+                [] => quote!(#call;),
+                [one] => quote!(let #one = #call;),
+                many => quote!(let (#(#many),*) = #call;),
             });
             args = results.iter().map(|r| quote!(&#r)).collect();
         }

@@ -3,7 +3,7 @@
 use super::function::{emit_function, entry_backward, has_states};
 use super::names::{crate_name, doubled_module, ident, module_ident, stage_ident};
 use crate::ir::{FuncId, Function, Module, Type};
-use crate::pipeline::Compiled;
+use crate::pipeline::{Compiled, LOSS};
 use lightc_dsl::ast::DType;
 use lightc_dsl::model::{InitLaw, Storage};
 use proc_macro2::{Ident, Literal, Span, TokenStream};
@@ -356,12 +356,17 @@ fn backward_method(compiled: &Compiled) -> Result<TokenStream, String> {
     let block = module_ident(&module.entry_function().name);
     let name = entry_backward(module, compiled.backward)
         .ok_or_else(|| "compiler fault: the entry has no backward".to_owned())?;
+    let loss = module.entry_function().outputs.iter().find(|o| o.name.as_deref() == Some(LOSS));
+    let one = match loss.map(|output| module.entry_function().ty(output.value).dtype) {
+        Some(DType::Act) => quote!(lightc_runtime::ops::constant(1.0, inputs.continues)?),
+        _ => quote!(lightc_runtime::ops::constant_f32(1.0, inputs.continues)?),
+    };
     Ok(quote! {
         fn backward(&self, inputs: &Inputs<'_>, saved: Box<dyn Any>) -> Result<Vec<Option<Tensor>>> {
             let saved = lightc_runtime::bind::downcast::<#block::Saved>(saved)?;
             let weights = #block::Tensors::build(&mut FlatSource::new(inputs))?;
             let mut grads = #block::Tensors::build(&mut Empty)?;
-            let one = lightc_runtime::ops::constant(1.0, inputs.continues)?;
+            let one = #one;
             #block::#name(inputs.continues, &weights, &saved, &mut grads, &one)?;
             Ok(ParamGrads::collect(|sink| grads.take(sink)))
         }

@@ -350,7 +350,10 @@ impl OpDef for Const {
     fn emit_cpu(&self, call: &EmitCall<'_>) -> TokenStream {
         let value = self.value;
         let kind = call.kind();
-        quote!(ops::constant(#value, #kind)?)
+        match self.dtype {
+            DType::F32 => quote!(ops::constant_f32(#value, #kind)?),
+            _ => quote!(ops::constant(#value, #kind)?),
+        }
     }
 }
 
@@ -393,7 +396,7 @@ impl OpDef for SizeValue {
     fn emit_cpu(&self, call: &EmitCall<'_>) -> TokenStream {
         let size = call.size(&self.size);
         let kind = call.kind();
-        quote!(ops::constant((#size) as f64, #kind)?)
+        quote!(ops::constant_f32((#size) as f64, #kind)?)
     }
 }
 
@@ -591,7 +594,7 @@ impl OpDef for Binary {
     }
 
     fn emit_cpu(&self, call: &EmitCall<'_>) -> TokenStream {
-        let (a, b) = (call.aligned(0), call.aligned(1));
+        let (a, b) = (call.joined(0), call.joined(1));
         let name = runtime_name(self.mnemonic());
         quote!(ops::#name(#a, #b)?)
     }
@@ -779,7 +782,7 @@ impl OpDef for Where {
     }
 
     fn emit_cpu(&self, call: &EmitCall<'_>) -> TokenStream {
-        let (c, a, b) = (call.aligned(0), call.aligned(1), call.aligned(2));
+        let (c, a, b) = (call.aligned(0), call.joined(1), call.joined(2));
         quote!(ops::where_(#c, #a, #b)?)
     }
 }

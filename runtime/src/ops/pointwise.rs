@@ -161,6 +161,12 @@ pub fn constant(value: f64, like: &Tensor) -> Result<Tensor> {
     scalar(value, like)
 }
 
+/// [`constant`] as f32, or as f64 in an f64 run.
+pub fn constant_f32(value: f64, like: &Tensor) -> Result<Tensor> {
+    let kind = crate::Precision::F32.kind(like.kind());
+    Ok(Tensor::f_full([0i64; 0], value, (kind, like.device()))?)
+}
+
 /// A tensor of `shape` filled with `value`, of the kind and device of `like`.
 pub fn full(value: f64, shape: &[i64], like: &Tensor) -> Result<Tensor> {
     ensure(shape.iter().all(|&n| n >= 0), "full", || {

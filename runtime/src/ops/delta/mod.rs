@@ -15,7 +15,7 @@ mod native;
 use tch::{Kind, Tensor};
 
 use super::native::{by_kind, runs_native};
-use super::support::{ensure_same_kind, ensure_shape, shape_of};
+use super::support::{cast, ensure_same_kind, ensure_shape, shape_of, wide_kind};
 use crate::Result;
 use native::{backward_native, forward_native};
 
@@ -35,6 +35,10 @@ pub fn gated_delta_rule(
 ) -> Result<Tensor> {
     let inputs = Inputs { q, k, v, g, beta };
     let (kind, sizes) = inputs.check("gated_delta_rule")?;
+    if kind != wide_kind(kind) {
+        let [q, k, v, g, beta] = inputs.wide(kind)?;
+        return cast(&gated_delta_rule(&q, &k, &v, &g, &beta)?, kind);
+    }
     if runs_native(&[q, k, v, g, beta]) {
         return by_kind!(kind, forward_native(inputs, sizes));
     }
@@ -65,6 +69,12 @@ pub fn gated_delta_rule_grad(
 ) -> Result<DeltaGradients> {
     let inputs = Inputs { q, k, v, g, beta };
     let (kind, sizes) = inputs.check_grad(dout)?;
+    if kind != wide_kind(kind) {
+        let ([q, k, v, g, beta], dout) = (inputs.wide(kind)?, cast(dout, wide_kind(kind))?);
+        let (dq, dk, dv, dg, dbeta) = gated_delta_rule_grad(&q, &k, &v, &g, &beta, &dout)?;
+        let narrow = |d: Tensor| cast(&d, kind);
+        return Ok((narrow(dq)?, narrow(dk)?, narrow(dv)?, narrow(dg)?, narrow(dbeta)?));
+    }
     if runs_native(&[q, k, v, g, beta, dout]) {
         return by_kind!(kind, backward_native(inputs, dout, sizes));
     }
@@ -106,6 +116,13 @@ struct Sizes {
 }
 
 impl Inputs<'_> {
+    /// Below f32 the rule is computed in f32: libtorch solves no triangular systems in less.
+    fn wide(&self, kind: Kind) -> Result<[Tensor; 5]> {
+        let widen = |x: &Tensor| cast(x, wide_kind(kind));
+        let (q, k, v) = (widen(self.q)?, widen(self.k)?, widen(self.v)?);
+        Ok([q, k, v, widen(self.g)?, widen(self.beta)?])
+    }
+
     fn check(&self, op: &'static str) -> Result<(Kind, Sizes)> {
         let kind = ensure_same_kind(op, &[self.q, self.k, self.v, self.g, self.beta])?;
         let [b, t, h, k] = shape_of(op, "q", self.q)?;

@@ -1,0 +1,335 @@
+//! Every op: emitted Rust on libtorch against the interpreter, forward and backward, on random
+//! shapes. The modules come from `cases/`; the build script has emitted them.
+
+#[path = "../cases/mod.rs"]
+mod cases;
+
+/// What the build script emitted.
+mod emitted {
+    use lightc_runtime::{Inputs, Result, Tensor};
+
+    /// One case: its IR text, and the emitted code.
+    pub(crate) struct Emitted {
+        pub(crate) name: &'static str,
+        pub(crate) ir: &'static str,
+        pub(crate) run: fn(&Call) -> Result<Ran>,
+    }
+
+    /// What emitted code is run on.
+    pub(crate) struct Call {
+        pub(crate) like: Tensor,
+        pub(crate) inputs: Vec<Tensor>,
+        pub(crate) params: Vec<Tensor>,
+        pub(crate) states: Vec<Tensor>,
+        pub(crate) tables: Vec<Tensor>,
+        pub(crate) seed: Tensor,
+    }
+
+    /// What it gives.
+    pub(crate) struct Ran {
+        pub(crate) outputs: Vec<Tensor>,
+        pub(crate) grads: Vec<Option<Tensor>>,
+        pub(crate) states: Vec<Tensor>,
+    }
+
+    impl Call {
+        pub(crate) fn flat(&self) -> Inputs<'_> {
+            Inputs {
+                params: &self.params,
+                states: &self.states,
+                tables: &self.tables,
+                tokens: &self.like,
+                continues: &self.like,
+                carries: &[],
+            }
+        }
+    }
+
+    include!(concat!(env!("OUT_DIR"), "/cases.rs"));
+}
+
+use cases::{Case, Draw, Length};
+use emitted::{Call, EMITTED, Emitted, Ran};
+use lightc_codegen::interp::{self, Store, Tensors};
+use lightc_codegen::ir::{BackwardId, Module, Type, text, verify};
+use lightc_codegen::ops::{Array, Op};
+use lightc_dsl::ast::DType;
+use lightc_dsl::model::Storage;
+use lightc_runtime::Precision;
+use lightc_tests::{Random, largest, to_array, to_tensor, worst_difference};
+use std::collections::{BTreeMap, BTreeSet};
+use tch::{Kind, Tensor};
+
+/// Random shapes per case, besides one for each size name.
+const SHAPES: usize = 20;
+
+/// The largest difference from the interpreter, relative to the largest element or to 1.
+fn tolerance(case: &Case, act: Kind) -> f64 {
+    match act {
+        Kind::Double => 1e-10,
+        Kind::Float if case.is_one_op => 1e-5,
+        Kind::Float => 1e-3,
+        _ => f64::INFINITY,
+    }
+}
+
+/// Lengths of all size names: the first run has 1 wherever it can, some have one long axis.
+fn lengths(case: &Case, run: usize, random: &mut Random) -> BTreeMap<String, i64> {
+    let long = run.checked_sub(1);
+    let draw = |(index, (name, rule)): (usize, (&String, &Length))| {
+        let n = match run {
+            0 => 1,
+            _ if Some(index) == long => [65, 130][random.below(2)],
+            _ => [1, 2, 3, 5, 7][random.below(5)],
+        };
+        let n = match *rule {
+            Length::Any => n,
+            Length::Even => n + n % 2,
+            Length::AtLeast(least) => n.max(least),
+            Length::AtMost(most) => n.min(most),
+        };
+        (name.clone(), n)
+    };
+    case.lengths.iter().enumerate().map(draw).collect()
+}
+
+fn shape(ty: &Type, lengths: &BTreeMap<String, i64>) -> Vec<usize> {
+    let sizes = ty.axes.iter().map(|axis| axis.size.evaluate(lengths).expect("a bound size"));
+    sizes.map(|n| usize::try_from(n).expect("a length")).collect()
+}
+
+/// Elements that f32 holds exactly, so that both precisions compute the same.
+fn array(draw: Draw, shape: &[usize], lengths: &BTreeMap<String, i64>, r: &mut Random) -> Array {
+    let last = shape.last().copied().unwrap_or(1) as f64;
+    let below = |size: &str| {
+        let number = size.parse().ok().or_else(|| lengths.get(size).copied());
+        number.expect("a number or a size name") as usize
+    };
+    r.array(shape, |r| {
+        let x = match draw {
+            Draw::Normal => r.normal(),
+            Draw::Wide => 3.0 * r.normal(),
+            Draw::Row => r.normal() / last.sqrt(),
+            Draw::Positive => 0.5 + 1.5 * r.uniform(),
+            Draw::Negative => -r.uniform(),
+            Draw::Unit => r.uniform(),
+            Draw::Budget => -2.0 + 14.0 * r.uniform(),
+            Draw::Whole => r.below(7) as f64 - 3.0,
+            Draw::Truth => r.below(2) as f64,
+            Draw::Below(size) => r.below(below(size)) as f64,
+            Draw::BelowOrEmpty(size) => r.below(below(size) + 1) as f64 - 1.0,
+            Draw::BelowOrIgnored(_) if r.below(4) == 0 => -100.0,
+            Draw::BelowOrIgnored(size) => r.below(below(size)) as f64,
+        };
+        f64::from(x as f32)
+    })
+}
+
+/// Inputs, tensors and cotangent of one run.
+struct Example {
+    lengths: BTreeMap<String, i64>,
+    inputs: Vec<(Type, Array)>,
+    store: Store,
+    seed: Array,
+}
+
+fn example(case: &Case, module: &Module, run: usize, random: &mut Random) -> Example {
+    let lengths = lengths(case, run, random);
+    let entry = module.entry_function();
+    let mut make = |name: &str, ty: &Type| {
+        let draw = case.draws.get(name).copied().unwrap_or(Draw::Normal);
+        array(draw, &shape(ty, &lengths), &lengths, random)
+    };
+    let inputs = entry.inputs().map(|(name, value)| {
+        let ty = entry.ty(value);
+        (ty.clone(), make(name, ty))
+    });
+    let inputs = inputs.collect();
+    let mut store = Store::default();
+    for placed in module.placed_params() {
+        let _ = store.params.insert(placed.path, make(&placed.item.name, &placed.item.ty));
+    }
+    for placed in module.placed_states() {
+        let _ = store.states.insert(placed.path, make(&placed.item.name, &placed.item.ty));
+    }
+    for placed in module.placed_tables() {
+        let shape = shape(&placed.item.ty, &lengths);
+        let table = array(Draw::Whole, &shape, &lengths, random);
+        let _ = store.tables.insert(placed.path, table);
+    }
+    let loss = entry.outputs.iter().find(|o| o.name.as_deref() == Some("loss"));
+    let seed = loss.map(|o| shape(entry.ty(o.value), &lengths)).unwrap_or_default();
+    let seed = array(Draw::Normal, &seed, &lengths, random);
+    Example { lengths, inputs, store, seed }
+}
+
+/// The libtorch kind of a precision class in a run.
+fn kind_of(dtype: DType, act: Kind) -> Kind {
+    match dtype {
+        DType::Act => act,
+        DType::F32 => Precision::F32.kind(act),
+        DType::Index => Kind::Int64,
+        DType::Bool => Kind::Bool,
+    }
+}
+
+/// A tensor whose memory lies in another order than its axes, every second time.
+fn tensor(array: &Array, kind: Kind, random: &mut Random) -> Tensor {
+    let tensor = to_tensor(array, kind);
+    if tensor.dim() < 2 || random.below(2) == 0 {
+        return tensor;
+    }
+    tensor.transpose(0, -1).contiguous().transpose(0, -1)
+}
+
+fn call(example: &Example, module: &Module, act: Kind, random: &mut Random) -> Call {
+    let mut list = |tensors: &Tensors, placed: Vec<(String, DType)>| -> Vec<Tensor> {
+        let tensor =
+            |(path, dtype): &(String, DType)| tensor(&tensors[path], kind_of(*dtype, act), random);
+        placed.iter().map(tensor).collect()
+    };
+    let params = module.placed_params().into_iter().map(|p| (p.path, p.item.ty.dtype)).collect();
+    let states = module.placed_states().into_iter().map(|s| (s.path, s.item.ty.dtype)).collect();
+    let tables = module.placed_tables().into_iter().map(|t| (t.path, t.item.ty.dtype)).collect();
+    let params = list(&example.store.params, params);
+    let states = list(&example.store.states, states);
+    let tables = list(&example.store.tables, tables);
+    let entry = module.entry_function();
+    let loss = entry.outputs.iter().find(|o| o.name.as_deref() == Some("loss"));
+    let seed_kind = loss.map_or(act, |o| kind_of(entry.ty(o.value).dtype, act));
+    let inputs = example.inputs.iter();
+    Call {
+        like: Tensor::zeros([1], (act, tch::Device::Cpu)),
+        inputs: inputs.map(|(ty, a)| tensor(a, kind_of(ty.dtype, act), random)).collect(),
+        params,
+        states,
+        tables,
+        seed: tensor(&example.seed, seed_kind, random),
+    }
+}
+
+/// What the interpreter gives.
+struct Expected {
+    outputs: Vec<Array>,
+    grads: Tensors,
+    updates: Tensors,
+}
+
+fn interpret(example: &Example, module: &Module) -> Expected {
+    let inputs: Vec<Array> = example.inputs.iter().map(|(_, array)| array.clone()).collect();
+    let run = interp::run(module, &inputs, &example.store).expect("interp runs");
+    let mut grads = Tensors::new();
+    let entry = module.backward.iter().position(|backward| backward.of == module.entry);
+    if let Some(entry) = entry {
+        let (id, seeds) = (BackwardId(entry as u32), std::slice::from_ref(&example.seed));
+        grads = interp::gradients(module, id, &run.trace, seeds, &example.store)
+            .expect("interp differentiates");
+    }
+    Expected { outputs: run.outputs, grads, updates: run.updates }
+}
+
+/// One comparison, with the place that a failure names.
+fn compare(what: &str, tensor: &Tensor, expected: &Array, ty: &Type, act: Kind, tolerance: f64) {
+    assert_eq!(tensor.kind(), kind_of(ty.dtype, act), "{what} is of another kind than {ty}");
+    let has = to_array(tensor);
+    assert_eq!(has.shape(), expected.shape(), "{what} has another shape than the interpreter's");
+    if has.is_empty() {
+        return;
+    }
+    let off = worst_difference(&has, expected) / largest(expected).max(1.0);
+    assert!(off <= tolerance, "{what} of type {ty} is off by {off}");
+}
+
+fn compare_all(
+    what: &str,
+    ran: &Ran,
+    expected: &Expected,
+    module: &Module,
+    act: Kind,
+    tolerance: f64,
+) {
+    let entry = module.entry_function();
+    assert_eq!(ran.outputs.len(), expected.outputs.len(), "{what}");
+    for ((output, tensor), expected) in
+        entry.outputs.iter().zip(&ran.outputs).zip(&expected.outputs)
+    {
+        let what = format!("{what}: output {:?}", output.name);
+        compare(&what, tensor, expected, entry.ty(output.value), act, tolerance);
+    }
+    if !module.backward.is_empty() {
+        for (placed, grad) in module.placed_params().iter().zip(&ran.grads) {
+            let what = format!("{what}: gradient of {}", placed.path);
+            match (grad, expected.grads.get(&placed.path)) {
+                (Some(grad), Some(expected)) => {
+                    assert_eq!(placed.item.storage, Storage::Trained, "{what}");
+                    compare(&what, grad, expected, &placed.item.ty, act, tolerance);
+                }
+                (None, None) => {}
+                (has, wanted) => {
+                    panic!("{what}: emitted {}, interp {}", has.is_some(), wanted.is_some())
+                }
+            }
+        }
+    }
+    for (placed, state) in module.placed_states().iter().zip(&ran.states) {
+        if let Some(expected) = expected.updates.get(&placed.path) {
+            let what = format!("{what}: state {}", placed.path);
+            compare(&what, state, expected, &placed.item.ty, act, tolerance);
+        }
+    }
+}
+
+/// Runs one case on all its shapes.
+fn check(case: &Case, emitted: &Emitted, seed: u64) {
+    let module = text::parse(emitted.ir).expect("the IR text parses");
+    assert_eq!(emitted.ir, text::print(&case.module), "{}: the build is old", case.name);
+    assert_eq!(verify::verify(&module), vec![], "{}", case.name);
+    let mut random = Random::new(seed);
+    for run in 0..SHAPES + case.lengths.len() {
+        let example = example(case, &module, run, &mut random);
+        let expected = interpret(&example, &module);
+        // In half precision only the classes are compared, which two shapes show.
+        let half = (run < 2).then_some(Kind::BFloat16);
+        for act in [Kind::Double, Kind::Float].into_iter().chain(half) {
+            let what = format!("{} at {:?} in {act:?}", case.name, example.lengths);
+            let call = call(&example, &module, act, &mut random);
+            let tolerance = tolerance(case, act);
+            let ran =
+                (emitted.run)(&call).unwrap_or_else(|e| panic!("{what}: {e}\n{}", emitted.ir));
+            compare_all(&what, &ran, &expected, &module, act, tolerance);
+        }
+    }
+}
+
+#[test]
+fn emitted_code_computes_what_the_interpreter_does() {
+    let seed = Random::fresh_seed();
+    let cases = cases::all();
+    assert_eq!(cases.len(), EMITTED.len());
+    let mut failed = Vec::new();
+    for (case, emitted) in cases.iter().zip(EMITTED) {
+        assert_eq!(case.name, emitted.name);
+        let checked = std::panic::catch_unwind(|| check(case, emitted, seed));
+        if checked.is_err() {
+            failed.push(&case.name);
+        }
+    }
+    assert!(failed.is_empty(), "{} cases differ: {failed:?}", failed.len());
+}
+
+#[test]
+fn every_op_has_a_case() {
+    let mut met: BTreeSet<String> = BTreeSet::new();
+    for case in cases::all() {
+        let forward = case.module.functions.iter();
+        let backward = case.module.backward.iter().map(|backward| &backward.body);
+        for node in forward.chain(backward).flat_map(|function| &function.nodes) {
+            // The first word of the debug text is the name of the kind.
+            let text = format!("{:?}", node.op);
+            let kind = text.split('(').next().unwrap_or_default();
+            let _ = met.insert(kind.to_owned());
+        }
+    }
+    let missing: Vec<&&str> = Op::KINDS.iter().filter(|kind| !met.contains(**kind)).collect();
+    assert!(missing.is_empty(), "ops without a case in tests/cases: {missing:?}");
+}
