@@ -165,7 +165,7 @@ fn result_of(function: &Function, mnemonic: &str) -> ValueId {
     function.nodes[node_of(function, mnemonic)].results[0]
 }
 
-fn ty<'f>(function: &'f mut Function, value: ValueId) -> &'f mut Type {
+fn ty(function: &mut Function, value: ValueId) -> &mut Type {
     &mut function.values[value.0 as usize].ty
 }
 
@@ -221,7 +221,9 @@ fn a_name_given_twice_is_found() {
 #[test]
 fn a_wrong_canonical_order_is_found() {
     let says = "`order` does not list every parameter and sub exactly once";
-    breaks("@Inner", says, |m| drop(m.functions[INNER].order.pop()));
+    breaks("@Inner", says, |m| {
+        let _ = m.functions[INNER].order.pop();
+    });
     breaks("@Root", says, |m| m.functions[ROOT].order.push(MemberRef::Sub(0)));
     breaks("@Layer", says, |m| m.functions[LAYER].order[0] = MemberRef::Param(9));
 }

@@ -6,7 +6,7 @@ use crate::ir::{FuncId, Function, Module, Type};
 use crate::pipeline::{Compiled, LOSS};
 use lightc_dsl::ast::DType;
 use lightc_dsl::model::{InitLaw, Storage};
-use proc_macro2::{Ident, Literal, Span, TokenStream};
+use proc_macro2::{Ident, Literal, TokenStream};
 use quote::quote;
 
 /// What the header of emitted code names.
