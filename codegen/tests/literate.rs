@@ -4,6 +4,8 @@
 //! in pairs: bad, which gives the page's code, and good, which gives nothing; those of the syntax
 //! and of names are run by the tests of `lightc-dsl`.
 
+#![allow(clippy::unwrap_used)] // a broken page is a failed test
+
 use lightc_codegen::pipeline;
 use lightc_dsl::diag::{self, Diag, Severity};
 use lightc_dsl::resolve::load_program;
