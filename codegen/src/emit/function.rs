@@ -38,8 +38,26 @@ pub(crate) fn has_states(module: &Module, id: FuncId) -> bool {
     !function.states.is_empty() || below.into_iter().any(|callee| has_states(module, *callee))
 }
 
+/// A doc comment. Equations, which are indented, become `text` fences: rustdoc takes an indented
+/// block for Rust and would compile it as a test.
 fn doc_lines(text: &str) -> TokenStream {
-    let lines = text.lines().map(|line| format!(" {line}"));
+    let mut lines: Vec<String> = Vec::new();
+    let mut in_equation = false;
+    for line in text.lines() {
+        let equation = line.strip_prefix("    ");
+        if in_equation && equation.is_none() && !line.trim().is_empty() {
+            lines.push(" ```".to_owned());
+            in_equation = false;
+        }
+        if equation.is_some() && !in_equation {
+            lines.push(" ```text".to_owned());
+            in_equation = true;
+        }
+        lines.push(format!(" {}", equation.unwrap_or(line)));
+    }
+    if in_equation {
+        lines.push(" ```".to_owned());
+    }
     quote!(#(#[doc = #lines])*)
 }
 
