@@ -294,6 +294,8 @@ pub(super) fn gathers(cases: &mut Cases) {
     for (w, index, dy) in [
         ("act[j, d]", "index[b, t, p]", "act[b, t, d]"),
         ("f32[d, j]", "index[p, t, b]", "f32[d, b, t]"),
+        ("act[j, d]", "index[p]", "act[d]"),
+        ("f32[j, d]", "index[b, h, t, p]", "act[b, h, t, d]"),
     ] {
         // Long sums into few rows cancel, which says nothing about the op.
         let rows = [("j", AtLeast(5)), ("p", AtMost(3))];

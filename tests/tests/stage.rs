@@ -162,3 +162,18 @@ fn emitted_backward_gives_gradients_of_libtorch_autograd() {
         }
     }
 }
+
+#[test]
+fn several_threads_give_the_same_bits_twice() {
+    tch::set_num_threads(4);
+    let example = example(Random::fresh_seed(), 2, 65);
+    let (loss, grads, states) = emitted(&example, Kind::Float, false);
+    for _ in 0..3 {
+        let again = emitted(&example, Kind::Float, false);
+        assert_eq!(loss.to_bits(), again.0.to_bits());
+        assert_eq!(states, again.2);
+        for ((spec, grad), again) in PARAMS.iter().zip(&grads).zip(&again.1) {
+            assert_eq!(grad, again, "gradient of {}", spec.path);
+        }
+    }
+}

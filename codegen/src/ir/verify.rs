@@ -20,7 +20,11 @@
 //! 11. Backward functions: seeds match the forward's outputs; inputs are their cotangents, of the
 //!     outputs' types; `saved` has the type of the forward value; cotangents have the types of the
 //!     forward's inputs, gradients those of their parameters; only trained parameters have one;
-//!     calls into backward functions stand for calls of the forward to the same callee.
+//!     calls into backward functions stand for calls of the forward to the same callee; there is
+//!     one entry per input, and no parameter has two gradients.
+//!
+//! Values that are not defined (4, 10) make types unreadable: where there are such, everything
+//! that is wrong with definitions is listed, and nothing about types.
 
 use super::graph::{Backward, FuncId, Function, Module, NodeId, ValueId};
 use super::types::Type;
@@ -74,7 +78,40 @@ impl Check<'_> {
         for (index, function) in module.functions.iter().enumerate() {
             self.place = format!("@{}", function.name);
             self.declarations(function, index);
+        }
+        if self.definitions() {
+            self.types_of_all();
+        }
+    }
+
+    /// Checks that every value that is read is defined; whether it is so everywhere.
+    fn definitions(&mut self) -> bool {
+        let module = self.module;
+        let mut sound = true;
+        for function in &module.functions {
+            let updated = function.updates.iter().map(|(index, value)| {
+                let state = function.states.get(*index).map_or("?", |state| &state.name);
+                (format!("the update of `{state}`"), *value)
+            });
+            sound &= self.defined(function, updated.collect());
+        }
+        for backward in &module.backward {
+            let forward = module.functions.get(backward.of.0 as usize);
+            let grads = backward.grads.iter().map(|(index, value)| {
+                let param = forward.and_then(|forward| forward.params.get(*index));
+                (format!("the gradient of `{}`", param.map_or("?", |param| &param.name)), *value)
+            });
+            sound &= self.defined(&backward.body, grads.collect());
+        }
+        sound
+    }
+
+    fn types_of_all(&mut self) {
+        let module = self.module;
+        for function in &module.functions {
+            self.place = format!("@{}", function.name);
             self.body(function, None);
+            self.updates(function);
         }
         for backward in &module.backward {
             self.place = format!("@{}", backward.body.name);
@@ -122,18 +159,17 @@ impl Check<'_> {
         }
     }
 
-    /// Checks nodes, types, outputs and updates. `forward` is given for a backward body.
-    fn body(&mut self, function: &Function, forward: Option<&Function>) {
-        let place = self.place.clone();
+    /// Checks that nodes define each value once and read earlier ones, and that outputs and the
+    /// `others` are defined; whether all is so.
+    fn defined(&mut self, function: &Function, others: Vec<(String, ValueId)>) -> bool {
+        let before = self.violations.len();
+        let place = format!("@{}", function.name);
         let mut defined = vec![false; function.values.len()];
         for (id, node) in function.nodes() {
-            let mnemonic = node.op.def().mnemonic();
-            self.place = format!("{place} node {} `{mnemonic}`", id.0);
+            self.place = format!("{place} node {} `{}`", id.0, node.op.def().mnemonic());
             for arg in &node.args {
                 if defined.get(arg.0 as usize) != Some(&true) {
                     self.fail(format!("{arg} is used before it is defined"));
-                    self.place = place;
-                    return;
                 }
             }
             for result in &node.results {
@@ -141,28 +177,40 @@ impl Check<'_> {
                     Some(slot) if !*slot => *slot = true,
                     _ => {
                         self.fail(format!("{result} is defined twice or does not exist"));
-                        self.place = place;
-                        return;
+                        continue;
                     }
                 }
                 if function.value(*result).node != id {
                     self.fail(format!("{result} names another node as its definition"));
                 }
-                self.axes_once(function.ty(*result));
             }
-            self.types(function, forward, id);
         }
         self.place = place;
         if defined.contains(&false) {
             self.fail("a value is defined by no node");
         }
-        self.sizes_bound(function, forward);
-        for output in &function.outputs {
-            if defined.get(output.value.0 as usize) != Some(&true) {
-                self.fail(format!("output {} is not defined", output.value));
+        let outputs = function.outputs.iter().map(|o| (format!("output {}", o.value), o.value));
+        for (what, value) in outputs.chain(others) {
+            if defined.get(value.0 as usize) != Some(&true) {
+                self.fail(format!("{what} is not defined"));
             }
         }
-        self.updates(function, &defined);
+        self.violations.len() == before
+    }
+
+    /// Checks types. `forward` is given for a backward body.
+    fn body(&mut self, function: &Function, forward: Option<&Function>) {
+        let place = self.place.clone();
+        for (id, node) in function.nodes() {
+            let mnemonic = node.op.def().mnemonic();
+            self.place = format!("{place} node {} `{mnemonic}`", id.0);
+            for result in &node.results {
+                self.axes_once(function.ty(*result));
+            }
+            self.types(function, forward, id);
+        }
+        self.place = place;
+        self.sizes_bound(function, forward);
     }
 
     fn axes_once(&mut self, ty: &Type) {
@@ -313,7 +361,7 @@ impl Check<'_> {
         }
     }
 
-    fn updates(&mut self, function: &Function, defined: &[bool]) {
+    fn updates(&mut self, function: &Function) {
         let mut seen = BTreeSet::new();
         for (index, value) in &function.updates {
             let Some(state) = function.states.get(*index) else {
@@ -323,9 +371,7 @@ impl Check<'_> {
             if !seen.insert(*index) {
                 self.fail(format!("state `{}` is updated twice", state.name));
             }
-            if defined.get(value.0 as usize) != Some(&true) {
-                self.fail(format!("the update of `{}` is not defined", state.name));
-            } else if *function.ty(*value) != state.ty {
+            if *function.ty(*value) != state.ty {
                 self.fail(format!("state `{}` gets a value of another type", state.name));
             }
         }
@@ -344,22 +390,43 @@ impl Check<'_> {
         if backward.seeds.len() != forward.outputs.len() || wanted != has {
             self.fail("its inputs are not the cotangents of the seeded outputs");
         }
-        for ((name, value), output) in forward.inputs().zip(&backward.inputs) {
-            let Some(output) = output.and_then(|index| body.outputs.get(index)) else { continue };
-            if body.ty(output.value) != forward.ty(value) {
-                self.fail(format!("the cotangent of input `{name}` has another type than it"));
-            }
+        self.cotangents(backward, forward);
+        self.gradients(backward, forward);
+    }
+
+    fn cotangents(&mut self, backward: &Backward, forward: &Function) {
+        let (has, wanted) = (backward.inputs.len(), forward.inputs().count());
+        if has != wanted {
+            self.fail(format!("it speaks of {has} inputs, its forward has {wanted}"));
         }
-        for (index, value) in &backward.grads {
-            match forward.params.get(*index) {
-                Some(param) if param.storage != Storage::Trained => {
-                    self.fail(format!("`{}` does not learn, but has a gradient", param.name));
-                }
-                Some(param) if param.ty != *body.ty(*value) => {
-                    self.fail(format!("the gradient of `{}` has another type than it", param.name));
+        for ((name, value), index) in forward.inputs().zip(&backward.inputs) {
+            let Some(index) = *index else { continue };
+            match backward.body.outputs.get(index) {
+                Some(output) if backward.body.ty(output.value) != forward.ty(value) => {
+                    self.fail(format!("the cotangent of input `{name}` has another type than it"));
                 }
                 Some(_) => {}
-                None => self.fail("a gradient names a parameter that does not exist"),
+                None => self.fail(format!(
+                    "the cotangent of input `{name}` is result {index}, which does not exist"
+                )),
+            }
+        }
+    }
+
+    fn gradients(&mut self, backward: &Backward, forward: &Function) {
+        let mut seen = BTreeSet::new();
+        for (index, value) in &backward.grads {
+            let Some(param) = forward.params.get(*index) else {
+                self.fail("a gradient names a parameter that does not exist");
+                continue;
+            };
+            if !seen.insert(*index) {
+                self.fail(format!("`{}` has two gradients", param.name));
+            }
+            if param.storage != Storage::Trained {
+                self.fail(format!("`{}` does not learn, but has a gradient", param.name));
+            } else if param.ty != *backward.body.ty(*value) {
+                self.fail(format!("the gradient of `{}` has another type than it", param.name));
             }
         }
     }

@@ -16,9 +16,9 @@ use lightc_dsl::size::Size;
 use proc_macro2::TokenStream;
 use quote::quote;
 
-/// Arguments w`[j, d]` and index`[b, t, p]`; result `[b, t, d]`:
+/// Arguments w`[j, d]` and index`[.., p]`; result `[.., d]`:
 ///
-/// `y[b, t, d] = sum over p with index[b, t, p] >= 0 of w[index[b, t, p], d]`
+/// `y[.., d] = sum over p with index[.., p] >= 0 of w[index[.., p], d]`
 ///
 /// A negative index is an empty slot.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,9 +29,9 @@ pub struct GatherSum {
     pub slots: String,
 }
 
-/// Cotangent of w in [`GatherSum`]. Arguments index`[b, t, p]` and dy`[b, t, d]`; result `[j, d]`:
+/// Cotangent of w in [`GatherSum`]. Arguments index`[.., p]` and dy`[.., d]`; result `[j, d]`:
 ///
-/// `dw[j, d] = sum over b, t, p with index[b, t, p] = j of dy[b, t, d]`
+/// `dw[j, d] = sum over .., p with index[.., p] = j of dy[.., d]`
 #[derive(Clone, Debug, PartialEq)]
 pub struct GatherSumGrad {
     /// Axis j with the number of rows.
@@ -86,17 +86,6 @@ fn rest_of(what: &str, dy: &Type, front: &[Axis]) -> Result<Vec<Axis>, TypeError
     Ok(rest)
 }
 
-/// Checks that an index has two axes beside its slots.
-fn two_beside(what: &str, index: &Type, slots: &str) -> Result<(), TypeError> {
-    if index.axes.len() == 3 {
-        return Ok(());
-    }
-    Err(TypeError::new(
-        "E0401",
-        format!("`{what}` takes an index with two axes beside `{slots}`, but the value is {index}"),
-    ))
-}
-
 /// The axes of `first` in its order, then the others of `ty`; `None` if one is missing.
 fn with_first(ty: &Type, first: &[String]) -> Option<Vec<String>> {
     let rest = ty.names().into_iter().filter(|name| !first.contains(name));
@@ -120,7 +109,6 @@ impl OpDef for GatherSum {
         need_axis(what, w, &self.rows)?;
         need_axis(what, index, &self.slots)?;
         ordered(self, args)?;
-        two_beside(what, index, &self.slots)?;
         let [_, channel] = w.axes.as_slice() else {
             return Err(TypeError::new(
                 "E0401",
@@ -210,7 +198,6 @@ impl OpDef for GatherSumGrad {
         need_dtype(what, "its index", index, DType::Index)?;
         need_axis(what, index, &self.slots)?;
         ordered(self, args)?;
-        two_beside(what, index, &self.slots)?;
         let mut front = index.axes.clone();
         front.retain(|axis| axis.name != self.slots);
         let rest = rest_of(what, dy, &front)?;

@@ -14,14 +14,14 @@ use super::support::{
 };
 use crate::Result;
 
-/// `w[j, d]`, `index[b, t, p]` -> `[b, t, d]`: the sum over p of the rows
+/// `w[j, d]`, `index[.., p]` -> `[.., d]`: the sum over p of the rows
 /// `w[index]`; a negative index stands for no row.
 pub fn gather_sum(w: &Tensor, index: &Tensor) -> Result<Tensor> {
     let [rows, d] = shape_of("gather_sum", "w", w)?;
-    let [b, t, p] = shape_of("gather_sum", "index", index)?;
+    let (lead, p) = slots_of("gather_sum", index)?;
     check_index("gather_sum", index, rows, true)?;
     if runs_native(&[w]) {
-        return by_kind!(w.kind(), gather_sum_native(w, index, [b, t, p, d]));
+        return by_kind!(w.kind(), gather_sum_native(w, index, p, &[lead, vec![d]].concat()));
     }
     gather_sum_composite(w, index)
 }
@@ -29,23 +29,27 @@ pub fn gather_sum(w: &Tensor, index: &Tensor) -> Result<Tensor> {
 /// [`gather_sum`] composed of libtorch calls.
 pub fn gather_sum_composite(w: &Tensor, index: &Tensor) -> Result<Tensor> {
     let [rows, d] = shape_of("gather_sum", "w", w)?;
-    let [b, t, p] = shape_of("gather_sum", "index", index)?;
+    let (lead, p) = slots_of("gather_sum", index)?;
     check_index("gather_sum", index, rows, true)?;
     let flat = cast(index, Kind::Int64)?.f_clamp_min(0)?.f_reshape([-1i64])?;
-    let all = w.f_index_select(0, &flat)?.f_reshape([b, t, p, d])?;
+    let all = w.f_index_select(0, &flat)?.f_reshape([lead, vec![p, d]].concat())?;
     let held = all.f_where_self(&index.f_ge(0)?.f_unsqueeze(-1)?, &scalar(0.0, w)?)?;
-    Ok(held.f_sum_dim_intlist(&[2i64][..], false, None::<Kind>)?)
+    Ok(held.f_sum_dim_intlist(&[-2i64][..], false, None::<Kind>)?)
 }
 
-fn gather_sum_native<T: Real>(
-    w: &Tensor,
-    index: &Tensor,
-    [b, t, p, d]: [i64; 4],
-) -> Result<Tensor> {
+/// The leading dimensions of an index, and its number of slots.
+fn slots_of(op: &'static str, index: &Tensor) -> Result<(Vec<i64>, i64)> {
+    let size = index.size();
+    let split = size.split_last().map(|(p, lead)| (lead.to_vec(), *p));
+    split.ok_or_else(|| op_error(op, "the index has no dimensions"))
+}
+
+/// `shape` is that of the result.
+fn gather_sum_native<T: Real>(w: &Tensor, index: &Tensor, p: i64, shape: &[i64]) -> Result<Tensor> {
     let (w, index) = (Host::of(w)?, Host::of(&cast(index, Kind::Int64)?)?);
     let (w, index) = (w.slice::<T>(), index.slice::<i64>());
-    let (p, d) = (p as usize, d as usize);
-    let mut out = Output::zeros::<T>(&[b, t, d as i64])?;
+    let (p, d) = (p as usize, shape.last().map_or(0, |d| *d as usize));
+    let mut out = Output::zeros::<T>(shape)?;
     if p > 0 {
         parallel_fill(out.slice::<T>(), d, index.len() * d, |token, row| {
             let slots = &index[token * p..(token + 1) * p];
@@ -64,18 +68,18 @@ fn add_row<T: Real>(to: &mut [T], from: &[T]) {
     }
 }
 
-/// The gradient of [`gather_sum`] for `w` of `rows` rows: `index[b, t, p]`,
-/// `dy[b, t, d]` -> `[rows, d]`.
+/// The gradient of [`gather_sum`] for `w` of `rows` rows: `index[.., p]`,
+/// `dy[.., d]` -> `[rows, d]`.
 pub fn gather_sum_grad(index: &Tensor, dy: &Tensor, rows: i64) -> Result<Tensor> {
-    let [b, t, p] = shape_of("gather_sum_grad", "index", index)?;
-    let [_, _, d] = shape_of("gather_sum_grad", "dy", dy)?;
-    ensure_shape("gather_sum_grad", "dy", dy, &[b, t, d])?;
+    let (lead, p) = slots_of("gather_sum_grad", index)?;
+    let d = dy.size().last().copied().unwrap_or(0);
+    ensure_shape("gather_sum_grad", "dy", dy, &[&lead[..], &[d]].concat())?;
     check_index("gather_sum_grad", index, rows, true)?;
     if runs_native(&[dy]) {
         return by_kind!(dy.kind(), scatter_native(index, p, dy, &[rows, d]));
     }
-    let spread = dy.f_unsqueeze(2)?.f_expand([b, t, p, d], false)?.f_reshape([-1, d])?;
-    scatter_composite(index, &spread, &[rows, d])
+    let spread = dy.f_unsqueeze(-2)?.f_expand([lead, vec![p, d]].concat(), false)?;
+    scatter_composite(index, &spread.f_reshape([-1, d])?, &[rows, d])
 }
 
 /// `table[v, ..]`, `ids[..]` -> `[ids.., ..]`: row `ids` of the table, which
