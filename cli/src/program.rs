@@ -230,7 +230,7 @@ fn cargo_build(
         command.env("CARGO_TARGET_DIR", target);
     }
     environment.apply(&mut command);
-    terminal::say(&format!("compiling {}\n", folder.display()));
+    terminal::say(&format!("building {}\n", folder.display()));
     let output = command.stderr(Stdio::inherit()).output().map_err(|error| {
         Fault::new(codes::NOT_BUILT, format!("cannot start cargo: {error}"))
             .help("install Rust (https://rustup.rs); `lightc doctor` says what else is needed")

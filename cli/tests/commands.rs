@@ -307,7 +307,7 @@ fn explain() {
     let commands: [&[&str]; 4] = [
         &["explain", "E1201"],
         &["explain", "e1201", "--format", "json"],
-        &["explain", "E0999"],
+        &["explain", "E9999"],
         &["explain"],
     ];
     assert_snapshot!(commands.map(|command| place.transcript(command)).join("\n"));
@@ -402,6 +402,29 @@ fn build_writes_the_same_bytes_again() {
     }
     let second = place.transcript(&build("out/crate"));
     assert_snapshot!([first, second].join("\n"));
+}
+
+/// Whatever the grammar lets a stage be called, the crate has a name that Rust accepts.
+#[test]
+fn build_of_stages_with_awkward_names() {
+    let place = Place::new();
+    let source = place.read(TINY);
+    for (stage, package, type_name) in [
+        ("_", "stage__", "Stage_"),
+        ("type", "stage_type", "Type"),
+        ("std", "stage_std", "Std"),
+        ("tensor", "tensor", "Stage_Tensor"),
+    ] {
+        place.write(
+            "models/tiny/named.llm",
+            source.replace("stage tiny_2b", &format!("stage {stage}")),
+        );
+        place.stdout(&["build", "models/tiny/named.llm", "--stage", stage, "--out", stage]);
+        let manifest = place.read(&format!("{stage}/Cargo.toml"));
+        assert!(manifest.contains(&format!("name = \"{package}\"")), "{manifest}");
+        let main = place.read(&format!("{stage}/src/main.rs"));
+        assert!(main.contains(&format!("&{package}::{type_name})")), "{main}");
+    }
 }
 
 #[test]

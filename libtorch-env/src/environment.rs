@@ -4,7 +4,11 @@
 //! change of any of them compiles its C++ again (over a minute), so the set is
 //! kept as small as possible and is the same for every command.
 //!
-//! Running: a program that links tch holds no run path to libtorch (a
+//! Running: libtorch's threads wait for each other many times in a step. They spin unless told
+//! otherwise, and where other processes want the same cores a step then takes up to twenty times as
+//! long (2 threads on 2 shared cores: 2 to 9 s against 0.5 s).
+//!
+//! A program that links tch holds no run path to libtorch (a
 //! dependency's build script cannot add one), so the library folder must be on
 //! the search path. `RUSTFLAGS` with a run path would work too but would build
 //! every crate again.
@@ -30,6 +34,8 @@ pub struct Environment {
     pub set: BTreeMap<&'static str, PathBuf>,
     /// Folders to put in front of what a search path variable already holds.
     pub prepend: BTreeMap<&'static str, Vec<PathBuf>>,
+    /// Variables to set where nothing has set them.
+    pub default: BTreeMap<&'static str, &'static str>,
     /// Variables to remove: each would send torch-sys elsewhere.
     pub unset: Vec<&'static str>,
 }
@@ -55,7 +61,8 @@ impl Libtorch {
             let _ = set.insert("LIBTORCH_BYPASS_VERSION_CHECK", PathBuf::from("1"));
         }
         let prepend = BTreeMap::from([(SEARCH_PATH, self.library_folders.clone())]);
-        Environment { set, prepend, unset }
+        let default = BTreeMap::from([("OMP_WAIT_POLICY", "PASSIVE")]);
+        Environment { set, prepend, default, unset }
     }
 }
 
@@ -66,6 +73,11 @@ impl Environment {
             let _ = command.env_remove(name);
         }
         let _ = command.envs(&self.set);
+        for (name, value) in &self.default {
+            if env::var_os(name).is_none() {
+                let _ = command.env(name, value);
+            }
+        }
         for (name, folders) in &self.prepend {
             let _ = command.env(name, in_front(folders, env::var_os(name).as_deref()));
         }
@@ -94,6 +106,9 @@ impl fmt::Display for Environment {
         }
         for (name, value) in &self.set {
             writeln!(f, "export {name}={}", quoted(value))?;
+        }
+        for (name, value) in &self.default {
+            writeln!(f, "export {name}=\"${{{name}:-{value}}}\"")?;
         }
         for (name, folders) in &self.prepend {
             let joined = in_front(folders, None);
@@ -133,6 +148,7 @@ mod tests {
              unset LIBTORCH_STATIC\n\
              unset LIBTORCH_BYPASS_VERSION_CHECK\n\
              export LIBTORCH='/t/torch'\n\
+             export OMP_WAIT_POLICY=\"${OMP_WAIT_POLICY:-PASSIVE}\"\n\
              export LD_LIBRARY_PATH='/t/torch/lib:/t/nvidia/cu13/lib'\"${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}\"\n"
         );
     }

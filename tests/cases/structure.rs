@@ -177,24 +177,16 @@ func @Root {
 }
 "#;
 
-/// Blocks that differ only in case, one with the name of a crate; members with the names of the
+/// A block with the name of a crate; members with the names of the
 /// fields of a stack.
 const FIELDS: &str = r#"
 module fields entry @Root
 
-func @RMSNorm {
+func @RmsNorm {
   param weight: act[d=3] ~ ones() trained
   %0.x = input name="x" () : act[t, d=3]
   %1 = param index=0 () : act[d=3]
   %2 = mul (%0, %1) : act[t, d=3]
-  return %2
-}
-
-func @Rmsnorm {
-  param weight: act[d=3] ~ ones() trained
-  %0.x = input name="x" () : act[t, d=3]
-  %1 = param index=0 () : act[d=3]
-  %2 = add (%0, %1) : act[t, d=3]
   return %2
 }
 
@@ -210,7 +202,7 @@ func @Std {
 }
 
 func @Root {
-  stack layers = [@RMSNorm, @Std, @Rmsnorm]
+  stack layers = [@RmsNorm, @Std, @RmsNorm]
   param layers_0: act[d=3] ~ ones() trained
   sub layers_2 = [@Std]
   state layers_1: f32[d=3] = 0.0

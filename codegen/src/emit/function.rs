@@ -1,7 +1,7 @@
 //! One block as a Rust module: its tensors, its forward, its backward.
 
 use super::call::{EmitCall, size_variable};
-use super::names::{block_ident, ident, value_names};
+use super::names::{ident, module_ident, value_names};
 use crate::ir::{Backward, BackwardId, FuncId, Function, Module, Node, NodeId, Sub, Type, ValueId};
 use crate::ops::Op;
 use crate::schedule::saved_values;
@@ -55,14 +55,32 @@ pub(crate) fn has_states(module: &Module, id: FuncId) -> bool {
     !function.states.is_empty() || below.into_iter().any(|callee| has_states(module, *callee))
 }
 
+/// A doc comment. Equations, which are indented, become `text` fences: rustdoc takes an indented
+/// block for Rust and would compile it as a test.
 fn doc_lines(text: &str) -> TokenStream {
-    let lines = text.lines().map(|line| format!(" {line}"));
+    let mut lines: Vec<String> = Vec::new();
+    let mut in_equation = false;
+    for line in text.lines() {
+        let equation = line.strip_prefix("    ");
+        if in_equation && equation.is_none() && !line.trim().is_empty() {
+            lines.push(" ```".to_owned());
+            in_equation = false;
+        }
+        if equation.is_some() && !in_equation {
+            lines.push(" ```text".to_owned());
+            in_equation = true;
+        }
+        lines.push(format!(" {}", equation.unwrap_or(line)));
+    }
+    if in_equation {
+        lines.push(" ```".to_owned());
+    }
     quote!(#(#[doc = #lines])*)
 }
 
 impl Emitter<'_> {
     fn module(&self) -> TokenStream {
-        let name = block_ident(self.module, self.id);
+        let name = module_ident(&self.function.name);
         let doc =
             doc_lines(self.function.doc.as_deref().unwrap_or("A block without a description."));
         let tensors = self.tensors();
@@ -96,7 +114,7 @@ impl Emitter<'_> {
             .subs
             .iter()
             .flat_map(|sub| &sub.callees)
-            .map(|callee| block_ident(self.module, *callee))
+            .map(|callee| module_ident(&self.module.function(*callee).name))
             .collect();
         names.sort();
         names.dedup();
@@ -145,7 +163,7 @@ impl Emitter<'_> {
                 MemberRef::Sub(index) => {
                     let Some(sub) = self.function.subs.get(*index) else { continue };
                     for (field, callee) in sub_fields(self.function, sub) {
-                        let callee = block_ident(self.module, callee);
+                        let callee = module_ident(&self.module.function(callee).name);
                         let doc = format!(" `{}`", sub.name);
                         fields.push(quote!(#[doc = #doc] pub #field: #callee::Tensors<T>));
                         build.push(quote!(#field: #callee::Tensors::build(source)?));
@@ -231,7 +249,7 @@ impl Emitter<'_> {
                 continue;
             }
             for (field, callee) in self.call_fields(id, node) {
-                let callee = block_ident(self.module, callee);
+                let callee = module_ident(&self.module.function(callee).name);
                 calls.push(quote!(#[doc = " What the call keeps."] pub #field: #callee::Saved));
             }
         }
@@ -382,7 +400,7 @@ impl Emitter<'_> {
         results: &[TokenStream],
         args: &[TokenStream],
     ) -> TokenStream {
-        let module = block_ident(self.module, callee);
+        let module = module_ident(&self.module.function(callee).name);
         let next = has_states(self.module, callee).then(|| quote!(&mut next.#field,));
         let saved = if self.is_called_backward(id) { quote!(#saved) } else { quote!(_) };
         quote! {
@@ -556,7 +574,7 @@ impl Emitter<'_> {
             layers.iter().zip(fields.iter().zip(&saved)).enumerate().rev()
         {
             let callee_function = self.module.function(*callee);
-            let module = block_ident(self.module, *callee);
+            let module = module_ident(&self.module.function(*callee).name);
             let Some(backward) = self.module.backward.get(layer.0 as usize) else { continue };
             let name = backward_ident(backward, callee_function);
             let call = quote! {

@@ -1,7 +1,8 @@
 //! Names in emitted code: Rust identifiers from source names, unique where they must be.
 
-use crate::ir::{FuncId, Function, Module, ValueId};
+use crate::ir::{Function, ValueId};
 use proc_macro2::{Ident, Span};
+use quote::format_ident;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Names that emitted functions use for themselves, and what no pattern can bind.
@@ -18,35 +19,85 @@ pub(crate) fn ident(name: &str) -> Ident {
     Ident::new(&format!("{name}_"), Span::call_site())
 }
 
-/// Crates that emitted code names.
-const CRATES: [&str; 3] = ["std", "core", "lightc_runtime"];
-
-/// The Rust module of a block: `GatedDeltaNet_2` is `gated_delta_net_2`. Where two blocks differ
-/// in nothing but case, the later one gets an underscore.
-pub(crate) fn block_ident(module: &Module, block: FuncId) -> Ident {
-    let mut taken: BTreeSet<Ident> = CRATES.map(ident).into_iter().collect();
-    let mut name = ident("block");
-    for function in module.functions.iter().take(block.0 as usize + 1) {
-        let mut text = snake_case(&function.name);
-        while !taken.insert(ident(&text)) {
-            text.push('_');
-        }
-        name = ident(&text);
-    }
-    name
-}
-
-fn snake_case(name: &str) -> String {
+/// The module of a block: `GatedDeltaNet_2` is `gated_delta_net_2`.
+pub(crate) fn module_ident(function: &str) -> Ident {
     let mut text = String::new();
     let mut before_lower = false;
-    for c in name.chars() {
+    for c in function.chars() {
         if c.is_uppercase() && before_lower {
             text.push('_');
         }
         before_lower = c.is_lowercase() || c.is_ascii_digit();
         text.extend(c.to_lowercase());
     }
-    text
+    if CRATES.contains(&text.as_str()) {
+        return format_ident!("{text}_");
+    }
+    ident(&text)
+}
+
+/// Crates that emitted code names by a path; a module of that name would hide them.
+const CRATES: &[&str] = &["std", "core", "alloc", "test", "proc_macro", "lightc_runtime"];
+
+/// Types that emitted code names without a path.
+const TYPES: &[&str] = &[
+    "Any",
+    "Batch",
+    "Box",
+    "CarrySpec",
+    "Empty",
+    "Err",
+    "FlatSource",
+    "FlatStates",
+    "Init",
+    "Inputs",
+    "None",
+    "Ok",
+    "Option",
+    "Outputs",
+    "ParamGrads",
+    "ParamSpec",
+    "Precision",
+    "Result",
+    "Self",
+    "Some",
+    "Stage",
+    "StateSpec",
+    "StepReport",
+    "Storage",
+    "TableSpec",
+    "Tensor",
+    "TrainState",
+    "Vec",
+];
+
+/// The type of a stage: `tiny_2b` is `Tiny2b`.
+pub(crate) fn stage_ident(name: &str) -> Ident {
+    let mut text = String::new();
+    for part in name.split('_') {
+        let mut chars = part.chars();
+        text.extend(chars.next().into_iter().flat_map(char::to_uppercase));
+        text.extend(chars);
+    }
+    let is_plain = text.starts_with(|c: char| c.is_ascii_alphabetic());
+    let prefix = if is_plain && !TYPES.contains(&text.as_str()) { "" } else { "Stage_" };
+    Ident::new(&format!("{prefix}{text}"), Span::call_site())
+}
+
+/// The package of a stage: its name, where that can name a crate.
+pub(crate) fn crate_name(stage: &str) -> String {
+    let is_plain = stage.starts_with(|c: char| c.is_ascii_alphabetic());
+    let is_free = syn::parse_str::<Ident>(stage).is_ok() && !CRATES.contains(&stage);
+    if is_plain && is_free { stage.to_owned() } else { format!("stage_{stage}") }
+}
+
+/// Two functions whose modules would have one name, where there are such.
+pub(crate) fn doubled_module(functions: &[Function]) -> Option<(&str, &str)> {
+    let mut seen: BTreeMap<Ident, &str> = BTreeMap::new();
+    functions.iter().find_map(|function| {
+        let first = seen.insert(module_ident(&function.name), &function.name)?;
+        Some((first, function.name.as_str()))
+    })
 }
 
 /// Local names of a function's values: the source name where one value has it, else with the
@@ -65,14 +116,14 @@ pub(crate) fn value_names(function: &Function) -> BTreeMap<ValueId, Ident> {
     // Source names come first: they stay as they are.
     for (index, value) in (0u32..).zip(&function.values) {
         if let Some(name) = alone(&value.name) {
-            names.give(ValueId(index), name);
+            names.give(ValueId(index), &name);
         }
     }
     for (index, value) in (0u32..).zip(&function.values) {
         if alone(&value.name).is_none() {
             let name = value.name.as_ref();
             let text = name.map_or_else(|| format!("v{index}"), |name| format!("{name}_{index}"));
-            names.give(ValueId(index), text);
+            names.give(ValueId(index), &text);
         }
     }
     names.of
@@ -92,10 +143,57 @@ struct Names {
 
 impl Names {
     /// The first free name of `text`, `text_`, `text__`, ...
-    fn give(&mut self, value: ValueId, mut text: String) {
-        while !self.taken.insert(ident(&text)) {
-            text.push('_');
+    fn give(&mut self, value: ValueId, text: &str) {
+        let mut name = ident(text);
+        while !self.taken.insert(name.clone()) {
+            name = format_ident!("{name}_");
         }
-        let _ = self.of.insert(value, ident(&text));
+        let _ = self.of.insert(value, name);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ir::Value;
+
+    #[test]
+    fn a_stage_of_any_name_has_a_type_and_a_crate() {
+        for (stage, type_name, package) in [
+            ("tiny_2b", "Tiny2b", "tiny_2b"),
+            ("_", "Stage_", "stage__"),
+            ("_2b", "Stage_2b", "stage__2b"),
+            ("self", "Stage_Self", "stage_self"),
+            ("tensor", "Stage_Tensor", "tensor"),
+            ("type", "Type", "stage_type"),
+            ("std", "Std", "stage_std"),
+            ("lightc_runtime", "LightcRuntime", "stage_lightc_runtime"),
+        ] {
+            assert_eq!(stage_ident(stage).to_string(), type_name);
+            assert_eq!(crate_name(stage), package);
+        }
+    }
+
+    #[test]
+    fn modules_of_blocks_hide_no_crate_and_are_told_apart() {
+        assert_eq!(module_ident("GatedDeltaNet_2").to_string(), "gated_delta_net_2");
+        assert_eq!(module_ident("Std").to_string(), "std_");
+        let functions = ["Abc", "Norm", "ABC"]
+            .map(|name| Function { name: name.to_owned(), ..Function::default() });
+        assert_eq!(doubled_module(&functions), Some(("Abc", "ABC")));
+    }
+
+    #[test]
+    fn no_two_values_have_one_name() {
+        let names = ["x", "x", "x_1", "v4", ""].map(|name| (!name.is_empty()).then_some(name));
+        let values = names.map(|name| Value {
+            ty: crate::ir::Type::new(lightc_dsl::ast::DType::Act, Vec::new()),
+            node: crate::ir::NodeId(0),
+            name: name.map(str::to_owned),
+        });
+        let function = Function { values: values.into(), ..Function::default() };
+        let found: Vec<String> =
+            value_names(&function).into_values().map(|name| name.to_string()).collect();
+        assert_eq!(found, ["x_0", "x_1_", "x_1", "v4", "v4_"]);
     }
 }

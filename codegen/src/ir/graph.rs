@@ -125,6 +125,9 @@ pub struct Function {
     pub doc: Option<String>,
     /// Where the block is.
     pub span: Option<Span>,
+    /// Size names that stay open because the block is compiled for symbolic sizes: bound by no
+    /// input. Empty in a stage.
+    pub open_sizes: Vec<String>,
     /// Parameters, in declaration order.
     pub params: Vec<Param>,
     /// States, in declaration order.

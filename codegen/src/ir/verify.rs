@@ -348,14 +348,7 @@ impl Check<'_> {
     fn sizes_bound(&mut self, function: &Function, forward: Option<&Function>) {
         let bound = forward.unwrap_or(function).bound_symbols();
         let mut known: BTreeSet<String> = bound.into_iter().map(|(name, _, _)| name).collect();
-        // Sizes of a block that is checked alone are names that its tensors carry.
-        let declared = forward.unwrap_or(function);
-        let params = declared.params.iter().map(|param| &param.ty);
-        let states = declared.states.iter().map(|state| &state.ty);
-        let tables = declared.tables.iter().map(|table| &table.ty);
-        for axis in params.chain(states).chain(tables).flat_map(|ty| &ty.axes) {
-            known.extend(axis.size.symbols().map(str::to_owned));
-        }
+        known.extend(forward.unwrap_or(function).open_sizes.iter().cloned());
         let mut unbound: BTreeSet<String> = BTreeSet::new();
         for value in &function.values {
             for axis in &value.ty.axes {

@@ -40,7 +40,7 @@ impl Lowerer<'_> {
     /// Lowers the forward of an instance for given input types.
     pub(super) fn lower_body(&mut self, instance: &Instance, types: &[Type]) -> Option<Function> {
         let forward = forward_of(instance)?.clone();
-        let function = declare(self, instance);
+        let function = declare(instance);
         let mut body = Body {
             lowerer: self,
             instance: instance.clone(),

@@ -16,7 +16,7 @@ use lightc_dsl::diag::Diag;
 use lightc_dsl::model::{Axis, Instance, InstanceId, StageModel, SubKind, Target};
 use lightc_dsl::size::Size;
 use lightc_dsl::source::Span;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Lowers a stage.
 ///
@@ -309,7 +309,12 @@ fn pattern_text(pattern: &ast::AxisPattern) -> String {
 }
 
 /// The declarations of an instance as those of a function.
-fn declare(lowerer: &mut Lowerer<'_>, instance: &Instance) -> Function {
+fn declare(instance: &Instance) -> Function {
+    let open: BTreeSet<String> = instance
+        .sizes
+        .values()
+        .flat_map(|size| size.symbols().map(str::to_owned).collect::<Vec<_>>())
+        .collect();
     let params = instance.params.iter().map(|p| Param {
         name: p.name.clone(),
         ty: Type::new(p.dtype, p.axes.clone()),
@@ -330,11 +335,11 @@ fn declare(lowerer: &mut Lowerer<'_>, instance: &Instance) -> Function {
         from: t.from.clone(),
         span: Some(t.span),
     });
-    let _ = lowerer;
     Function {
         name: instance.block.clone(),
         doc: instance.ast.doc.clone(),
         span: Some(instance.ast.name.span),
+        open_sizes: open.into_iter().collect(),
         params: params.collect(),
         states: states.collect(),
         tables: tables.collect(),

@@ -203,6 +203,9 @@ impl<'a> Cursor<'a> {
         if self.eat_word("doc") {
             function.doc = Some(self.quoted()?);
         }
+        if self.eat_word("open") {
+            function.open_sizes = self.list("[", "]", Self::word)?;
+        }
         loop {
             if self.eat_word("param") {
                 let param = self.param()?;

@@ -43,6 +43,9 @@ pub fn print_function(module: &Module, function: &Function) -> String {
 }
 
 fn declarations(out: &mut String, module: &Module, function: &Function) {
+    if !function.open_sizes.is_empty() {
+        let _ = writeln!(out, "  open [{}]", function.open_sizes.join(", "));
+    }
     for member in &function.order {
         match member {
             MemberRef::Param(index) => {
