@@ -6,6 +6,8 @@
 
 use std::any::Any;
 
+pub use lightc_numerics::draw::Law as Init;
+
 use crate::error::Result;
 use crate::trainer::{Batch, StepReport, TrainState};
 use crate::{Kind, Tensor};
@@ -28,37 +30,6 @@ impl Precision {
             Precision::F32 => Kind::Float,
         }
     }
-}
-
-/// How a parameter starts. Draws are made in f64 and rounded to the parameter's
-/// kind afterwards; see [`crate::random`].
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Init {
-    /// All zeros.
-    Zeros,
-    /// All ones.
-    Ones,
-    /// One value everywhere.
-    Constant(f64),
-    /// Normal with mean 0.
-    Normal {
-        /// Standard deviation.
-        std: f64,
-    },
-    /// Uniform on `[low, high)`.
-    Uniform {
-        /// Lower end, included.
-        low: f64,
-        /// Upper end, excluded.
-        high: f64,
-    },
-    /// `ln` of a uniform draw on `(low, high]`, so that `low` can be 0.
-    LogUniform {
-        /// Lower end of the draw, excluded.
-        low: f64,
-        /// Upper end of the draw, included.
-        high: f64,
-    },
 }
 
 /// Whether the optimizer moves a parameter.

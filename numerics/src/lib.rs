@@ -1,0 +1,4 @@
+//! Arithmetic whose every bit is fixed: counter-based draws, and what the interpreter, the runtime
+//! and the growth executor have to agree on to the last bit.
+
+pub mod draw;
