@@ -70,5 +70,5 @@ fn generate(
         source_hash: source_digest(&sources),
         compiler: env::var("CARGO_PKG_VERSION")?,
     };
-    Ok(emit_stage(&compiled, &origin)?)
+    Ok(emit_stage(&program, &origin)?)
 }

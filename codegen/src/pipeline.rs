@@ -1,9 +1,9 @@
 //! The passes in order, with the verifier after each.
 
-use crate::analysis;
-use crate::autodiff;
+use crate::analysis::{self, Interface};
+use crate::autodiff::{self, AutodiffError};
 use crate::ir::verify::verify;
-use crate::ir::{BackwardId, Module};
+use crate::ir::{BackwardId, Function, Module};
 use crate::lower;
 use lightc_dsl::diag::Diag;
 use lightc_dsl::model::StageModel;
@@ -16,6 +16,30 @@ pub struct Compiled {
     pub module: Module,
     /// The backward function of the entry, seeded with its loss.
     pub backward: BackwardId,
+}
+
+/// A compiled stage that the trainer can feed: what code is emitted from.
+#[derive(Clone, Debug)]
+pub struct Program<'c> {
+    /// The stage.
+    pub compiled: &'c Compiled,
+    /// How its root block meets the trainer.
+    pub interface: Interface,
+}
+
+/// Checks what the trainer asks of a stage. A stage without this can be checked, inspected and
+/// interpreted, but no program is made of it.
+///
+/// # Errors
+/// All diagnostics, in the order of the source.
+pub fn program(compiled: &Compiled) -> Result<Program<'_>, Vec<Diag>> {
+    match analysis::interface(&compiled.module) {
+        Ok(interface) => Ok(Program { compiled, interface }),
+        Err(mut diags) => {
+            lightc_dsl::diag::normalize(&mut diags);
+            Err(diags)
+        }
+    }
 }
 
 /// The output of the root block that training minimises.
@@ -51,10 +75,59 @@ pub fn compile(model: &StageModel) -> Result<Compiled, Vec<Diag>> {
 /// All diagnostics of the first pass that has any.
 pub fn differentiate(model: &StageModel, mut module: Module) -> Result<Compiled, Vec<Diag>> {
     let backward = autodiff::differentiate(&mut module, LOSS)
-        .map_err(|error| vec![lower::at(error, model.span)])?;
+        .map_err(|error| vec![no_backward(model, &module, error)])?;
     verified(&module, "differentiation", model.span)?;
     let dead = analysis::dead_parameters(&module, backward);
     if dead.is_empty() { Ok(Compiled { module, backward }) } else { Err(dead) }
+}
+
+/// Why there is no backward pass, at the place that is at fault.
+fn no_backward(model: &StageModel, module: &Module, error: AutodiffError) -> Diag {
+    let root = module.entry_function();
+    let wrong_loss = |message: String, help: String| {
+        let diag = Diag::error("E0503", message, model.span, "this stage is to be trained");
+        let diag = match root.span {
+            Some(span) => diag.with_related(span, "its root block"),
+            None => diag,
+        };
+        diag.with_help(help)
+    };
+    match error {
+        AutodiffError::NoLoss => wrong_loss(
+            format!("the root block `{}` has no output named `{LOSS}`", root.name),
+            format!(
+                "name the scalar to be minimised in the forward's outputs: `-> ({LOSS}[])`; it has {}",
+                output_names(root)
+            ),
+        ),
+        AutodiffError::LossType(ty) => wrong_loss(
+            format!("`{LOSS}` is {ty}, but what training minimises is one number"),
+            format!("reduce it over its axes, as `mean({LOSS}, over ..)` does"),
+        ),
+        AutodiffError::CutLayer { layer, call } => analysis::cut_layer(module, layer, call)
+            .unwrap_or_else(|| {
+                let name = &module.function(layer).name;
+                let message = format!("layer `{name}` passes no gradient to its input");
+                Diag::error("E0502", message, model.span, "in this stage")
+            }),
+        AutodiffError::Rule(error) => {
+            let message = format!("compiler fault: in the backward pass: {}", error.message);
+            fault(message, model.span)
+        }
+    }
+}
+
+fn output_names(function: &Function) -> String {
+    let named: Vec<String> = function
+        .outputs
+        .iter()
+        .filter_map(|output| output.name.as_ref().map(|name| format!("`{name}`")))
+        .collect();
+    match (named.len(), function.outputs.len()) {
+        (0, 1) => "one output without a name".to_owned(),
+        (0, n) => format!("{n} outputs without a name"),
+        _ => named.join(", "),
+    }
 }
 
 /// A violation is a fault of this compiler, and is reported as one.
@@ -64,13 +137,12 @@ fn verified(module: &Module, pass: &str, span: Span) -> Result<(), Vec<Diag>> {
         return Ok(());
     }
     let diags = violations.iter().map(|violation| {
-        Diag::error(
-            "E0701",
-            format!("compiler fault: the IR after {pass} is not valid: {violation}"),
-            span,
-            "while compiling this stage",
-        )
-        .with_help("this is a fault of lightc, not of the source; please report it with the source")
+        fault(format!("compiler fault: the IR after {pass} is not valid: {violation}"), span)
     });
     Err(diags.collect())
+}
+
+fn fault(message: String, span: Span) -> Diag {
+    Diag::error("E0701", message, span, "while compiling this stage")
+        .with_help("this is a fault of lightc, not of the source; please report it with the source")
 }

@@ -525,7 +525,7 @@ fn compiling_twice_gives_the_same_bytes() {
                 source_hash: "0".to_owned(),
                 compiler: "0".to_owned(),
             };
-            let rust = emit_stage(&compiled, &origin).expect("the stage is emitted");
+            let rust = emit_stage(&program, &origin).expect("the stage is emitted");
             (text::print(&compiled.module), rust)
         });
         each.collect()

@@ -12,6 +12,7 @@ use crate::ops::{
     Saved, Stack, StackBackward, StateRef, Sum, TableRef, TypeError,
 };
 use lightc_dsl::model::Storage;
+use lightc_dsl::source::Span;
 use std::collections::BTreeMap;
 
 /// What an op's derivative rule sees: one node of the forward, the cotangents of its results,
@@ -176,23 +177,45 @@ fn missing(what: &str, index: usize) -> TypeError {
     TypeError::new("E0701", format!("{what} {index} of a node is missing"))
 }
 
+/// Why a module has no backward pass.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AutodiffError {
+    /// The root block has no output of the loss's name.
+    NoLoss,
+    /// The loss has axes, or is not floating point.
+    LossType(Type),
+    /// The result of a stack's layer does not depend on its input by a path with a derivative.
+    CutLayer {
+        /// The layer's function.
+        layer: FuncId,
+        /// The call of the stack.
+        call: Option<Span>,
+    },
+    /// A derivative rule built ill-typed IR: a fault of this compiler.
+    Rule(TypeError),
+}
+
+impl From<TypeError> for AutodiffError {
+    fn from(error: TypeError) -> Self {
+        AutodiffError::Rule(error)
+    }
+}
+
 /// Adds the backward functions that the gradient of the entry's output `loss` needs, and returns
 /// the one of the entry.
 ///
 /// # Errors
-/// The entry has no output of that name; a stack has a layer that passes no gradient on; or, as a
-/// fault of the compiler, an ill-typed derivative rule.
-pub fn differentiate(module: &mut Module, loss: &str) -> Result<BackwardId, TypeError> {
+/// See [`AutodiffError`].
+pub fn differentiate(module: &mut Module, loss: &str) -> Result<BackwardId, AutodiffError> {
     let entry = module.entry;
     let function = module.function(entry);
     let seeds: Vec<bool> =
         function.outputs.iter().map(|o| o.name.as_deref() == Some(loss)).collect();
-    if !seeds.contains(&true) {
-        return Err(TypeError::new(
-            "E0503",
-            format!("the root block `{}` has no output named `{loss}`", function.name),
-        )
-        .with_help(format!("name the scalar to be minimised `{loss}` in the forward's outputs")));
+    let seeded = function.outputs.iter().zip(&seeds).find(|(_, seeded)| **seeded);
+    let (output, _) = seeded.ok_or(AutodiffError::NoLoss)?;
+    let ty = function.ty(output.value);
+    if !ty.axes.is_empty() || !ty.is_float() {
+        return Err(AutodiffError::LossType(ty.clone()));
     }
     let mut pass = Pass { learns: learning_functions(module), module, known: BTreeMap::new() };
     pass.backward_of(entry, seeds)
@@ -247,7 +270,7 @@ impl Build {
 }
 
 impl Pass<'_> {
-    fn backward_of(&mut self, of: FuncId, seeds: Vec<bool>) -> Result<BackwardId, TypeError> {
+    fn backward_of(&mut self, of: FuncId, seeds: Vec<bool>) -> Result<BackwardId, AutodiffError> {
         if let Some(known) = self.known.get(&(of, seeds.clone())) {
             return Ok(*known);
         }
@@ -320,7 +343,7 @@ impl Pass<'_> {
         id: NodeId,
         node: &crate::ir::Node,
         build: &mut Build,
-    ) -> Result<(), TypeError> {
+    ) -> Result<(), AutodiffError> {
         let dys: Vec<Option<ValueId>> =
             node.results.iter().map(|r| build.cotangents.get(r).copied()).collect();
         let reached = dys.iter().any(Option::is_some);
@@ -362,7 +385,7 @@ impl Pass<'_> {
         sub: usize,
         dys: &[Option<ValueId>],
         build: &mut Build,
-    ) -> Result<Vec<Option<ValueId>>, TypeError> {
+    ) -> Result<Vec<Option<ValueId>>, AutodiffError> {
         let callee = callees(forward, sub)?.first().copied().unwrap_or_default();
         let seeds: Vec<bool> = dys.iter().map(Option::is_some).collect();
         let backward = self.backward_of(callee, seeds)?;
@@ -388,19 +411,12 @@ impl Pass<'_> {
         sub: usize,
         dys: &[Option<ValueId>],
         build: &mut Build,
-    ) -> Result<Vec<Option<ValueId>>, TypeError> {
+    ) -> Result<Vec<Option<ValueId>>, AutodiffError> {
         let mut layers = Vec::new();
         for callee in callees(forward, sub)? {
             let backward = self.backward_of(callee, vec![true])?;
             if self.backward_at(backward).inputs.first().copied().flatten().is_none() {
-                return Err(TypeError::new(
-                    "E0502",
-                    format!(
-                        "layer `{}` passes no gradient to its input, so nothing below it would learn",
-                        self.module.function(callee).name
-                    ),
-                )
-                .with_help("let the layer's result depend on its input, as a residual does"));
+                return Err(AutodiffError::CutLayer { layer: callee, call: node.span });
             }
             layers.push(backward);
         }

@@ -1,6 +1,7 @@
 //! Forward bodies: statements and expressions.
 
 use super::builtins;
+use super::mentions::mentions;
 use super::scope::size_of;
 use super::{Lowerer, at, declare, forward_of, pattern_text};
 use crate::ir::{FuncId, Function, Output, Type, ValueId};
@@ -13,7 +14,7 @@ use lightc_dsl::diag::Diag;
 use lightc_dsl::model::{Axis, Instance, SubKind, Target};
 use lightc_dsl::size::Size;
 use lightc_dsl::source::Span;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What an expression is: a number that is known, or a value of the graph.
 #[derive(Clone, Copy, Debug)]
@@ -41,6 +42,7 @@ impl Lowerer<'_> {
     pub(super) fn lower_body(&mut self, instance: &Instance, types: &[Type]) -> Option<Function> {
         let forward = forward_of(instance)?.clone();
         let function = declare(instance);
+        let before = self.failures;
         let mut body = Body {
             lowerer: self,
             instance: instance.clone(),
@@ -54,7 +56,8 @@ impl Lowerer<'_> {
             body.statement(statement);
         }
         body.result(&forward);
-        body.check_used();
+        let failed = body.lowerer.failures > before;
+        body.check_used(&forward, failed);
         Some(body.function)
     }
 }
@@ -290,46 +293,76 @@ impl Body<'_, '_> {
         }
     }
 
-    /// Every bound name and every declared parameter must be used.
-    fn check_used(&mut self) {
-        let unused: Vec<String> =
-            self.used.iter().filter(|(_, used)| !**used).map(|(name, _)| name.clone()).collect();
-        for name in unused {
-            let Some((Some(_), span)) = self.values.get(&name).copied() else { continue };
+    /// Every bound name and every declared member must be used. In a body with other errors a
+    /// use may have been passed over, so there it counts whether the source mentions the name.
+    fn check_used(&mut self, forward: &ast::Forward, failed: bool) {
+        let mentioned = if failed { mentions(forward) } else { BTreeSet::new() };
+        let unused: Vec<(String, Span)> = self
+            .used
+            .iter()
+            .filter(|(name, used)| !**used && !mentioned.contains(name.as_str()))
+            .filter_map(|(name, _)| match self.values.get(name)? {
+                (Some(_), span) => Some((name.clone(), *span)),
+                (None, _) => None,
+            })
+            .collect();
+        for (name, span) in unused {
             let message = format!("value `{name}` is never used");
             self.report(
                 Diag::error("E0410", message, span, "computed for nothing")
                     .with_help("use it or remove it"),
             );
         }
-        for index in 0..self.instance.params.len() {
-            let used = self
-                .function
-                .nodes
-                .iter()
-                .any(|node| matches!(&node.op, Op::ParamRef(p) if p.index == index));
-            let Some(param) = self.instance.params.get(index) else { continue };
-            if !used && self.lowerer.diags.is_empty() {
-                let message = format!("parameter `{}` is never used", param.name);
-                let span = param.span;
-                self.report(
-                    Diag::error("E0504", message, span, "stored, but read by nothing")
-                        .with_help("use it in the forward or remove it"),
+        for diag in self.unused_members(&mentioned) {
+            self.report(diag);
+        }
+    }
+
+    /// One diagnostic per declared member that nothing reads.
+    fn unused_members(&self, mentioned: &BTreeSet<&str>) -> Vec<Diag> {
+        let nodes = &self.function.nodes;
+        let has = |found: &dyn Fn(&Op) -> bool| nodes.iter().any(|node| found(&node.op));
+        let mut diags = Vec::new();
+        let mut report = |what: &str, name: &str, span: Span, label: &str| {
+            if !mentioned.contains(name) {
+                let (past, verb) = match what {
+                    "sub-block" => ("called", "call"),
+                    _ => ("used", "use"),
+                };
+                let message = format!("{what} `{name}` is never {past}");
+                diags.push(
+                    Diag::error("E0504", message, span, label)
+                        .with_help(format!("{verb} it in the forward or remove it")),
                 );
             }
-        }
-        for index in 0..self.instance.subs.len() {
-            let unused = self.function.subs.get(index).is_some_and(|s| s.callees.is_empty());
-            let Some(sub) = self.instance.subs.get(index) else { continue };
-            if unused && self.lowerer.diags.is_empty() {
-                let message = format!("sub-block `{}` is never called", sub.name);
-                let span = sub.span;
-                self.report(
-                    Diag::error("E0504", message, span, "its parameters are read by nothing")
-                        .with_help("call it in the forward or remove it"),
-                );
+        };
+        for (index, param) in self.instance.params.iter().enumerate() {
+            if !has(&|op| matches!(op, Op::ParamRef(p) if p.index == index)) {
+                report("parameter", &param.name, param.span, "stored, but read by nothing");
             }
         }
+        for (index, state) in self.instance.states.iter().enumerate() {
+            let updated = self.function.updates.iter().any(|(known, _)| *known == index);
+            if !updated && !has(&|op| matches!(op, Op::StateRef(s) if s.index == index)) {
+                report("state", &state.name, state.span, "neither read nor updated");
+            }
+        }
+        for (index, table) in self.instance.tables.iter().enumerate() {
+            if !has(&|op| matches!(op, Op::TableRef(t) if t.index == index)) {
+                report("table", &table.name, table.span, "made, but read by nothing");
+            }
+        }
+        for (index, sub) in self.instance.subs.iter().enumerate() {
+            let calls = |op: &Op| match op {
+                Op::Call(call) => call.sub == index,
+                Op::Stack(stack) => stack.sub == index,
+                _ => false,
+            };
+            if !has(&calls) {
+                report("sub-block", &sub.name, sub.span, "its parameters are read by nothing");
+            }
+        }
+        diags
     }
 
     // Expressions.

@@ -7,6 +7,7 @@
 
 mod body;
 mod builtins;
+mod mentions;
 mod scope;
 
 use crate::ir::{FuncId, Function, Module, Param, State, Sub, Table, Type};
@@ -28,6 +29,7 @@ pub fn lower(model: &StageModel) -> Result<Module, Vec<Diag>> {
         module: Module { name: model.name.clone(), ..Module::default() },
         known: BTreeMap::new(),
         diags: Vec::new(),
+        failures: 0,
         calls: Vec::new(),
     };
     let root = lowerer.root_types();
@@ -55,6 +57,8 @@ struct Lowerer<'m> {
     module: Module,
     known: BTreeMap<(InstanceId, Vec<Type>), Option<FuncId>>,
     diags: Vec<Diag>,
+    /// How often something was found wrong, also where it had been reported before.
+    failures: usize,
     /// Calls being lowered, outermost first: where the instance at hand comes from.
     calls: Vec<Span>,
 }
@@ -70,15 +74,19 @@ struct Signature {
 }
 
 impl Lowerer<'_> {
-    /// Records a diagnostic, once per code and place, with the outermost call as a related place.
+    /// Records a diagnostic, once per code and place. Where it is about types, the call that
+    /// brought them is a related place.
     fn report(&mut self, diag: Diag) {
+        self.failures += 1;
         let known =
             self.diags.iter().any(|d| d.code == diag.code && d.primary.span == diag.primary.span);
         if known {
             return;
         }
         let diag = match self.calls.last() {
-            Some(call) if *call != diag.primary.span => diag.with_related(*call, "called here"),
+            Some(call) if is_about_types(diag.code) && *call != diag.primary.span => {
+                diag.with_related(*call, "called here")
+            }
             _ => diag,
         };
         self.diags.push(diag);
@@ -107,13 +115,14 @@ impl Lowerer<'_> {
     /// The function of an instance for given input types; `None` if it has errors.
     fn function(&mut self, id: InstanceId, types: Vec<Type>) -> Option<FuncId> {
         if let Some(known) = self.known.get(&(id, types.clone())) {
+            self.failures += usize::from(known.is_none());
             return *known;
         }
         let instance = self.model.instance(id).clone();
-        let before = self.diags.len();
+        let before = self.failures;
         let function = self.lower_body(&instance, &types);
         let result = match function {
-            Some(function) if self.diags.len() == before => Some(self.add(function)),
+            Some(function) if self.failures == before => Some(self.add(function)),
             _ => None,
         };
         self.known.insert((id, types), result);
@@ -169,6 +178,11 @@ impl Lowerer<'_> {
         }
         fits.then_some(signature)
     }
+}
+
+/// Whether errors of this code depend on the axes and precision classes of what a call hands in.
+fn is_about_types(code: &str) -> bool {
+    ["E0401", "E0402", "E0403", "E0404", "E0406"].contains(&code)
 }
 
 /// The forward of a block; the resolver has made sure that there is one.
