@@ -30,7 +30,7 @@ pub(crate) fn module_ident(function: &str) -> Ident {
         text.extend(c.to_lowercase());
     }
     if CRATES.contains(&text.as_str()) {
-        text.push('_');
+        return Ident::new(&format!("{text}_"), Span::call_site());
     }
     ident(&text)
 }
@@ -186,6 +186,6 @@ mod tests {
         let function = Function { values: values.into(), ..Function::default() };
         let found: Vec<String> =
             value_names(&function).into_values().map(|name| name.to_string()).collect();
-        assert_eq!(found, ["x_0", "x_1", "x_1_", "v4", "v4_"]);
+        assert_eq!(found, ["x_0", "x_1__", "x_1", "v4", "v4__"]);
     }
 }
