@@ -56,6 +56,9 @@ pub struct Carry {
 /// Everything that the trainer could not feed, read or store.
 pub fn interface(module: &Module) -> Result<Interface, Vec<Diag>> {
     let root = module.entry_function();
+    if let Some(diag) = without_tokens(root) {
+        return Err(vec![diag]);
+    }
     let mut diags = Vec::new();
     let mut interface = Interface { inputs: Vec::new(), carries: Vec::new(), vocab: 0 };
     let batch = batch(root);
@@ -65,17 +68,6 @@ pub fn interface(module: &Module) -> Result<Interface, Vec<Diag>> {
             Err(diag) => diags.extend(diag),
         }
     }
-    let no_tokens = !interface.inputs.contains(&Role::Tokens);
-    if no_tokens && !root.inputs().any(|(name, _)| name == "tokens") {
-        let message = format!("the root block `{}` has no input `tokens[b, u]: index`", root.name);
-        diags.extend(at_root(root, "E0505", message, "the trainer has nothing to feed it").map(
-            |diag| {
-                diag.with_help(
-                    "add the input, and look the ids up in an embedding of the vocabulary",
-                )
-            },
-        ));
-    }
     outputs(root, &interface.carries, &mut diags);
     match vocab(root) {
         Some(vocab) => interface.vocab = vocab,
@@ -84,6 +76,23 @@ pub fn interface(module: &Module) -> Result<Interface, Vec<Diag>> {
     open_sizes(module, &mut diags);
     diags.extend(doubled_names(module));
     if diags.is_empty() { Ok(interface) } else { Err(diags) }
+}
+
+/// A block without `tokens` is not meant for the trainer: all that it lacks is said at once.
+fn without_tokens(root: &Function) -> Option<Diag> {
+    if root.inputs().any(|(name, _)| name == "tokens") {
+        return None;
+    }
+    let message = format!("the root block `{}` has no input `tokens[b, u]: index`", root.name);
+    let mut diag = at_root(root, "E0505", message, "the trainer has nothing to feed it")?;
+    for (name, value) in root.inputs().filter(|(name, _)| *name != "continues") {
+        if let Some(span) = place(root, value) {
+            diag = diag.with_related(span, format!("nothing feeds `{name}`"));
+        }
+    }
+    Some(diag.with_help(
+        "to train the stage, take token ids in; it can be checked and inspected as it is",
+    ))
 }
 
 fn at_root(root: &Function, code: &'static str, message: String, label: &str) -> Option<Diag> {
