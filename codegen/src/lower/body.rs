@@ -461,6 +461,7 @@ impl Body<'_, '_> {
         span: Span,
     ) -> Option<ValueId> {
         let op = op.into();
+        let operands = args.clone();
         let types: Vec<Type> = args.iter().map(|arg| self.function.ty(*arg).clone()).collect();
         let types: Vec<&Type> = types.iter().collect();
         let mut ordered = Vec::new();
@@ -478,8 +479,31 @@ impl Body<'_, '_> {
                 None => arg,
             });
         }
-        let result = self.function.push1(op, ordered, Some(span));
-        self.keep(result, span)
+        let word = written(&op);
+        match self.function.push1(op, ordered.clone(), Some(span)) {
+            Ok(value) => Some(value),
+            Err(error) => {
+                let diag = self.with_operands(at(in_words(error, word), span), &operands);
+                self.report(diag);
+                None
+            }
+        }
+    }
+
+    /// Adds the type of each operand at the place that it comes from, where there are several.
+    fn with_operands(&self, mut diag: Diag, operands: &[ValueId]) -> Diag {
+        if !(2..=3).contains(&operands.len()) {
+            return diag;
+        }
+        let mut seen = vec![diag.primary.span];
+        for value in operands {
+            let Some(span) = self.function.definition(*value).span else { continue };
+            if !seen.contains(&span) {
+                seen.push(span);
+                diag = diag.with_related(span, self.function.ty(*value).to_string());
+            }
+        }
+        diag
     }
 
     /// The value in another precision class.
@@ -720,6 +744,33 @@ impl Body<'_, '_> {
             .ok_or_else(|| super::scope::unknown_axis(name, &self.axes))?;
         Ok(Axis { name: name.to_owned(), size })
     }
+}
+
+/// The mnemonic of an op, and how the language writes it where that differs.
+fn written(op: &Op) -> Option<(&'static str, &'static str)> {
+    let mnemonic = op.def().mnemonic();
+    let word = match mnemonic {
+        "contract" => "dot",
+        "add" => "+",
+        "sub" => "-",
+        "mul" => "*",
+        "div" => "/",
+        "lt" => "<",
+        "le" => "<=",
+        "gt" => ">",
+        "ge" => ">=",
+        "affine" => "+ - * /",
+        _ => return None,
+    };
+    Some((mnemonic, word))
+}
+
+/// The rule's error with the word that stands in the source.
+fn in_words(mut error: TypeError, word: Option<(&str, &str)>) -> TypeError {
+    if let Some((mnemonic, word)) = word {
+        error.message = error.message.replace(&format!("`{mnemonic}`"), &format!("`{word}`"));
+    }
+    error
 }
 
 /// A callee's result type in the caller's axis names.

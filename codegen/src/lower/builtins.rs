@@ -16,6 +16,7 @@ use lightc_dsl::diag::Diag;
 use lightc_dsl::model::Axis;
 use lightc_dsl::names::BUILTINS;
 use lightc_dsl::source::Span;
+use std::cell::Cell;
 
 /// The arguments of one call, sorted by kind; what is not taken is an error.
 struct Args<'a> {
@@ -23,8 +24,10 @@ struct Args<'a> {
     span: Span,
     values: Vec<&'a Expr>,
     named: Vec<(&'a Ident, &'a Expr)>,
-    over: Option<&'a [Ident]>,
+    over: Option<(&'a [Ident], Span)>,
     other: Vec<&'a Arg>,
+    /// Whether the builtin has looked at `over`, and at `other`.
+    taken: (Cell<bool>, Cell<bool>),
 }
 
 impl<'a> Args<'a> {
@@ -36,20 +39,52 @@ impl<'a> Args<'a> {
             named: Vec::new(),
             over: None,
             other: Vec::new(),
+            taken: (Cell::new(false), Cell::new(false)),
         };
         for arg in args {
             match arg {
                 Arg::Value(expr) => sorted.values.push(expr),
                 Arg::Named(name, expr) => sorted.named.push((name, expr)),
-                Arg::Over(axes, _) if sorted.over.is_none() => sorted.over = Some(axes),
+                Arg::Over(axes, span) if sorted.over.is_none() => sorted.over = Some((axes, *span)),
                 other => sorted.other.push(other),
             }
         }
         sorted
     }
 
+    /// The axes after `over`.
+    fn over(&self) -> Option<&'a [Ident]> {
+        self.taken.0.set(true);
+        self.over.map(|(axes, _)| axes)
+    }
+
+    /// Maps, ranges and positions.
+    fn other(&self) -> &[&'a Arg] {
+        self.taken.1.set(true);
+        &self.other
+    }
+
+    /// An argument that the builtin has not looked at, and what it is.
+    fn left_over(&self) -> Option<(Span, &'static str)> {
+        if let (Some((_, span)), false) = (self.over, self.taken.0.get()) {
+            return Some((span, "`over` axes"));
+        }
+        let other = self.other.first().filter(|_| !self.taken.1.get())?;
+        Some(match other {
+            Arg::Over(_, span) => (*span, "a second `over`"),
+            Arg::Map { span, .. } => (*span, "a map of axes"),
+            Arg::Range { span, .. } => (*span, "a range"),
+            Arg::At { span, .. } => (*span, "a position"),
+            Arg::Value(expr) | Arg::Named(_, expr) => (expr.span, "this argument"),
+        })
+    }
+
     fn wrong(&self, usage: &str) -> TypeError {
-        TypeError::new("E0405", format!("`{}` is written `{usage}`", self.name))
+        TypeError::new(
+            "E0405",
+            format!("arguments of `{}` are missing or of another kind", self.name),
+        )
+        .with_help(format!("it is written `{usage}`"))
     }
 
     fn expect(&self, values: usize, named: &[&str], usage: &str) -> Result<(), TypeError> {
@@ -59,8 +94,19 @@ impl<'a> Args<'a> {
                 TypeError::new("E0405", format!("`{}` has no argument `{}`", self.name, name.name));
             return Err(error.with_help(format!("it is written `{usage}`")));
         }
+        for (position, (name, _)) in self.named.iter().enumerate() {
+            if self.named.iter().take(position).any(|(earlier, _)| earlier.name == name.name) {
+                let message = format!("argument `{}` of `{}` is given twice", name.name, self.name);
+                return Err(TypeError::new("E0405", message).with_help("remove one of them"));
+            }
+        }
         if self.values.len() != values {
-            return Err(self.wrong(usage));
+            let count =
+                |n: usize| if n == 1 { "1 value".to_owned() } else { format!("{n} values") };
+            let message =
+                format!("`{}` takes {}, here are {}", self.name, count(values), self.values.len());
+            let error = TypeError::new("E0405", message);
+            return Err(error.with_help(format!("it is written `{usage}`")));
         }
         Ok(())
     }
@@ -88,7 +134,7 @@ impl<'a> Args<'a> {
     }
 
     fn over_names(&self, usage: &str) -> Result<Vec<String>, TypeError> {
-        let over = self.over.ok_or_else(|| self.wrong(usage))?;
+        let over = self.over().ok_or_else(|| self.wrong(usage))?;
         Ok(over.iter().map(|axis| axis.name.clone()).collect())
     }
 }
@@ -121,7 +167,16 @@ pub(super) fn call(
     }
     let args = Args::sort(callee, args, span);
     match dispatch(body, &args) {
-        Ok(item) => item,
+        Ok(item) => match args.left_over() {
+            Some((span, what)) => {
+                let message = format!("`{}` does not take {what}", args.name);
+                body.report(
+                    Diag::error("E0405", message, span, "not taken").with_help("remove it"),
+                );
+                None
+            }
+            None => item,
+        },
         Err(error) => {
             body.report(at(error, span));
             None
@@ -172,13 +227,6 @@ fn with_values(
     args: &Args<'_>,
     op: impl FnOnce(&Body<'_, '_>) -> Op,
 ) -> Lowered {
-    if let Some(other) = args.other.first() {
-        let _ = other;
-        return Err(TypeError::new(
-            "E0405",
-            format!("`{}` has an argument of a kind it does not take", args.name),
-        ));
-    }
     let Some(values) = values(body, args) else { return Ok(None) };
     let op = op(body);
     Ok(body.push(op, values, args.span).map(Item::Value))
@@ -292,7 +340,7 @@ fn reduce(body: &mut Body<'_, '_>, args: &Args<'_>) -> Lowered {
 
 fn dot(body: &mut Body<'_, '_>, args: &Args<'_>) -> Lowered {
     args.expect(2, &[], "dot(a, b, over axis)")?;
-    let over = match args.over {
+    let over = match args.over() {
         Some(over) => over.iter().map(|axis| axis.name.clone()).collect(),
         None => Vec::new(),
     };
@@ -318,7 +366,7 @@ fn map_axes(body: &mut Body<'_, '_>, args: &Args<'_>) -> Lowered {
         _ => "merge(x, (h, k) -> e)",
     };
     args.expect(1, &[], usage)?;
-    let [Arg::Map { from, to, .. }] = args.other.as_slice() else { return Err(args.wrong(usage)) };
+    let [Arg::Map { from, to, .. }] = args.other() else { return Err(args.wrong(usage)) };
     let Some(x) = args.values.first().and_then(|expr| body.value(expr)) else { return Ok(None) };
     let names = |axes: &[Ident]| axes.iter().map(|axis| axis.name.clone()).collect::<Vec<_>>();
     let (from, to) = (names(from), names(to));
@@ -367,7 +415,7 @@ fn merge(body: &mut Body<'_, '_>, x: ValueId, axes: Vec<String>, to: &str, span:
 fn slice(body: &mut Body<'_, '_>, args: &Args<'_>) -> Lowered {
     let usage = "slice(x, u[0 .. t] -> t)";
     args.expect(1, &[], usage)?;
-    let [Arg::Range { axis, start, end, to, .. }] = args.other.as_slice() else {
+    let [Arg::Range { axis, start, end, to, .. }] = args.other() else {
         return Err(args.wrong(usage));
     };
     let Some(x) = args.values.first().and_then(|expr| body.value(expr)) else { return Ok(None) };
@@ -385,7 +433,7 @@ fn concat(body: &mut Body<'_, '_>, args: &Args<'_>) -> Lowered {
     if args.values.len() < 2 || !args.named.is_empty() {
         return Err(args.wrong(usage));
     }
-    let [Arg::Map { from, to, .. }] = args.other.as_slice() else { return Err(args.wrong(usage)) };
+    let [Arg::Map { from, to, .. }] = args.other() else { return Err(args.wrong(usage)) };
     let ([from], [to]) = (from.as_slice(), to.as_slice()) else { return Err(args.wrong(usage)) };
     let Some(parts) = values(body, args) else { return Ok(None) };
     let order = parts.first().map(|part| body.function.ty(*part).names()).unwrap_or_default();
@@ -409,7 +457,7 @@ fn concat(body: &mut Body<'_, '_>, args: &Args<'_>) -> Lowered {
 fn place_pick(body: &mut Body<'_, '_>, args: &Args<'_>) -> Lowered {
     let usage = if args.name == "place" { "place(x, s[0])" } else { "pick(x, t[0])" };
     args.expect(1, &[], usage)?;
-    let [Arg::At { axis, index, .. }] = args.other.as_slice() else {
+    let [Arg::At { axis, index, .. }] = args.other() else {
         return Err(args.wrong(usage));
     };
     let Some(x) = args.values.first().and_then(|expr| body.value(expr)) else { return Ok(None) };
