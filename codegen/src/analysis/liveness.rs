@@ -151,7 +151,7 @@ fn cut_after(module: &Module, mut queue: Vec<(FuncId, ValueId)>) -> Option<(Span
         for node in forward.nodes.iter().filter(|node| node.args.contains(&value)) {
             if cuts(forward, node) {
                 if let Some(span) = node.span {
-                    return Some((span, node.op.def().mnemonic()));
+                    return Some((span, node.op.written()));
                 }
                 continue;
             }

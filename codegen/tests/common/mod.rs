@@ -83,6 +83,16 @@ pub(crate) fn check_program_of_block(source: &str, block: &str) -> String {
     shown(source, passes(&model).err().unwrap_or_default(), &sources)
 }
 
+/// Compares with the snapshot of a name. The source stands in the snapshot, so that the expression
+/// it came from does not have to.
+pub(crate) fn assert_shown(name: &str, text: &str) {
+    let mut settings = insta::Settings::clone_current();
+    settings.set_omit_expression(true);
+    settings.set_prepend_module_to_snapshot(false);
+    settings.set_snapshot_path("../snapshots");
+    settings.bind(|| insta::assert_snapshot!(name, text));
+}
+
 /// The source, then what is reported about it.
 pub(crate) fn shown(source: &str, mut diags: Vec<Diag>, sources: &Sources) -> String {
     assert!(!diags.is_empty(), "no error in:\n{source}");
