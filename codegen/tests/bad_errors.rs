@@ -35,38 +35,24 @@ block A(d) {
         sum(x, d)
     }
 }";
-    /// The place is right, but only the first of the calls that lead to it is shown, with the types
-    /// of that call.
+    /// The place is right, but only the first of the two calls that lead to it is shown.
     block_that_is_wrong_for_two_calls: "block Rows(d) {
-    forward(x[b, d]) -> [b] {
+    forward(x[.., d]) -> [..] {
         sum(x, over t)
     }
 }
 
 block A(d) {
-    sub first  = Rows()
-    sub second = Rows()
+    param weight[d] ~ ones
+    sub rows = Rows()
 
-    forward(x[b, d], y[b, d]) -> [b] {
-        first(x) + second(y)
-    }
-}";
-    /// Inside a block the size of an axis that the caller brings has the axis' own name, so that the
-    /// message compares `t` with `t` and does not show the caller's sizes.
-    size_that_has_two_meanings: "block Last(d) {
-    forward(x[b, t, d]) -> [b, s, d] {
-        axis s = t - 2
-        slice(x, t[1 .. t] -> s)
+    forward(x[b, d], y[b, d]) -> (loss[]) {
+        mean(rows(x * weight) + rows(y), over b)
     }
 }
 
-block A(d) {
-    sub last = Last()
-
-    forward(x[b, u, d]) -> [b, s, d] {
-        axis t = u - 1
-        axis s = u - 3
-        last(slice(x, u[1 .. u] -> t))
-    }
+stage small {
+    d     = 4
+    model = A()
 }";
 }
