@@ -470,3 +470,13 @@ fn doctor_names_what_is_missing() {
     let text = String::from_utf8(place.run(&["doctor"]).stdout).unwrap();
     assert!(text.contains("MISSING  libtorch"), "{text}");
 }
+
+/// What the compiler makes of the tiny stage is pinned beside its source. `lightc snapshot
+/// models/tiny/tiny.llm --bless` accepts a change; its diff is what a review reads.
+#[test]
+fn what_is_generated_from_the_tiny_stage_is_what_is_pinned() {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_lightc"));
+    let output = command.args(["snapshot", TINY]).current_dir(common::root()).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+}

@@ -177,10 +177,54 @@ func @Root {
 }
 "#;
 
+/// A block with the name of a crate; members with the names of the
+/// fields of a stack.
+const FIELDS: &str = r#"
+module fields entry @Root
+
+func @RmsNorm {
+  param weight: act[d=3] ~ ones() trained
+  %0.x = input name="x" () : act[t, d=3]
+  %1 = param index=0 () : act[d=3]
+  %2 = mul (%0, %1) : act[t, d=3]
+  return %2
+}
+
+func @Std {
+  param type: act[d=3] ~ ones() trained
+  param type_: act[d=3] ~ ones() trained
+  %0.x = input name="x" () : act[t, d=3]
+  %1 = param index=0 () : act[d=3]
+  %2 = mul (%0, %1) : act[t, d=3]
+  %3 = param index=1 () : act[d=3]
+  %4 = add (%2, %3) : act[t, d=3]
+  return %4
+}
+
+func @Root {
+  stack layers = [@RmsNorm, @Std, @RmsNorm]
+  param layers_0: act[d=3] ~ ones() trained
+  sub layers_2 = [@Std]
+  state layers_1: f32[d=3] = 0.0
+  %0.x = input name="x" () : act[t, d=3]
+  %1 = param index=0 () : act[d=3]
+  %2 = mul (%0, %1) : act[t, d=3]
+  %3.layers_0_call = stack sub=0 (%2) : act[t, d=3]
+  %4.layers_2_call = call sub=1 (%3) : act[t, d=3]
+  %5 = mul (%4, %3) : act[t, d=3]
+  %6 = state index=0 () : f32[d=3]
+  %7 = add (%5, %6) : f32[t, d=3]
+  %8 = sum over=[t] (%7) : f32[d=3]
+  update layers_1 = %8
+  return loss: %7
+}
+"#;
+
 pub(super) fn all(cases: &mut Cases) {
     let ids = [("ids", Below("6"))];
     cases.module("calls", CALLS, &ids);
     cases.module("numbered", NUMBERED, &[]);
+    cases.module("fields", FIELDS, &[]);
     cases.module("spare", SPARE, &[]);
     cases.module("names", NAMES, &[("loop", Normal)]);
 }

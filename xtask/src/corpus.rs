@@ -56,8 +56,10 @@ fn tracked_files() -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
+/// Sources and documents; what is generated and pinned beside a source is neither.
 fn is_text(path: &Path) -> bool {
-    path.extension().is_some_and(|found| EXTENSIONS.iter().any(|known| found == *known))
+    let pinned = path.parent().is_some_and(|p| p.extension().is_some_and(|e| e == "snapshots"));
+    !pinned && path.extension().is_some_and(|found| EXTENSIONS.iter().any(|known| found == *known))
 }
 
 #[cfg(test)]
@@ -83,6 +85,7 @@ mod tests {
             ("Cargo.lock", false),
             ("LICENSE", false),
             ("a.snap", false),
+            ("models/a.llm.snapshots/a.rust.rs", false),
         ] {
             assert_eq!(is_text(Path::new(path)), expected, "{path}");
         }

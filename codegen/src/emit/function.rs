@@ -22,13 +22,30 @@ struct Emitter<'m> {
     function: &'m Function,
 }
 
-/// Fields of the tensors struct of a sub: one per layer of a stack.
-pub(crate) fn sub_fields(sub: &Sub) -> Vec<(Ident, FuncId)> {
+/// Fields of the tensors struct of a sub: one per layer of a stack. A layer's field gives way to
+/// a member that has its name.
+pub(crate) fn sub_fields(function: &Function, sub: &Sub) -> Vec<(Ident, FuncId)> {
     if !sub.is_stack {
         return sub.callees.first().map(|callee| (ident(&sub.name), *callee)).into_iter().collect();
     }
+    let members: Vec<Ident> = member_names(function).map(ident).collect();
     let layers = sub.callees.iter().enumerate();
-    layers.map(|(layer, callee)| (format_ident!("{}_{}", sub.name, layer), *callee)).collect()
+    let field = |layer: usize| {
+        let mut field = format_ident!("{}_{}", sub.name, layer);
+        while members.contains(&field) {
+            field = format_ident!("{field}_");
+        }
+        field
+    };
+    layers.map(|(layer, callee)| (field(layer), *callee)).collect()
+}
+
+fn member_names(function: &Function) -> impl Iterator<Item = &str> {
+    let params = function.params.iter().map(|param| param.name.as_str());
+    let states = function.states.iter().map(|state| state.name.as_str());
+    let tables = function.tables.iter().map(|table| table.name.as_str());
+    let subs = function.subs.iter().map(|sub| sub.name.as_str());
+    params.chain(states).chain(tables).chain(subs)
 }
 
 /// Whether a function or anything below it has a state.
@@ -145,7 +162,7 @@ impl Emitter<'_> {
                 }
                 MemberRef::Sub(index) => {
                     let Some(sub) = self.function.subs.get(*index) else { continue };
-                    for (field, callee) in sub_fields(sub) {
+                    for (field, callee) in sub_fields(self.function, sub) {
                         let callee = module_ident(&self.module.function(callee).name);
                         let doc = format!(" `{}`", sub.name);
                         fields.push(quote!(#[doc = #doc] pub #field: #callee::Tensors<T>));
@@ -187,7 +204,7 @@ impl Emitter<'_> {
             _ => return Vec::new(),
         };
         let Some(sub) = self.function.subs.get(sub) else { return Vec::new() };
-        let fields = sub_fields(sub);
+        let fields = sub_fields(self.function, sub);
         let calls = self.function.nodes().filter(|(_, other)| other.op == node.op);
         let number = calls.take_while(|(other, _)| *other != id).count();
         let suffix = if number == 0 { String::new() } else { format!("_{}", number + 1) };
@@ -359,7 +376,7 @@ impl Emitter<'_> {
             Op::Call(op) => {
                 let saved = self.call_fields(id, node);
                 let Some(sub) = self.function.subs.get(op.sub) else { return quote!() };
-                let fields = sub_fields(sub);
+                let fields = sub_fields(self.function, sub);
                 let (Some((saved, _)), Some((field, callee))) = (saved.first(), fields.first())
                 else {
                     return quote!();
@@ -405,7 +422,8 @@ impl Emitter<'_> {
         let result = locals.name(*result);
         let mut current = locals.by_ref(*x);
         let mut statements = Vec::new();
-        for ((saved, callee), (field, _)) in self.call_fields(id, node).iter().zip(sub_fields(sub))
+        for ((saved, callee), (field, _)) in
+            self.call_fields(id, node).iter().zip(sub_fields(self.function, sub))
         {
             let results = [quote!(#result)];
             statements.push(self.call_statement(id, saved, &field, *callee, &results, &[current]));
@@ -545,7 +563,7 @@ impl Emitter<'_> {
         let results: Vec<Ident> = node.results.iter().map(|r| locals.name(*r)).collect();
         let bindings: Vec<TokenStream> = node.results.iter().map(|r| locals.binding(*r)).collect();
         let mut args: Vec<TokenStream> = node.args.iter().map(|a| locals.by_ref(*a)).collect();
-        let fields = sub_fields(sub);
+        let fields = sub_fields(self.function, sub);
         let saved = self.call_fields(call, forward_node);
         let mut statements = Vec::new();
         if let (true, Some(arg), Some(result)) = (layers.is_empty(), args.first(), bindings.first())
