@@ -217,8 +217,20 @@ pub fn differentiate(module: &mut Module, loss: &str) -> Result<BackwardId, Auto
     if !ty.axes.is_empty() || !ty.is_float() {
         return Err(AutodiffError::LossType(ty.clone()));
     }
-    let mut pass = Pass { learns: learning_functions(module), module, known: BTreeMap::new() };
-    pass.backward_of(entry, seeds)
+    Pass::new(module, false).backward_of(entry, seeds)
+}
+
+/// The same for a block that is taken alone, without a loss: the entry's backward function takes a
+/// cotangent for every floating-point output and gives one for every such input.
+///
+/// # Errors
+/// See [`AutodiffError`].
+pub fn differentiate_block(module: &mut Module) -> Result<BackwardId, AutodiffError> {
+    let entry = module.entry;
+    let function = module.function(entry);
+    let seeds: Vec<bool> =
+        function.outputs.iter().map(|output| function.ty(output.value).is_float()).collect();
+    Pass::new(module, true).backward_of(entry, seeds)
 }
 
 /// For each function, whether it or anything it calls has a trained parameter.
@@ -238,6 +250,8 @@ fn learning_functions(module: &Module) -> Vec<bool> {
 
 struct Pass<'m> {
     module: &'m mut Module,
+    /// The entry's own inputs get a cotangent too.
+    with_inputs: bool,
     learns: Vec<bool>,
     known: BTreeMap<(FuncId, Vec<bool>), BackwardId>,
 }
@@ -269,7 +283,11 @@ impl Build {
     }
 }
 
-impl Pass<'_> {
+impl<'m> Pass<'m> {
+    fn new(module: &'m mut Module, with_inputs: bool) -> Self {
+        Pass { learns: learning_functions(module), module, with_inputs, known: BTreeMap::new() }
+    }
+
     fn backward_of(&mut self, of: FuncId, seeds: Vec<bool>) -> Result<BackwardId, AutodiffError> {
         if let Some(known) = self.known.get(&(of, seeds.clone())) {
             return Ok(*known);
@@ -317,8 +335,8 @@ impl Pass<'_> {
                 callees.iter().any(|c| self.learns.get(c.0 as usize) == Some(&true))
             };
             let source = match &node.op {
-                // Nothing asks for the gradient of the root's own inputs.
-                Op::Input(_) => of != self.module.entry,
+                // Nothing asks for the gradient of a stage's own inputs.
+                Op::Input(_) => of != self.module.entry || self.with_inputs,
                 Op::ParamRef(op) => {
                     forward.params.get(op.index).is_some_and(|p| p.storage == Storage::Trained)
                 }
