@@ -3,8 +3,11 @@
 //! their lines. The fences of the pages in `docs/errors` come in pairs: bad, which gives the page's
 //! code, and good, which gives nothing. What is accepted stands in the layout of the formatter.
 
-#![allow(clippy::unwrap_used)] // a broken page is a failed test
+#![allow(clippy::unwrap_used, reason = "a broken page is a failed test")]
 
+mod common;
+
+use common::{library, root};
 use lightc_codegen::pipeline;
 use lightc_dsl::diag::{self, Diag, Severity};
 use lightc_dsl::format;
@@ -14,29 +17,6 @@ use lightc_dsl::source::{MapLoader, Sources};
 use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
-
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
-}
-
-/// The sources of `models/`, named as the fences import them: `std/norm.llm`.
-fn library() -> MapLoader {
-    let folder = root().join("models");
-    let mut loader = MapLoader::default();
-    let mut folders = vec![folder.clone()];
-    while let Some(at) = folders.pop() {
-        for entry in std::fs::read_dir(at).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                folders.push(path);
-            } else if path.extension().is_some_and(|e| e == "llm") {
-                let name = path.strip_prefix(&folder).unwrap().display().to_string();
-                loader = loader.with(name, std::fs::read_to_string(&path).unwrap());
-            }
-        }
-    }
-    loader
-}
 
 struct Fence {
     page: String,
@@ -236,4 +216,40 @@ fn every_error_page_shows_what_it_says() {
     }
     assert!(report.is_empty(), "{report}");
     assert!(pages.len() >= 50, "only {} pages have an example", pages.len());
+}
+
+/// The mnemonics of `codegen/src/ops`, as they stand in its sources.
+fn mnemonics() -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for path in common::files(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src/ops")) {
+        let text = std::fs::read_to_string(path).unwrap();
+        for rest in text.split("fn mnemonic(&self) -> &'static str {").skip(1) {
+            let body = rest.split("\n    }").next().unwrap();
+            let literals = body.split('"').skip(1).step_by(2);
+            let is_word = |text: &&str| text.chars().all(|c| c.is_ascii_lowercase() || c == '_');
+            found.extend(literals.filter(is_word).map(str::to_owned));
+        }
+    }
+    found
+}
+
+/// A new op or builtin is written about where a reader looks for it.
+#[test]
+fn every_op_and_every_builtin_is_described() {
+    // Every word inside backquotes.
+    let words = |path: &str| -> BTreeSet<String> {
+        let text = std::fs::read_to_string(common::root().join(path)).unwrap();
+        let quoted = text.split('`').skip(1).step_by(2);
+        let words =
+            quoted.flat_map(|part| part.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_')));
+        words.map(str::to_owned).collect()
+    };
+    let (ops, builtins) = (words("docs/ops.md"), words("docs/language/builtins.md"));
+    let named = mnemonics();
+    assert!(named.len() >= 35, "{named:?}");
+    let missing: Vec<&String> = named.difference(&ops).collect();
+    assert!(missing.is_empty(), "ops that docs/ops.md does not describe: {missing:?}");
+    let missing = lightc_dsl::names::BUILTINS.iter().filter(|name| !builtins.contains(**name));
+    let missing: Vec<_> = missing.collect();
+    assert!(missing.is_empty(), "builtins that docs/language/builtins.md lacks: {missing:?}");
 }
