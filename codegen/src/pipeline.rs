@@ -146,3 +146,23 @@ fn fault(message: String, span: Span) -> Diag {
     Diag::error("E0701", message, span, "while compiling this stage")
         .with_help("this is a fault of lightc, not of the source; please report it with the source")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lightc_dsl::source::SourceId;
+
+    #[test]
+    fn an_invalid_module_is_a_fault_of_the_compiler() {
+        let named = |name: &str| Function { name: name.to_owned(), ..Function::default() };
+        let module = Module { functions: vec![named("A"), named("A")], ..Module::default() };
+        let span = Span { source: SourceId(0), start: 0, end: 1 };
+        let found = verified(&module, "lowering", span).expect_err("two functions of one name");
+        assert!(!found.is_empty());
+        for diag in found {
+            assert_eq!(diag.code, "E0701");
+            assert!(diag.message.starts_with("compiler fault: the IR after lowering"), "{diag:?}");
+            assert!(diag.help.is_some_and(|help| help.contains("report")));
+        }
+    }
+}
