@@ -46,8 +46,12 @@ fn source_names() -> Vec<String> {
     for folder in ["tiny", "lightning", "std"] {
         let path = lightc_tests::root().join("models").join(folder);
         for entry in std::fs::read_dir(path).expect("a folder of models") {
-            let file = entry.expect("entry").file_name();
-            names.push(format!("models/{folder}/{}", file.to_string_lossy()));
+            let path = entry.expect("entry").path();
+            // Pinned text lies in folders beside the sources.
+            if path.extension().is_some_and(|e| e == "llm") {
+                let file = path.file_name().expect("a name").to_string_lossy().into_owned();
+                names.push(format!("models/{folder}/{file}"));
+            }
         }
     }
     names.sort();
