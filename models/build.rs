@@ -65,8 +65,7 @@ fn generate(
     }
     let model = program.resolve_stage(stage).map_err(|diags| explain(&diags))?;
     let compiled = lightc_codegen::pipeline::compile(&model).map_err(|diags| explain(&diags))?;
-    let program =
-        lightc_codegen::pipeline::program(&compiled).map_err(|diags| explain(&diags))?;
+    let program = lightc_codegen::pipeline::program(&compiled).map_err(|diags| explain(&diags))?;
     let origin = Origin {
         source: source.to_owned(),
         source_hash: source_digest(&sources),

@@ -74,6 +74,7 @@ pub fn compile(model: &StageModel) -> Result<Compiled, Vec<Diag>> {
 /// # Errors
 /// All diagnostics of the first pass that has any.
 pub fn differentiate(model: &StageModel, mut module: Module) -> Result<Compiled, Vec<Diag>> {
+    loss_is_a_number(model, &module)?;
     let backward = autodiff::differentiate(&mut module, LOSS)
         .map_err(|error| vec![no_backward(model, &module, error)])?;
     verified(&module, "differentiation", model.span)?;
@@ -81,28 +82,42 @@ pub fn differentiate(model: &StageModel, mut module: Module) -> Result<Compiled,
     if dead.is_empty() { Ok(Compiled { module, backward }) } else { Err(dead) }
 }
 
+/// Training minimises one number.
+fn loss_is_a_number(model: &StageModel, module: &Module) -> Result<(), Vec<Diag>> {
+    let root = module.entry_function();
+    let loss = root.outputs.iter().find(|output| output.name.as_deref() == Some(LOSS));
+    match loss.map(|output| root.ty(output.value)) {
+        Some(ty) if !ty.axes.is_empty() || !ty.is_float() => Err(vec![wrong_loss(
+            model,
+            root,
+            format!("`{LOSS}` is {ty}, but what training minimises is one number"),
+            format!("reduce it over its axes, as `mean({LOSS}, over ..)` does"),
+        )]),
+        _ => Ok(()),
+    }
+}
+
+fn wrong_loss(model: &StageModel, root: &Function, message: String, help: String) -> Diag {
+    let diag = Diag::error("E0503", message, model.span, "this stage is to be trained");
+    let diag = match root.span {
+        Some(span) => diag.with_related(span, "its root block"),
+        None => diag,
+    };
+    diag.with_help(help)
+}
+
 /// Why there is no backward pass, at the place that is at fault.
 fn no_backward(model: &StageModel, module: &Module, error: AutodiffError) -> Diag {
     let root = module.entry_function();
-    let wrong_loss = |message: String, help: String| {
-        let diag = Diag::error("E0503", message, model.span, "this stage is to be trained");
-        let diag = match root.span {
-            Some(span) => diag.with_related(span, "its root block"),
-            None => diag,
-        };
-        diag.with_help(help)
-    };
     match error {
         AutodiffError::NoLoss => wrong_loss(
+            model,
+            root,
             format!("the root block `{}` has no output named `{LOSS}`", root.name),
             format!(
                 "name the scalar to be minimised in the forward's outputs: `-> ({LOSS}[])`; it has {}",
                 output_names(root)
             ),
-        ),
-        AutodiffError::LossType(ty) => wrong_loss(
-            format!("`{LOSS}` is {ty}, but what training minimises is one number"),
-            format!("reduce it over its axes, as `mean({LOSS}, over ..)` does"),
         ),
         AutodiffError::CutLayer { layer, call } => analysis::cut_layer(module, layer, call)
             .unwrap_or_else(|| {
