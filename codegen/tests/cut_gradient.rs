@@ -35,7 +35,7 @@ fn paths(name: &str) -> Vec<String> {
     [0, 1, 2, 4, 5, 6].map(|layer| format!("layers.{layer}.mix.body.{name}")).into()
 }
 
-fn text_at<'s>(span: lightc_dsl::source::Span, sources: &'s Sources) -> &'s str {
+fn text_at(span: lightc_dsl::source::Span, sources: &Sources) -> &str {
     let source = sources.get(span.source).unwrap();
     assert_eq!(source.name, DELTANET);
     source.text.get(span.start as usize..span.end as usize).unwrap()

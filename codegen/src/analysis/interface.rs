@@ -65,7 +65,7 @@ pub fn interface(module: &Module) -> Result<Interface, Vec<Diag>> {
     for (name, value) in root.inputs() {
         match role(root, name, value, batch.as_ref(), &mut interface.carries) {
             Ok(role) => interface.inputs.push(role),
-            Err(diag) => diags.extend(diag),
+            Err(diag) => diags.extend(diag.map(|diag| *diag)),
         }
     }
     outputs(root, &interface.carries, &mut diags);
@@ -116,11 +116,11 @@ fn role(
     value: ValueId,
     batch: Option<&Size>,
     carries: &mut Vec<Carry>,
-) -> Result<Role, Option<Diag>> {
+) -> Result<Role, Option<Box<Diag>>> {
     let ty = root.ty(value);
     let span = place(root, value);
     let error = |message: String, label: &str, help: &str| {
-        Err(span.map(|span| Diag::error("E0505", message, span, label).with_help(help)))
+        Err(span.map(|span| Box::new(Diag::error("E0505", message, span, label).with_help(help))))
     };
     let is_batch = |axis: &Axis| batch.is_none_or(|batch| axis.size == *batch);
     match name {
@@ -158,7 +158,7 @@ fn carried(
     value: ValueId,
     batch: Option<&Size>,
     carries: &mut Vec<Carry>,
-) -> Result<Role, Option<Diag>> {
+) -> Result<Role, Option<Box<Diag>>> {
     let ty = root.ty(value);
     let Some(span) = place(root, value) else { return Err(None) };
     let error = |message: String, label: &str| Diag::error("E0505", message, span, label);
@@ -169,7 +169,7 @@ fn carried(
             "the trainer feeds `tokens[b, u]: index` and `continues[b]`; any other input is carried \
              from the step before, so an output `{name}` with its axes has to give the next value"
         ));
-        return Err(Some(diag));
+        return Err(Some(Box::new(diag)));
     };
     let next = root.ty(output.value);
     if next != ty {
@@ -179,7 +179,9 @@ fn carried(
             Some(out) => diag.with_related(out, "goes out here"),
             None => diag,
         };
-        return Err(Some(diag.with_help("give both the same axes, sizes and precision class")));
+        return Err(Some(Box::new(
+            diag.with_help("give both the same axes, sizes and precision class"),
+        )));
     }
     let is_batch = |axis: &Axis| batch.is_none_or(|batch| axis.size == *batch);
     for (position, axis) in ty.axes.iter().enumerate() {
@@ -189,7 +191,8 @@ fn carried(
                 axis.name
             );
             let help = "only the first axis can be the batch's; bind the others in the stage";
-            return Err(Some(error(message, "carried to the next step").with_help(help)));
+            let diag = error(message, "carried to the next step").with_help(help);
+            return Err(Some(Box::new(diag)));
         }
     }
     let shape = ty.axes.iter().map(|axis| axis.size.as_constant()).collect();
