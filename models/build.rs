@@ -65,10 +65,11 @@ fn generate(
     }
     let model = program.resolve_stage(stage).map_err(|diags| explain(&diags))?;
     let compiled = lightc_codegen::pipeline::compile(&model).map_err(|diags| explain(&diags))?;
+    let program = lightc_codegen::pipeline::program(&compiled).map_err(|diags| explain(&diags))?;
     let origin = Origin {
         source: source.to_owned(),
         source_hash: source_digest(&sources),
         compiler: env::var("CARGO_PKG_VERSION")?,
     };
-    Ok(emit_stage(&compiled, &origin)?)
+    Ok(emit_stage(&program, &origin)?)
 }

@@ -25,8 +25,6 @@ pub(crate) mod codes {
     pub(crate) const UNKNOWN_FUNCTION: &str = "E1208";
     /// No error of that code.
     pub(crate) const UNKNOWN_CODE: &str = "E1209";
-    /// A stage that no program can be made of.
-    pub(crate) const NO_PROGRAM: &str = "E1210";
 }
 
 /// The end of a command that did not succeed.
@@ -154,7 +152,6 @@ mod tests {
             codes::NOT_BUILT,
             codes::UNKNOWN_FUNCTION,
             codes::UNKNOWN_CODE,
-            codes::NO_PROGRAM,
         ] {
             assert!(lightc_dsl::diag::codes::page(code).is_some(), "{code}");
         }

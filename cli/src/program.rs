@@ -87,11 +87,14 @@ pub(crate) fn generate(
         Ok(compiled) => compiled,
         Err(found) => return Err(loaded.failure(found)),
     };
+    let program = match pipeline::program(&compiled) {
+        Ok(program) => program,
+        Err(found) => return Err(loaded.failure(found)),
+    };
     let path = runtime.path.to_str().ok_or_else(|| {
         Fault::new(codes::NO_RUNTIME, format!("the path `{}` is not UTF-8", runtime.path.display()))
     })?;
-    let files =
-        emit_crate(&compiled, origin, path).map_err(|reason| not_a_program(&model.name, reason))?;
+    let files = emit_crate(&program, origin, path).map_err(compiler_fault)?;
     let mut files: Vec<NewFile> =
         files.into_iter().map(|file| NewFile { path: file.path, text: file.text }).collect();
     // The versions that the runtime was tested with, and that are compiled already.
@@ -102,10 +105,9 @@ pub(crate) fn generate(
     Ok(files)
 }
 
-/// What the stage's root block lacks to be trained.
-pub(crate) fn not_a_program(stage: &str, reason: String) -> Failure {
-    Fault::new(codes::NO_PROGRAM, format!("no program can be made of stage `{stage}`: {reason}"))
-        .into()
+/// A fault of emit: what it is given was checked.
+pub(crate) fn compiler_fault(message: String) -> Failure {
+    Fault::new("E0701", message).help("please report it with the source").into()
 }
 
 /// The environment of libtorch, which must be there: an install is asked for, not a surprise.

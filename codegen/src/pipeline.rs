@@ -1,9 +1,9 @@
 //! The passes in order, with the verifier after each.
 
-use crate::analysis;
-use crate::autodiff;
+use crate::analysis::{self, Interface};
+use crate::autodiff::{self, AutodiffError};
 use crate::ir::verify::verify;
-use crate::ir::{BackwardId, Module};
+use crate::ir::{BackwardId, Function, Module};
 use crate::lower;
 use lightc_dsl::diag::Diag;
 use lightc_dsl::model::StageModel;
@@ -16,6 +16,30 @@ pub struct Compiled {
     pub module: Module,
     /// The backward function of the entry, seeded with its loss.
     pub backward: BackwardId,
+}
+
+/// A compiled stage that the trainer can feed: what code is emitted from.
+#[derive(Clone, Debug)]
+pub struct Program<'c> {
+    /// The stage.
+    pub compiled: &'c Compiled,
+    /// How its root block meets the trainer.
+    pub interface: Interface,
+}
+
+/// Checks what the trainer asks of a stage. A stage without this can be checked, inspected and
+/// interpreted, but no program is made of it.
+///
+/// # Errors
+/// All diagnostics, in the order of the source.
+pub fn program(compiled: &Compiled) -> Result<Program<'_>, Vec<Diag>> {
+    match analysis::interface(&compiled.module) {
+        Ok(interface) => Ok(Program { compiled, interface }),
+        Err(mut diags) => {
+            lightc_dsl::diag::normalize(&mut diags);
+            Err(diags)
+        }
+    }
 }
 
 /// The output of the root block that training minimises.
@@ -50,11 +74,75 @@ pub fn compile(model: &StageModel) -> Result<Compiled, Vec<Diag>> {
 /// # Errors
 /// All diagnostics of the first pass that has any.
 pub fn differentiate(model: &StageModel, mut module: Module) -> Result<Compiled, Vec<Diag>> {
+    loss_is_a_number(model, &module)?;
     let backward = autodiff::differentiate(&mut module, LOSS)
-        .map_err(|error| vec![lower::at(error, model.span)])?;
+        .map_err(|error| vec![no_backward(model, &module, error)])?;
     verified(&module, "differentiation", model.span)?;
     let dead = analysis::dead_parameters(&module, backward);
     if dead.is_empty() { Ok(Compiled { module, backward }) } else { Err(dead) }
+}
+
+/// Training minimises one number.
+fn loss_is_a_number(model: &StageModel, module: &Module) -> Result<(), Vec<Diag>> {
+    let root = module.entry_function();
+    let loss = root.outputs.iter().find(|output| output.name.as_deref() == Some(LOSS));
+    match loss.map(|output| root.ty(output.value)) {
+        Some(ty) if !ty.axes.is_empty() || !ty.is_float() => Err(vec![wrong_loss(
+            model,
+            root,
+            format!("`{LOSS}` is {ty}, but what training minimises is one number"),
+            format!("reduce it over its axes, as `mean({LOSS}, over ..)` does"),
+        )]),
+        _ => Ok(()),
+    }
+}
+
+fn wrong_loss(model: &StageModel, root: &Function, message: String, help: String) -> Diag {
+    let diag = Diag::error("E0503", message, model.span, "this stage is to be trained");
+    let diag = match root.span {
+        Some(span) => diag.with_related(span, "its root block"),
+        None => diag,
+    };
+    diag.with_help(help)
+}
+
+/// Why there is no backward pass, at the place that is at fault.
+fn no_backward(model: &StageModel, module: &Module, error: AutodiffError) -> Diag {
+    let root = module.entry_function();
+    match error {
+        AutodiffError::NoLoss => wrong_loss(
+            model,
+            root,
+            format!("the root block `{}` has no output named `{LOSS}`", root.name),
+            format!(
+                "name the scalar to be minimised in the forward's outputs: `-> ({LOSS}[])`; it has {}",
+                output_names(root)
+            ),
+        ),
+        AutodiffError::CutLayer { layer, call } => analysis::cut_layer(module, layer, call)
+            .unwrap_or_else(|| {
+                let name = &module.function(layer).name;
+                let message = format!("layer `{name}` passes no gradient to its input");
+                Diag::error("E0502", message, model.span, "in this stage")
+            }),
+        AutodiffError::Rule(error) => {
+            let message = format!("compiler fault: in the backward pass: {}", error.message);
+            fault(message, model.span)
+        }
+    }
+}
+
+fn output_names(function: &Function) -> String {
+    let named: Vec<String> = function
+        .outputs
+        .iter()
+        .filter_map(|output| output.name.as_ref().map(|name| format!("`{name}`")))
+        .collect();
+    match (named.len(), function.outputs.len()) {
+        (0, 1) => "one output without a name".to_owned(),
+        (0, n) => format!("{n} outputs without a name"),
+        _ => named.join(", "),
+    }
 }
 
 /// A violation is a fault of this compiler, and is reported as one.
@@ -64,13 +152,32 @@ fn verified(module: &Module, pass: &str, span: Span) -> Result<(), Vec<Diag>> {
         return Ok(());
     }
     let diags = violations.iter().map(|violation| {
-        Diag::error(
-            "E0701",
-            format!("compiler fault: the IR after {pass} is not valid: {violation}"),
-            span,
-            "while compiling this stage",
-        )
-        .with_help("this is a fault of lightc, not of the source; please report it with the source")
+        fault(format!("compiler fault: the IR after {pass} is not valid: {violation}"), span)
     });
     Err(diags.collect())
+}
+
+fn fault(message: String, span: Span) -> Diag {
+    Diag::error("E0701", message, span, "while compiling this stage")
+        .with_help("this is a fault of lightc, not of the source; please report it with the source")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lightc_dsl::source::SourceId;
+
+    #[test]
+    fn an_invalid_module_is_a_fault_of_the_compiler() {
+        let named = |name: &str| Function { name: name.to_owned(), ..Function::default() };
+        let module = Module { functions: vec![named("A"), named("A")], ..Module::default() };
+        let span = Span { source: SourceId(0), start: 0, end: 1 };
+        let found = verified(&module, "lowering", span).expect_err("two functions of one name");
+        assert!(!found.is_empty());
+        for diag in found {
+            assert_eq!(diag.code, "E0701");
+            assert!(diag.message.starts_with("compiler fault: the IR after lowering"), "{diag:?}");
+            assert!(diag.help.is_some_and(|help| help.contains("report")));
+        }
+    }
 }

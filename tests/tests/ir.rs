@@ -14,7 +14,7 @@ use lightc_codegen::ir::{
 };
 use lightc_codegen::lower::lower;
 use lightc_codegen::ops::{CallBackward, Input, Mean, Op, ParamRef, Saved, UnaryFn};
-use lightc_codegen::pipeline::{LOSS, compile};
+use lightc_codegen::pipeline::{LOSS, compile, program};
 use lightc_dsl::ast::DType;
 use lightc_dsl::model::{Axis, MemberRef, StageModel, Storage};
 use lightc_dsl::size::Size;
@@ -521,15 +521,16 @@ fn compiling_twice_gives_the_same_bytes() {
         let each = stages.into_iter().map(|(source, stage)| {
             let loader = models();
             let (name, text) = loader.load("", source).expect("a source");
-            let (program, _, _) = lightc_dsl::resolve::load_program(&name, &text, &loader);
-            let model = program.resolve_stage(stage).expect("the stage resolves");
+            let (sources, _, _) = lightc_dsl::resolve::load_program(&name, &text, &loader);
+            let model = sources.resolve_stage(stage).expect("the stage resolves");
             let compiled = compile(&model).expect("the stage compiles");
             let origin = Origin {
                 source: source.to_owned(),
                 source_hash: "0".to_owned(),
                 compiler: "0".to_owned(),
             };
-            let rust = emit_stage(&compiled, &origin).expect("the stage is emitted");
+            let program = program(&compiled).expect("the trainer can feed the stage");
+            let rust = emit_stage(&program, &origin).expect("the stage is emitted");
             (text::print(&compiled.module), rust)
         });
         each.collect()

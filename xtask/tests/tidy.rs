@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -75,4 +76,72 @@ fn the_book_lists_every_chapter() {
         .filter(|path| !listed.contains(path))
         .collect();
     assert!(missing.is_empty(), "chapters that docs/SUMMARY.md does not list: {missing:?}");
+}
+
+/// The Rust files below a folder.
+fn rust_files(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(rust_files(&path));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+    found
+}
+
+/// String literals that are codes: `"E0101"`.
+fn codes(text: &str) -> BTreeSet<String> {
+    let literals = text.split('"');
+    let is_code = |literal: &&str| {
+        literal.len() == 5
+            && literal.starts_with(['E', 'W'])
+            && literal.chars().skip(1).all(|c| c.is_ascii_digit())
+    };
+    literals.filter(is_code).map(str::to_owned).collect()
+}
+
+#[test]
+fn codes_are_found_in_literals() {
+    let text = r#"error("E0101", "x E0102"); [("E0103"), "E01"] // E0104"#;
+    assert_eq!(codes(text), ["E0101", "E0103"].map(str::to_owned).into());
+}
+
+/// A code is raised by some crate, or it has no page.
+#[test]
+fn every_code_in_use_has_a_page_and_every_page_a_use() {
+    let table = root().join("dsl/src/diag/codes.rs");
+    let constants = fs::read_to_string(&table).unwrap();
+    let mut used = BTreeSet::new();
+    let mut all = String::new();
+    for name in ["dsl", "codegen", "runtime", "checkpoint", "cli", "libtorch-env", "xtask"] {
+        for path in rust_files(&root().join(name).join("src")) {
+            if path != table {
+                let text = fs::read_to_string(&path).unwrap();
+                used.extend(codes(&text));
+                all.push_str(&text);
+            }
+        }
+    }
+    // Codes with a constant are used where the constant is.
+    for line in constants.lines().filter(|line| line.contains(": &str = \"")) {
+        let name = line.trim_start_matches("pub const ").split(':').next().unwrap();
+        if all.contains(&format!("codes::{name}")) {
+            used.extend(codes(line));
+        }
+    }
+    let pages: BTreeSet<String> = fs::read_dir(root().join("docs/errors"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter_map(|path| Some(path.file_stem()?.to_str()?.to_owned()))
+        .collect();
+    let table: BTreeSet<String> = constants.split("pages! {").last().map(codes).unwrap_or_default();
+    let without_page: Vec<&String> = used.difference(&pages).collect();
+    let without_use: Vec<&String> = pages.difference(&used).collect();
+    assert!(without_page.is_empty(), "codes without a page in docs/errors: {without_page:?}");
+    assert!(without_use.is_empty(), "pages of codes that nothing raises: {without_use:?}");
+    assert_eq!(table, pages, "rows of PAGES and files in docs/errors");
+    assert!(used.len() >= 100, "only {} codes found", used.len());
 }

@@ -74,7 +74,10 @@ fn check(loaded: &Loaded) -> (Vec<Summary>, Vec<Diag>) {
     let mut summaries = Vec::new();
     for model in &models {
         match compile(model, is_stage) {
-            Ok(module) => summaries.push(Summary::of(&module, is_stage)),
+            Ok((module, program)) => {
+                summaries.push(Summary::of(&module, is_stage, program.is_empty()));
+                diags.extend(program);
+            }
             Err(found) => diags.extend(found),
         }
     }
@@ -82,13 +85,17 @@ fn check(loaded: &Loaded) -> (Vec<Summary>, Vec<Diag>) {
     (summaries, diags)
 }
 
-/// All passes that apply: derivatives and liveness need a loss.
-fn compile(model: &StageModel, is_stage: bool) -> Result<Module, Vec<Diag>> {
+/// All passes that apply: derivatives and liveness need a loss. What keeps the trainer from
+/// feeding a stage is a warning here, and an error where a program is to be made.
+fn compile(model: &StageModel, is_stage: bool) -> Result<(Module, Vec<Diag>), Vec<Diag>> {
     let module = pipeline::lower(model)?;
     if is_stage && pipeline::has_loss(&module) {
-        return Ok(pipeline::differentiate(model, module)?.module);
+        let compiled = pipeline::differentiate(model, module)?;
+        let warnings = pipeline::program(&compiled).err().unwrap_or_default();
+        let warnings = warnings.into_iter().map(Diag::into_warning).collect();
+        return Ok((compiled.module, warnings));
     }
-    Ok(module)
+    Ok((module, Vec::new()))
 }
 
 struct Summary {
@@ -98,7 +105,7 @@ struct Summary {
 }
 
 impl Summary {
-    fn of(module: &Module, is_stage: bool) -> Self {
+    fn of(module: &Module, is_stage: bool, is_program: bool) -> Self {
         let text = match param_table(module) {
             Some(table) if table.stored.with_mtp == table.stored.without_mtp => {
                 format!("{} parameters", grouped(table.stored.with_mtp))
@@ -111,7 +118,13 @@ impl Summary {
             None => "sizes left open".to_owned(),
         };
         let untrained = is_stage && !pipeline::has_loss(module);
-        let text = if untrained { text + "; no output `loss`, so not trained" } else { text };
+        let text = if untrained {
+            text + "; no output `loss`, so not trained"
+        } else if !is_program {
+            text + "; the trainer cannot feed it"
+        } else {
+            text
+        };
         Summary { name: module.name.clone(), is_stage, text }
     }
 }

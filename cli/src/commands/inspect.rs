@@ -7,7 +7,7 @@ use crate::terminal::{self, Format};
 use clap::ValueEnum;
 use lightc_codegen::emit::emit_stage;
 use lightc_codegen::ir::Module;
-use lightc_codegen::pipeline::{self, Compiled};
+use lightc_codegen::pipeline::{self, Program};
 use lightc_codegen::schedule::schedule_cpu;
 use lightc_dsl::diag::Diag;
 use lightc_dsl::model::StageModel;
@@ -107,7 +107,7 @@ fn text(
             functions(arguments, &module, generated::backward_functions(&module))
         }
         Emit::Schedule => schedule(arguments.format, wanted, &differentiated(model)?),
-        Emit::Rust => rust(arguments, loaded, &pipeline::compile(model)?),
+        Emit::Rust => rust(arguments, loaded, &pipeline::program(&pipeline::compile(model)?)?),
     })
 }
 
@@ -174,17 +174,16 @@ fn schedule(format: Format, wanted: Option<&str>, module: &Module) -> Result<Str
     }
 }
 
-fn rust(arguments: &Arguments, loaded: &Loaded, compiled: &Compiled) -> Result<String, Failure> {
+fn rust(arguments: &Arguments, loaded: &Loaded, program: &Program<'_>) -> Result<String, Failure> {
     if arguments.function.is_some() {
         let message = "--function does not apply to `--emit rust`, which is one file";
         return Err(Fault::new(codes::UNKNOWN_FUNCTION, message).into());
     }
     let origin = loaded.origin(name_of(&arguments.file)?);
-    let text = emit_stage(compiled, &origin)
-        .map_err(|reason| crate::program::not_a_program(&compiled.module.name, reason))?;
+    let text = emit_stage(program, &origin).map_err(crate::program::compiler_fault)?;
     match arguments.format {
         Format::Text => Ok(text),
-        Format::Json => line(&json!({ "stage": compiled.module.name, "text": text })),
+        Format::Json => line(&json!({ "stage": program.compiled.module.name, "text": text })),
     }
 }
 

@@ -112,8 +112,7 @@ fn forms(model: &StageModel, origin: &Origin) -> Result<Result<Forms, Failure>, 
         let texts: Vec<String> = functions.into_iter().map(|(_, text)| text).collect();
         format!("{}\n{}", generated::module_line(module), texts.join("\n"))
     };
-    let rust = emit_stage(&compiled, origin)
-        .map_err(|reason| program::not_a_program(&module.name, reason));
+    let rust = emit_stage(&pipeline::program(&compiled)?, origin).map_err(program::compiler_fault);
     Ok(rust.map(|rust| {
         vec![
             ("params.txt", generated::params_text(&table, true)),

@@ -113,7 +113,36 @@ fn cut_place(module: &Module, function: FuncId, index: usize) -> Option<(Span, &
         Op::ParamRef(op) if op.index == index => node.results.first().copied(),
         _ => None,
     });
-    let mut queue: Vec<(FuncId, ValueId)> = starts.map(|value| (function, value)).collect();
+    cut_after(module, starts.map(|value| (function, value)).collect())
+}
+
+/// What is wrong where a layer of a stack passes no gradient on.
+pub fn cut_layer(module: &Module, layer: FuncId, call: Option<Span>) -> Option<Diag> {
+    let forward = module.function(layer);
+    let mut diag = Diag::error(
+        "E0502",
+        format!(
+            "layer `{}` passes no gradient to its input, so nothing below it would learn",
+            forward.name
+        ),
+        forward.span.or(call)?,
+        "its result does not depend on its input differentiably",
+    )
+    .with_help("let the layer's result depend on its input, as a residual path does");
+    if let Some(call) = call {
+        diag = diag.with_related(call, "a layer of this stack");
+    }
+    let inputs = forward.inputs().map(|(_, value)| (layer, value)).collect();
+    Some(match cut_after(module, inputs) {
+        Some((place, mnemonic)) => {
+            diag.with_related(place, format!("`{mnemonic}` passes no gradient"))
+        }
+        None => diag,
+    })
+}
+
+/// The first op, following uses of the values, that passes nothing back.
+fn cut_after(module: &Module, mut queue: Vec<(FuncId, ValueId)>) -> Option<(Span, &'static str)> {
     let mut seen: BTreeSet<(FuncId, ValueId)> = queue.iter().copied().collect();
     let mut next = 0;
     while let Some((function, value)) = queue.get(next).copied() {
@@ -122,7 +151,7 @@ fn cut_place(module: &Module, function: FuncId, index: usize) -> Option<(Span, &
         for node in forward.nodes.iter().filter(|node| node.args.contains(&value)) {
             if cuts(forward, node) {
                 if let Some(span) = node.span {
-                    return Some((span, node.op.def().mnemonic()));
+                    return Some((span, node.op.written()));
                 }
                 continue;
             }

@@ -1,7 +1,10 @@
 //! Analyses over the differentiated module that end in diagnostics or tables.
 
+mod interface;
 mod liveness;
 mod storage;
 
-pub use liveness::{dead_parameters, gradient_paths};
+pub use interface::{Carry, Interface, NTP, Role, VOCAB, interface};
+pub use liveness::{cut_layer, dead_parameters, gradient_paths};
+
 pub use storage::{Count, ModuleRow, ParamRow, ParamTable, param_table};

@@ -12,6 +12,7 @@ use crate::ops::{
     Saved, Stack, StackBackward, StateRef, Sum, TableRef, TypeError,
 };
 use lightc_dsl::model::Storage;
+use lightc_dsl::source::Span;
 use std::collections::BTreeMap;
 
 /// What an op's derivative rule sees: one node of the forward, the cotangents of its results,
@@ -176,26 +177,55 @@ fn missing(what: &str, index: usize) -> TypeError {
     TypeError::new("E0701", format!("{what} {index} of a node is missing"))
 }
 
+/// Why a module has no backward pass.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AutodiffError {
+    /// The root block has no output of the loss's name.
+    NoLoss,
+    /// The result of a stack's layer does not depend on its input by a path with a derivative.
+    CutLayer {
+        /// The layer's function.
+        layer: FuncId,
+        /// The call of the stack.
+        call: Option<Span>,
+    },
+    /// A derivative rule built ill-typed IR: a fault of this compiler.
+    Rule(TypeError),
+}
+
+impl From<TypeError> for AutodiffError {
+    fn from(error: TypeError) -> Self {
+        AutodiffError::Rule(error)
+    }
+}
+
 /// Adds the backward functions that the gradient of the entry's output `loss` needs, and returns
 /// the one of the entry.
 ///
 /// # Errors
-/// The entry has no output of that name; a stack has a layer that passes no gradient on; or, as a
-/// fault of the compiler, an ill-typed derivative rule.
-pub fn differentiate(module: &mut Module, loss: &str) -> Result<BackwardId, TypeError> {
+/// See [`AutodiffError`].
+pub fn differentiate(module: &mut Module, loss: &str) -> Result<BackwardId, AutodiffError> {
     let entry = module.entry;
     let function = module.function(entry);
     let seeds: Vec<bool> =
         function.outputs.iter().map(|o| o.name.as_deref() == Some(loss)).collect();
     if !seeds.contains(&true) {
-        return Err(TypeError::new(
-            "E0503",
-            format!("the root block `{}` has no output named `{loss}`", function.name),
-        )
-        .with_help(format!("name the scalar to be minimised `{loss}` in the forward's outputs")));
+        return Err(AutodiffError::NoLoss);
     }
-    let mut pass = Pass { learns: learning_functions(module), module, known: BTreeMap::new() };
-    pass.backward_of(entry, seeds)
+    Pass::new(module, false).backward_of(entry, seeds)
+}
+
+/// The same for a block that is taken alone, without a loss: the entry's backward function takes a
+/// cotangent for every floating-point output and gives one for every such input.
+///
+/// # Errors
+/// See [`AutodiffError`].
+pub fn differentiate_block(module: &mut Module) -> Result<BackwardId, AutodiffError> {
+    let entry = module.entry;
+    let function = module.function(entry);
+    let seeds: Vec<bool> =
+        function.outputs.iter().map(|output| function.ty(output.value).is_float()).collect();
+    Pass::new(module, true).backward_of(entry, seeds)
 }
 
 /// For each function, whether it or anything it calls has a trained parameter.
@@ -215,6 +245,8 @@ fn learning_functions(module: &Module) -> Vec<bool> {
 
 struct Pass<'m> {
     module: &'m mut Module,
+    /// The entry's own inputs get a cotangent too.
+    with_inputs: bool,
     learns: Vec<bool>,
     known: BTreeMap<(FuncId, Vec<bool>), BackwardId>,
 }
@@ -246,8 +278,12 @@ impl Build {
     }
 }
 
-impl Pass<'_> {
-    fn backward_of(&mut self, of: FuncId, seeds: Vec<bool>) -> Result<BackwardId, TypeError> {
+impl<'m> Pass<'m> {
+    fn new(module: &'m mut Module, with_inputs: bool) -> Self {
+        Pass { learns: learning_functions(module), module, with_inputs, known: BTreeMap::new() }
+    }
+
+    fn backward_of(&mut self, of: FuncId, seeds: Vec<bool>) -> Result<BackwardId, AutodiffError> {
         if let Some(known) = self.known.get(&(of, seeds.clone())) {
             return Ok(*known);
         }
@@ -294,8 +330,8 @@ impl Pass<'_> {
                 callees.iter().any(|c| self.learns.get(c.0 as usize) == Some(&true))
             };
             let source = match &node.op {
-                // Nothing asks for the gradient of the root's own inputs.
-                Op::Input(_) => of != self.module.entry,
+                // Nothing asks for the gradient of a stage's own inputs.
+                Op::Input(_) => of != self.module.entry || self.with_inputs,
                 Op::ParamRef(op) => {
                     forward.params.get(op.index).is_some_and(|p| p.storage == Storage::Trained)
                 }
@@ -320,7 +356,7 @@ impl Pass<'_> {
         id: NodeId,
         node: &crate::ir::Node,
         build: &mut Build,
-    ) -> Result<(), TypeError> {
+    ) -> Result<(), AutodiffError> {
         let dys: Vec<Option<ValueId>> =
             node.results.iter().map(|r| build.cotangents.get(r).copied()).collect();
         let reached = dys.iter().any(Option::is_some);
@@ -362,7 +398,7 @@ impl Pass<'_> {
         sub: usize,
         dys: &[Option<ValueId>],
         build: &mut Build,
-    ) -> Result<Vec<Option<ValueId>>, TypeError> {
+    ) -> Result<Vec<Option<ValueId>>, AutodiffError> {
         let callee = callees(forward, sub)?.first().copied().unwrap_or_default();
         let seeds: Vec<bool> = dys.iter().map(Option::is_some).collect();
         let backward = self.backward_of(callee, seeds)?;
@@ -388,19 +424,12 @@ impl Pass<'_> {
         sub: usize,
         dys: &[Option<ValueId>],
         build: &mut Build,
-    ) -> Result<Vec<Option<ValueId>>, TypeError> {
+    ) -> Result<Vec<Option<ValueId>>, AutodiffError> {
         let mut layers = Vec::new();
         for callee in callees(forward, sub)? {
             let backward = self.backward_of(callee, vec![true])?;
             if self.backward_at(backward).inputs.first().copied().flatten().is_none() {
-                return Err(TypeError::new(
-                    "E0502",
-                    format!(
-                        "layer `{}` passes no gradient to its input, so nothing below it would learn",
-                        self.module.function(callee).name
-                    ),
-                )
-                .with_help("let the layer's result depend on its input, as a residual does"));
+                return Err(AutodiffError::CutLayer { layer: callee, call: node.span });
             }
             layers.push(backward);
         }

@@ -35,6 +35,11 @@ pub(crate) fn module_ident(function: &str) -> Ident {
     ident(&text)
 }
 
+/// The name of the module of a block.
+pub(crate) fn module_name(function: &str) -> String {
+    module_ident(function).to_string()
+}
+
 /// Crates that emitted code names by a path; a module of that name would hide them.
 const CRATES: &[&str] = &["std", "core", "alloc", "test", "proc_macro", "lightc_runtime"];
 
@@ -88,15 +93,6 @@ pub(crate) fn crate_name(stage: &str) -> String {
     let is_plain = stage.starts_with(|c: char| c.is_ascii_alphabetic());
     let is_free = syn::parse_str::<Ident>(stage).is_ok() && !CRATES.contains(&stage);
     if is_plain && is_free { stage.to_owned() } else { format!("stage_{stage}") }
-}
-
-/// Two functions whose modules would have one name, where there are such.
-pub(crate) fn doubled_module(functions: &[Function]) -> Option<(&str, &str)> {
-    let mut seen: BTreeMap<Ident, &str> = BTreeMap::new();
-    functions.iter().find_map(|function| {
-        let first = seen.insert(module_ident(&function.name), &function.name)?;
-        Some((first, function.name.as_str()))
-    })
 }
 
 /// Local names of a function's values: the source name where one value has it, else with the
@@ -173,12 +169,10 @@ mod tests {
     }
 
     #[test]
-    fn modules_of_blocks_hide_no_crate_and_are_told_apart() {
+    fn modules_of_blocks_hide_no_crate() {
         assert_eq!(module_ident("GatedDeltaNet_2").to_string(), "gated_delta_net_2");
         assert_eq!(module_ident("Std").to_string(), "std_");
-        let functions = ["Abc", "Norm", "ABC"]
-            .map(|name| Function { name: name.to_owned(), ..Function::default() });
-        assert_eq!(doubled_module(&functions), Some(("Abc", "ABC")));
+        assert_eq!(module_name("Abc"), module_name("ABC"));
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Forward bodies: statements and expressions.
 
 use super::builtins;
-use super::scope::size_of;
+use super::mentions::mentions;
+use super::scope::{size_of, unknown_axis_message};
 use super::{Lowerer, at, declare, forward_of, pattern_text};
 use crate::ir::{FuncId, Function, Output, Type, ValueId};
 use crate::ops::{
@@ -13,7 +14,7 @@ use lightc_dsl::diag::Diag;
 use lightc_dsl::model::{Axis, Instance, SubKind, Target};
 use lightc_dsl::size::Size;
 use lightc_dsl::source::Span;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What an expression is: a number that is known, or a value of the graph.
 #[derive(Clone, Copy, Debug)]
@@ -31,6 +32,14 @@ pub(super) struct Body<'l, 'm> {
     pub(super) function: Function,
     /// Axes in scope with their sizes.
     pub(super) axes: BTreeMap<String, Size>,
+    /// Where axes are declared: formals, members, inputs, statements.
+    axis_places: BTreeMap<String, Span>,
+    /// Axes whose declaration failed.
+    failed_axes: BTreeSet<String>,
+    /// Members that a misspelt name most likely means.
+    meant: BTreeSet<String>,
+    /// States that are updated, and where.
+    updated: BTreeMap<usize, Span>,
     /// Values and numbers in scope. `None` where the definition failed.
     values: BTreeMap<String, (Option<Item>, Span)>,
     used: BTreeMap<String, bool>,
@@ -41,11 +50,16 @@ impl Lowerer<'_> {
     pub(super) fn lower_body(&mut self, instance: &Instance, types: &[Type]) -> Option<Function> {
         let forward = forward_of(instance)?.clone();
         let function = declare(instance);
+        let before = self.failures;
         let mut body = Body {
             lowerer: self,
             instance: instance.clone(),
             function,
             axes: instance.sizes.clone(),
+            axis_places: axis_places(instance),
+            failed_axes: BTreeSet::new(),
+            meant: BTreeSet::new(),
+            updated: BTreeMap::new(),
             values: BTreeMap::new(),
             used: BTreeMap::new(),
         };
@@ -54,13 +68,20 @@ impl Lowerer<'_> {
             body.statement(statement);
         }
         body.result(&forward);
-        body.check_used();
+        let failed = body.lowerer.failures > before;
+        body.check_used(&forward, failed);
         Some(body.function)
     }
 }
 
 impl Body<'_, '_> {
     pub(super) fn report(&mut self, diag: Diag) {
+        let follows = |axis: &String| diag.message == unknown_axis_message(axis);
+        if diag.code == "E0407" && self.failed_axes.iter().any(follows) {
+            // What is wrong with the axis is said where it is declared.
+            self.lowerer.failures += 1;
+            return;
+        }
         self.lowerer.report(diag);
     }
 
@@ -128,23 +149,35 @@ impl Body<'_, '_> {
     }
 
     fn axis(&mut self, def: &ast::AxisDef) {
-        if self.axes.contains_key(&def.name.name) {
-            let message = format!("axis `{}` is already in scope", def.name.name);
-            self.report(Diag::error("E0406", message, def.name.span, "declared again here"));
+        let name = &def.name.name;
+        if let Some(size) = self.axes.get(name) {
+            let message = format!("axis `{name}` is already in scope, with size {size}");
+            let diag = Diag::error("E0406", message, def.name.span, "declared again here");
+            let diag = match self.axis_places.get(name) {
+                Some(place) => diag.with_related(*place, "declared here"),
+                None => diag,
+            };
+            self.report(diag.with_help("give the second axis a name of its own"));
             return;
         }
         let size = size_of(&def.size, &self.axes);
-        if let Some(size) = self.keep(size, def.size.span) {
-            self.axes.insert(def.name.name.clone(), size);
+        match self.keep(size, def.size.span) {
+            Some(size) => {
+                self.axes.insert(name.clone(), size);
+                self.axis_places.insert(name.clone(), def.name.span);
+            }
+            None => {
+                self.failed_axes.insert(name.clone());
+            }
         }
     }
 
     fn bind_targets(&mut self, targets: &[ast::Target], value: &Expr) {
-        let items = self.several(value, targets.len());
+        let items = self.several(value, targets.len(), "names are bound");
         for (position, target) in targets.iter().enumerate() {
             let item = items.as_ref().and_then(|items| items.get(position).copied());
             let item = match (&target.axes, item) {
-                (Some(pattern), Some(item)) => self.stated_axes(item, pattern, target.name.span),
+                (Some(pattern), Some(item)) => self.stated_axes(item, pattern, value.span),
                 (_, item) => item,
             };
             if let Some(Item::Value(value)) = item {
@@ -155,47 +188,69 @@ impl Body<'_, '_> {
         }
     }
 
-    /// The values of an expression that stands for `count` of them.
-    fn several(&mut self, expr: &Expr, count: usize) -> Option<Vec<Item>> {
+    /// The values of an expression that stands for `count` of them, which `names are bound` to or
+    /// `outputs are declared` for.
+    fn several(&mut self, expr: &Expr, count: usize, are: &str) -> Option<Vec<Item>> {
         if count == 1 {
             return self.item(expr).map(|item| vec![item]);
         }
-        let values = match &expr.kind {
+        let (what, values) = match &expr.kind {
             ExprKind::Call { callee, args } if self.sub_index(&callee.name).is_some() => {
-                self.sub_call(callee, args, expr.span)?
+                (format!("`{}`", callee.name), self.sub_call(callee, args, expr.span)?)
             }
             _ => {
-                let message =
-                    format!("{count} names are bound, but the expression gives one value");
-                self.report(Diag::error("E0408", message, expr.span, "one value"));
-                return None;
+                // What is in it is checked all the same.
+                let _ = self.item(expr)?;
+                ("the expression".to_owned(), Vec::new())
             }
         };
-        if values.len() != count {
-            let message = format!("{count} names are bound to {} values", values.len());
-            self.report(Diag::error("E0408", message, expr.span, "this call"));
-            return None;
+        if values.len() == count {
+            return Some(values.into_iter().map(Item::Value).collect());
         }
-        Some(values.into_iter().map(Item::Value).collect())
+        let gives = values.len().max(1);
+        let message = format!("{count} {are}, but {what} gives {gives}");
+        let help = match are {
+            "names are bound" => format!("bind {gives}, or use a sub-block of {count} outputs"),
+            _ => "list the values: `(a, b)`".to_owned(),
+        };
+        let label = if gives == 1 { "one value" } else { "this call" };
+        self.report(Diag::error("E0408", message, expr.span, label).with_help(help));
+        None
     }
 
     /// Checks stated axes as a set and brings the value into the stated order.
-    fn stated_axes(&mut self, item: Item, pattern: &AxisPattern, span: Span) -> Option<Item> {
-        let value = self.value_of(item, DType::Act, span)?;
-        self.ordered(value, pattern).map(Item::Value)
+    fn stated_axes(&mut self, item: Item, pattern: &AxisPattern, from: Span) -> Option<Item> {
+        let value = self.value_of(item, DType::Act, from)?;
+        self.ordered(value, pattern, "stated", from).map(Item::Value)
     }
 
-    fn ordered(&mut self, value: ValueId, pattern: &AxisPattern) -> Option<ValueId> {
+    /// The value in the order of a pattern, which is `stated` or `declared`.
+    fn ordered(
+        &mut self,
+        value: ValueId,
+        pattern: &AxisPattern,
+        how: &str,
+        from: Span,
+    ) -> Option<ValueId> {
         let ty = self.function.ty(value).clone();
         let stated: Vec<String> = pattern.axes.iter().map(|axis| axis.name.clone()).collect();
         let missing = stated.iter().find(|name| !ty.has(name));
         let rest: Vec<String> =
             ty.names().into_iter().filter(|name| !stated.contains(name)).collect();
         if missing.is_some() || (!pattern.open && !rest.is_empty()) {
-            let message = format!("the value is {ty}, but [{}] is stated", pattern_text(pattern));
+            let what = if how == "stated" { "value" } else { "result" };
+            let message = format!("the {what} is {ty}, but [{}] is {how}", pattern_text(pattern));
+            let help = match missing {
+                Some(name) => format!("it lacks `{name}`: correct the axes, or the expression"),
+                None => format!(
+                    "it has `{}` besides: correct the axes, or reduce the {what} over them",
+                    rest.join("`, `")
+                ),
+            };
             self.report(
-                Diag::error("E0401", message, pattern.span, "stated here")
-                    .with_help("state the value's axes, or change the expression"),
+                Diag::error("E0401", message, pattern.span, format!("{how} here"))
+                    .with_related(from, ty.to_string())
+                    .with_help(help),
             );
             return None;
         }
@@ -225,38 +280,57 @@ impl Body<'_, '_> {
             );
             return;
         };
-        if self.function.updates.iter().any(|(known, _)| *known == index) {
+        if let Some(before) = self.updated.insert(index, name.span) {
             let message = format!("state `{}` is updated twice", name.name);
-            self.report(Diag::error("E0409", message, name.span, "updated again here"));
+            self.report(
+                Diag::error("E0409", message, name.span, "updated again here")
+                    .with_related(before, "first updated here")
+                    .with_help("a state takes one value per step: join the two updates"),
+            );
             return;
         }
         let Some(item) = self.item(value) else { return };
         let Some(value_id) = self.value_of(item, DType::F32, value.span) else { return };
         let Some(wide) = self.cast(value_id, DType::F32, value.span) else { return };
-        let wanted = self.function.states.get(index).map(|s| s.ty.clone());
-        if wanted.as_ref() != Some(self.function.ty(wide)) {
-            let wanted = wanted.map(|ty| ty.to_string()).unwrap_or_default();
-            let message = format!(
-                "state `{}` is {wanted}, but its next value is {}",
-                name.name,
-                self.function.ty(wide)
+        let Some(state) = self.function.states.get(index).cloned() else { return };
+        let has = self.function.ty(wide).clone();
+        let same = has.axes.len() == state.ty.axes.len()
+            && state.ty.axes.iter().all(|axis| has.axes.contains(axis));
+        if !same {
+            let message =
+                format!("state `{}` is {}, but its next value is {has}", name.name, state.ty);
+            let diag = Diag::error("E0402", message, value.span, "its next value");
+            let diag = match state.span {
+                Some(span) => diag.with_related(span, "declared here"),
+                None => diag,
+            };
+            self.report(
+                diag.with_help(
+                    "bring the value to the axes of the state, as `mean(x, over b)` does",
+                ),
             );
-            self.report(Diag::error("E0402", message, value.span, "its next value"));
             return;
         }
+        let Some(wide) = self.permuted(wide, &state.ty.names(), value.span) else { return };
         self.function.updates.push((index, wide));
     }
 
     fn result(&mut self, forward: &ast::Forward) {
         let items = if forward.result.len() == 1 && forward.outputs.len() > 1 {
-            forward.result.first().and_then(|expr| self.several(expr, forward.outputs.len()))
+            forward
+                .result
+                .first()
+                .and_then(|expr| self.several(expr, forward.outputs.len(), "outputs are declared"))
         } else if forward.result.len() != forward.outputs.len() {
             let message = format!(
                 "the forward declares {} outputs, but its result has {}",
                 forward.outputs.len(),
                 forward.result.len()
             );
-            self.report(Diag::error("E0408", message, forward.span, "declared here"));
+            self.report(
+                Diag::error("E0408", message, forward.span, "declared here")
+                    .with_help("the last line gives one value per output: `(a, b)`"),
+            );
             return;
         } else {
             let items: Vec<Option<Item>> = forward.result.iter().map(|e| self.item(e)).collect();
@@ -273,16 +347,24 @@ impl Body<'_, '_> {
     }
 
     fn output(&mut self, port: &ast::Port, value: ValueId, span: Span) -> Option<ValueId> {
-        let value = self.ordered(value, &port.axes)?;
+        let value = self.ordered(value, &port.axes, "declared", span)?;
         let ty = self.function.ty(value).clone();
         match port.dtype {
             Some(DType::F32) if ty.dtype == DType::Act => self.cast(value, DType::F32, span),
             Some(wanted) if wanted != ty.dtype => {
                 let word = crate::ir::types::dtype_word(wanted);
                 let message = format!("the output is declared {word}, but the result is {ty}");
+                let help = match wanted {
+                    DType::Act => "narrow it with `act(..)`, which says that precision is given up",
+                    DType::F32 => "`f32(..)` converts whole numbers, `where(c, 1, 0)` truth values",
+                    DType::Index | DType::Bool => {
+                        "declare the output's class as that of the result"
+                    }
+                };
                 self.report(
                     Diag::error("E0404", message, span, "the result")
-                        .with_help("convert it with `act(...)` or `f32(...)`"),
+                        .with_related(port.axes.span, "declared here")
+                        .with_help(help),
                 );
                 None
             }
@@ -290,46 +372,79 @@ impl Body<'_, '_> {
         }
     }
 
-    /// Every bound name and every declared parameter must be used.
-    fn check_used(&mut self) {
-        let unused: Vec<String> =
-            self.used.iter().filter(|(_, used)| !**used).map(|(name, _)| name.clone()).collect();
-        for name in unused {
-            let Some((Some(_), span)) = self.values.get(&name).copied() else { continue };
+    /// Every bound name and every declared member must be used. In a body with other errors a
+    /// use may have been passed over, so there it counts whether the source mentions the name.
+    fn check_used(&mut self, forward: &ast::Forward, failed: bool) {
+        let mut mentioned = if failed { mentions(forward) } else { BTreeSet::new() };
+        let meant = std::mem::take(&mut self.meant);
+        mentioned.extend(meant.iter().map(String::as_str));
+        let unused: Vec<(String, Span)> = self
+            .used
+            .iter()
+            .filter(|(name, used)| !**used && !mentioned.contains(name.as_str()))
+            .filter_map(|(name, _)| match self.values.get(name)? {
+                (Some(_), span) => Some((name.clone(), *span)),
+                (None, _) => None,
+            })
+            .collect();
+        for (name, span) in unused {
             let message = format!("value `{name}` is never used");
             self.report(
                 Diag::error("E0410", message, span, "computed for nothing")
                     .with_help("use it or remove it"),
             );
         }
-        for index in 0..self.instance.params.len() {
-            let used = self
-                .function
-                .nodes
-                .iter()
-                .any(|node| matches!(&node.op, Op::ParamRef(p) if p.index == index));
-            let Some(param) = self.instance.params.get(index) else { continue };
-            if !used && self.lowerer.diags.is_empty() {
-                let message = format!("parameter `{}` is never used", param.name);
-                let span = param.span;
-                self.report(
-                    Diag::error("E0504", message, span, "stored, but read by nothing")
-                        .with_help("use it in the forward or remove it"),
+        for diag in self.unused_members(&mentioned) {
+            self.report(diag);
+        }
+    }
+
+    /// One diagnostic per declared member that nothing reads.
+    fn unused_members(&self, mentioned: &BTreeSet<&str>) -> Vec<Diag> {
+        let nodes = &self.function.nodes;
+        let has = |found: &dyn Fn(&Op) -> bool| nodes.iter().any(|node| found(&node.op));
+        let mut diags = Vec::new();
+        let mut report = |what: &str, name: &str, span: Span, label: &str| {
+            if !mentioned.contains(name) {
+                let (past, verb) = match what {
+                    "sub-block" => ("called", "call"),
+                    _ => ("used", "use"),
+                };
+                let message = format!("{what} `{name}` is never {past}");
+                diags.push(
+                    Diag::error("E0504", message, span, label)
+                        .with_help(format!("{verb} it in the forward or remove it")),
                 );
             }
-        }
-        for index in 0..self.instance.subs.len() {
-            let unused = self.function.subs.get(index).is_some_and(|s| s.callees.is_empty());
-            let Some(sub) = self.instance.subs.get(index) else { continue };
-            if unused && self.lowerer.diags.is_empty() {
-                let message = format!("sub-block `{}` is never called", sub.name);
-                let span = sub.span;
-                self.report(
-                    Diag::error("E0504", message, span, "its parameters are read by nothing")
-                        .with_help("call it in the forward or remove it"),
-                );
+        };
+        for (index, param) in self.instance.params.iter().enumerate() {
+            if !has(&|op| matches!(op, Op::ParamRef(p) if p.index == index)) {
+                report("parameter", &param.name, param.span, "stored, but read by nothing");
             }
         }
+        for (index, state) in self.instance.states.iter().enumerate() {
+            if !self.updated.contains_key(&index)
+                && !has(&|op| matches!(op, Op::StateRef(s) if s.index == index))
+            {
+                report("state", &state.name, state.span, "neither read nor updated");
+            }
+        }
+        for (index, table) in self.instance.tables.iter().enumerate() {
+            if !has(&|op| matches!(op, Op::TableRef(t) if t.index == index)) {
+                report("table", &table.name, table.span, "made, but read by nothing");
+            }
+        }
+        for (index, sub) in self.instance.subs.iter().enumerate() {
+            let calls = |op: &Op| match op {
+                Op::Call(call) => call.sub == index,
+                Op::Stack(stack) => stack.sub == index,
+                _ => false,
+            };
+            if !has(&calls) {
+                report("sub-block", &sub.name, sub.span, "its parameters are read by nothing");
+            }
+        }
+        diags
     }
 
     // Expressions.
@@ -351,7 +466,10 @@ impl Body<'_, '_> {
             }
             ExprKind::Call { callee, args } => self.call(callee, args, expr.span),
             ExprKind::List(_) => {
-                self.report(Diag::error("E0405", "a list is not a value", expr.span, "a list"));
+                self.report(
+                    Diag::error("E0405", "a list is not a value", expr.span, "a list")
+                        .with_help("lists hold blocks, in a stage; `concat` joins values"),
+                );
                 None
             }
         }
@@ -391,6 +509,7 @@ impl Body<'_, '_> {
             diag = diag.with_help(format!("`{name}` is an axis; its length is `size({name})`"));
         } else if let Some(near) = self.near_name(name) {
             diag = diag.with_help(format!("a value `{near}` is in scope"));
+            self.meant.insert(near);
         }
         self.report(diag);
         None
@@ -428,6 +547,7 @@ impl Body<'_, '_> {
         span: Span,
     ) -> Option<ValueId> {
         let op = op.into();
+        let operands = args.clone();
         let types: Vec<Type> = args.iter().map(|arg| self.function.ty(*arg).clone()).collect();
         let types: Vec<&Type> = types.iter().collect();
         let mut ordered = Vec::new();
@@ -445,8 +565,30 @@ impl Body<'_, '_> {
                 None => arg,
             });
         }
-        let result = self.function.push1(op, ordered, Some(span));
-        self.keep(result, span)
+        match self.function.push1(op.clone(), ordered, Some(span)) {
+            Ok(value) => Some(value),
+            Err(error) => {
+                let diag = self.with_operands(at(in_words(error, &op), span), &operands);
+                self.report(diag);
+                None
+            }
+        }
+    }
+
+    /// Adds the type of each operand at the place that it comes from, where there are several.
+    fn with_operands(&self, mut diag: Diag, operands: &[ValueId]) -> Diag {
+        if !(2..=5).contains(&operands.len()) {
+            return diag;
+        }
+        let mut seen = vec![diag.primary.span];
+        for value in operands {
+            let Some(span) = self.function.definition(*value).span else { continue };
+            if !seen.contains(&span) {
+                seen.push(span);
+                diag = diag.with_related(span, self.function.ty(*value).to_string());
+            }
+        }
+        diag
     }
 
     /// The value in another precision class.
@@ -548,7 +690,10 @@ impl Body<'_, '_> {
         for arg in args {
             let ast::Arg::Value(expr) = arg else {
                 let message = format!("`{}` is a sub-block: its arguments are values", callee.name);
-                self.report(Diag::error("E0405", message, span, "this call"));
+                self.report(
+                    Diag::error("E0405", message, span, "this call")
+                        .with_help(format!("values go by position: `{}(x)`", callee.name)),
+                );
                 return None;
             };
             values.push((self.value(expr), expr.span));
@@ -563,7 +708,10 @@ impl Body<'_, '_> {
                 let [(x, x_span)] = args.as_slice() else {
                     let message =
                         format!("stack `{}` takes one value, here are {}", callee.name, args.len());
-                    self.report(Diag::error("E0408", message, span, "this call"));
+                    self.report(
+                        Diag::error("E0408", message, span, "this call")
+                            .with_help("each layer takes what the one before gives"),
+                    );
                     return None;
                 };
                 self.call_stack(index, &targets, *x, *x_span, span).map(|value| vec![value])
@@ -579,7 +727,7 @@ impl Body<'_, '_> {
         span: Span,
     ) -> Option<Vec<ValueId>> {
         let (id, args, types) = self.prepare(target, args, span)?;
-        self.set_callees(index, vec![id], span)?;
+        self.set_callees(index, vec![id], &args, span)?;
         let results = self.function.push_typed(Call { sub: index }.into(), args, types, Some(span));
         Some(results)
     }
@@ -623,27 +771,53 @@ impl Body<'_, '_> {
             names.iter().enumerate().find(|(i, n)| names.iter().skip(i + 1).any(|m| m == *n));
         let Some((_, name)) = twice else { return Some(()) };
         let message = format!("the result has axis `{name}` twice: {ty}");
-        self.report(Diag::error("E0406", message, span, "this call"));
+        self.report(
+            Diag::error("E0406", message, span, "this call")
+                .with_help(format!("`rename` axis `{name}` of the argument before the call")),
+        );
         None
     }
 
     /// A sub that is called again must be the same function: its parameters are.
-    fn set_callees(&mut self, index: usize, callees: Vec<FuncId>, span: Span) -> Option<()> {
+    fn set_callees(
+        &mut self,
+        index: usize,
+        callees: Vec<FuncId>,
+        args: &[ValueId],
+        span: Span,
+    ) -> Option<()> {
         let sub = self.function.subs.get_mut(index)?;
         if sub.callees.is_empty() {
             sub.callees = callees;
-        } else if sub.callees != callees {
-            let message = format!(
-                "sub-block `{}` is called with values of different shapes in one forward",
-                sub.name
-            );
-            self.report(
-                Diag::error("E0408", message, span, "another shape than before")
-                    .with_help("bring both arguments to the same axes, in the same classes"),
-            );
-            return None;
+            return Some(());
         }
-        Some(())
+        if sub.callees == callees {
+            return Some(());
+        }
+        let name = sub.name.clone();
+        let types = |args: &[ValueId]| {
+            let types: Vec<String> =
+                args.iter().map(|arg| self.function.ty(*arg).to_string()).collect();
+            types.join(", ")
+        };
+        let before = self.function.nodes.iter().find(|node| match &node.op {
+            Op::Call(call) => call.sub == index,
+            Op::Stack(stack) => stack.sub == index,
+            _ => false,
+        });
+        let first = before.map(|node| (node.span, types(&node.args)));
+        let (place, before) = first.unwrap_or((None, String::new()));
+        let message = format!(
+            "sub-block `{name}` is called with ({before}) and with ({}) in one forward",
+            types(args)
+        );
+        let diag = Diag::error("E0408", message, span, "another shape than before");
+        let diag = match place {
+            Some(place) => diag.with_related(place, "first called here"),
+            None => diag,
+        };
+        self.report(diag.with_help("bring both arguments to the same axes, in the same classes"));
+        None
     }
 
     fn call_stack(
@@ -656,26 +830,38 @@ impl Body<'_, '_> {
     ) -> Option<ValueId> {
         let mut callees = Vec::new();
         let mut x = x;
-        for target in targets {
+        for (layer, target) in targets.iter().enumerate() {
             let (id, args, types) = self.prepare(target, vec![(x, x_span)], span)?;
             x = args.first().copied()?;
             let ty = self.function.ty(x).clone();
             if types != [ty.clone()] {
                 let has: Vec<String> = types.iter().map(ToString::to_string).collect();
+                let instance = self.lowerer.model.instance(target.instance);
+                let place = instance.ast.name.span;
                 let message = format!(
-                    "a layer of a stack gives what it takes: it takes {ty} and gives {}",
+                    "layer {layer} of a stack, `{}`, takes {ty} and gives {}",
+                    instance.block,
                     has.join(", ")
                 );
-                self.report(Diag::error("E0402", message, span, "this stack"));
+                self.report(
+                    Diag::error("E0402", message, span, "this stack")
+                        .with_related(place, "the layer's block")
+                        .with_help("the result of a layer has the type of its input"),
+                );
                 return None;
             }
             callees.push(id);
         }
-        self.set_callees(index, callees, span)?;
+        self.set_callees(index, callees, &[x], span)?;
         let ty = self.function.ty(x).clone();
         let results =
             self.function.push_typed(Stack { sub: index }.into(), vec![x], vec![ty], Some(span));
         results.first().copied()
+    }
+
+    /// Where an axis in scope is declared.
+    pub(super) fn axis_place(&self, name: &str) -> Option<Span> {
+        self.axis_places.get(name).copied()
     }
 
     /// An axis in scope, by name.
@@ -689,6 +875,15 @@ impl Body<'_, '_> {
     }
 }
 
+/// The rule's error with the word that stands in the source.
+fn in_words(mut error: TypeError, op: &Op) -> TypeError {
+    let (mnemonic, word) = (op.def().mnemonic(), op.written());
+    if mnemonic != word {
+        error.message = error.message.replace(&format!("`{mnemonic}`"), &format!("`{word}`"));
+    }
+    error
+}
+
 /// A callee's result type in the caller's axis names.
 fn outside_names(ty: &Type, target: &Target) -> Type {
     let axes = ty.axes.iter().map(|axis| Axis {
@@ -696,4 +891,20 @@ fn outside_names(ty: &Type, target: &Target) -> Type {
         size: axis.size.clone(),
     });
     Type::new(ty.dtype, axes.collect())
+}
+
+/// Where the axes of an instance are named: formals, `axis` members, inputs.
+fn axis_places(instance: &Instance) -> BTreeMap<String, Span> {
+    let mut places = BTreeMap::new();
+    let formals = instance.ast.formals.iter().map(|formal| &formal.name);
+    let members = instance.ast.members.iter().filter_map(|member| match member {
+        ast::Member::Axis(def) => Some(&def.name),
+        _ => None,
+    });
+    let inputs = forward_of(instance).into_iter().flat_map(|forward| &forward.inputs);
+    let inputs = inputs.flat_map(|port| &port.axes.axes);
+    for name in formals.chain(members).chain(inputs) {
+        let _ = places.entry(name.name.clone()).or_insert(name.span);
+    }
+    places
 }

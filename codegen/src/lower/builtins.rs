@@ -15,7 +15,28 @@ use lightc_dsl::ast::{Arg, DType, Expr, ExprKind, Ident};
 use lightc_dsl::diag::Diag;
 use lightc_dsl::model::Axis;
 use lightc_dsl::names::BUILTINS;
+use lightc_dsl::size::Size;
 use lightc_dsl::source::Span;
+use std::cell::Cell;
+
+/// What is wrong with a call, and where if that is known better than the whole call.
+struct Wrong {
+    error: TypeError,
+    span: Option<Span>,
+    related: Option<(Span, String)>,
+}
+
+impl From<TypeError> for Wrong {
+    fn from(error: TypeError) -> Self {
+        Wrong { error, span: None, related: None }
+    }
+}
+
+impl Wrong {
+    fn at(error: TypeError, span: Span) -> Self {
+        Wrong { error, span: Some(span), related: None }
+    }
+}
 
 /// The arguments of one call, sorted by kind; what is not taken is an error.
 struct Args<'a> {
@@ -23,8 +44,10 @@ struct Args<'a> {
     span: Span,
     values: Vec<&'a Expr>,
     named: Vec<(&'a Ident, &'a Expr)>,
-    over: Option<&'a [Ident]>,
+    over: Option<(&'a [Ident], Span)>,
     other: Vec<&'a Arg>,
+    /// Whether the builtin has looked at `over`, and at `other`.
+    taken: (Cell<bool>, Cell<bool>),
 }
 
 impl<'a> Args<'a> {
@@ -36,31 +59,72 @@ impl<'a> Args<'a> {
             named: Vec::new(),
             over: None,
             other: Vec::new(),
+            taken: (Cell::new(false), Cell::new(false)),
         };
         for arg in args {
             match arg {
                 Arg::Value(expr) => sorted.values.push(expr),
                 Arg::Named(name, expr) => sorted.named.push((name, expr)),
-                Arg::Over(axes, _) if sorted.over.is_none() => sorted.over = Some(axes),
+                Arg::Over(axes, span) if sorted.over.is_none() => sorted.over = Some((axes, *span)),
                 other => sorted.other.push(other),
             }
         }
         sorted
     }
 
-    fn wrong(&self, usage: &str) -> TypeError {
-        TypeError::new("E0405", format!("`{}` is written `{usage}`", self.name))
+    /// The axes after `over`.
+    fn over(&self) -> Option<&'a [Ident]> {
+        self.taken.0.set(true);
+        self.over.map(|(axes, _)| axes)
     }
 
-    fn expect(&self, values: usize, named: &[&str], usage: &str) -> Result<(), TypeError> {
+    /// Maps, ranges and positions.
+    fn other(&self) -> &[&'a Arg] {
+        self.taken.1.set(true);
+        &self.other
+    }
+
+    /// An argument that the builtin has not looked at, and what it is.
+    fn left_over(&self) -> Option<(Span, &'static str)> {
+        if let (Some((_, span)), false) = (self.over, self.taken.0.get()) {
+            return Some((span, "`over` axes"));
+        }
+        let other = self.other.first().filter(|_| !self.taken.1.get())?;
+        Some(match other {
+            Arg::Over(_, span) => (*span, "a second `over`"),
+            Arg::Map { span, .. } => (*span, "a map of axes"),
+            Arg::Range { span, .. } => (*span, "a range"),
+            Arg::At { span, .. } => (*span, "a position"),
+            Arg::Value(expr) | Arg::Named(_, expr) => (expr.span, "this argument"),
+        })
+    }
+
+    fn wrong(&self, usage: &str) -> Wrong {
+        let message = format!("arguments of `{}` are missing or of another kind", self.name);
+        TypeError::new("E0405", message).with_help(format!("it is written `{usage}`")).into()
+    }
+
+    fn expect(&self, values: usize, named: &[&str], usage: &str) -> Result<(), Wrong> {
         let unknown = self.named.iter().find(|(name, _)| !named.contains(&name.name.as_str()));
         if let Some((name, _)) = unknown {
             let error =
                 TypeError::new("E0405", format!("`{}` has no argument `{}`", self.name, name.name));
-            return Err(error.with_help(format!("it is written `{usage}`")));
+            return Err(Wrong::at(error.with_help(format!("it is written `{usage}`")), name.span));
+        }
+        for (position, (name, _)) in self.named.iter().enumerate() {
+            if self.named.iter().take(position).any(|(earlier, _)| earlier.name == name.name) {
+                let message = format!("argument `{}` of `{}` is given twice", name.name, self.name);
+                let error = TypeError::new("E0405", message).with_help("remove one of them");
+                return Err(Wrong::at(error, name.span));
+            }
         }
         if self.values.len() != values {
-            return Err(self.wrong(usage));
+            let count =
+                |n: usize| if n == 1 { "1 value".to_owned() } else { format!("{n} values") };
+            let message =
+                format!("`{}` takes {}, here are {}", self.name, count(values), self.values.len());
+            let error = TypeError::new("E0405", message);
+            return Err(error.with_help(format!("it is written `{usage}`")).into());
         }
         Ok(())
     }
@@ -69,26 +133,30 @@ impl<'a> Args<'a> {
         self.named.iter().find(|(known, _)| known.name == name).map(|(_, expr)| *expr)
     }
 
-    fn need(&self, name: &str, usage: &str) -> Result<&'a Expr, TypeError> {
+    fn need(&self, name: &str, usage: &str) -> Result<&'a Expr, Wrong> {
         self.get(name).ok_or_else(|| {
             TypeError::new("E0405", format!("`{}` needs argument `{name}`", self.name))
                 .with_help(format!("it is written `{usage}`"))
+                .into()
         })
     }
 
     /// The name of an axis given as `name: axis`.
-    fn axis(&self, name: &str, usage: &str) -> Result<String, TypeError> {
-        match &self.need(name, usage)?.kind {
+    fn axis(&self, name: &str, usage: &str) -> Result<String, Wrong> {
+        let expr = self.need(name, usage)?;
+        match &expr.kind {
             ExprKind::Name(axis) => Ok(axis.clone()),
-            _ => Err(TypeError::new(
-                "E0405",
-                format!("argument `{name}` of `{}` is the name of an axis", self.name),
-            )),
+            _ => {
+                let message =
+                    format!("argument `{name}` of `{}` is the name of an axis", self.name);
+                let error = TypeError::new("E0405", message);
+                Err(Wrong::at(error.with_help(format!("it is written `{usage}`")), expr.span))
+            }
         }
     }
 
-    fn over_names(&self, usage: &str) -> Result<Vec<String>, TypeError> {
-        let over = self.over.ok_or_else(|| self.wrong(usage))?;
+    fn over_names(&self, usage: &str) -> Result<Vec<String>, Wrong> {
+        let over = self.over().ok_or_else(|| self.wrong(usage))?;
         Ok(over.iter().map(|axis| axis.name.clone()).collect())
     }
 }
@@ -121,16 +189,29 @@ pub(super) fn call(
     }
     let args = Args::sort(callee, args, span);
     match dispatch(body, &args) {
-        Ok(item) => item,
-        Err(error) => {
-            body.report(at(error, span));
+        Ok(item) => match args.left_over() {
+            Some((span, what)) => {
+                let message = format!("`{}` does not take {what}", args.name);
+                body.report(
+                    Diag::error("E0405", message, span, "not taken").with_help("remove it"),
+                );
+                None
+            }
+            None => item,
+        },
+        Err(wrong) => {
+            let diag = at(wrong.error, wrong.span.unwrap_or(span));
+            body.report(match wrong.related {
+                Some((place, text)) => diag.with_related(place, text),
+                None => diag,
+            });
             None
         }
     }
 }
 
 /// `Ok(None)` after an error that is already reported.
-type Lowered = Result<Option<Item>, TypeError>;
+type Lowered = Result<Option<Item>, Wrong>;
 
 fn dispatch(body: &mut Body<'_, '_>, args: &Args<'_>) -> Lowered {
     if let Some(function) = UnaryFn::from_name(args.name) {
@@ -172,13 +253,6 @@ fn with_values(
     args: &Args<'_>,
     op: impl FnOnce(&Body<'_, '_>) -> Op,
 ) -> Lowered {
-    if let Some(other) = args.other.first() {
-        let _ = other;
-        return Err(TypeError::new(
-            "E0405",
-            format!("`{}` has an argument of a kind it does not take", args.name),
-        ));
-    }
     let Some(values) = values(body, args) else { return Ok(None) };
     let op = op(body);
     Ok(body.push(op, values, args.span).map(Item::Value))
@@ -217,17 +291,20 @@ fn number(
     args: &Args<'_>,
     name: &str,
     usage: &str,
-) -> Result<Option<f64>, TypeError> {
+) -> Result<Option<f64>, Wrong> {
     let expr = args.need(name, usage)?;
     match body.item(expr) {
         Some(Item::Number(number)) => Ok(Some(number)),
-        Some(Item::Value(_)) => Err(TypeError::new(
-            "E0405",
-            format!(
+        Some(Item::Value(_)) => {
+            let message = format!(
                 "argument `{name}` of `{}` is a number that is known when compiling",
                 args.name
-            ),
-        )),
+            );
+            let error = TypeError::new("E0405", message).with_help(
+                "write a number, a number formal, or `size(..)` of an axis that is bound",
+            );
+            Err(Wrong::at(error, expr.span))
+        }
         None => Ok(None),
     }
 }
@@ -238,20 +315,53 @@ fn whole(
     args: &Args<'_>,
     name: &str,
     usage: &str,
-) -> Result<Option<i64>, TypeError> {
+) -> Result<Option<i64>, Wrong> {
     match number(body, args, name, usage)? {
         Some(value) if value.fract() == 0.0 && (0.0..9e15).contains(&value) => {
             Ok(Some(value as i64))
         }
-        Some(value) => Err(TypeError::new(
-            "E0405",
-            format!(
+        Some(value) => {
+            let message = format!(
                 "argument `{name}` of `{}` is a whole number of zero or more, here is {value}",
                 args.name
-            ),
-        )),
+            );
+            let error = TypeError::new("E0405", message).with_help("round it");
+            Err(Wrong::at(error, args.need(name, usage)?.span))
+        }
         None => Ok(None),
     }
+}
+
+/// The size of a size expression, or what is wrong at its place.
+fn size_at(body: &Body<'_, '_>, expr: &Expr) -> Result<Size, Wrong> {
+    size_of(expr, &body.axes).map_err(|error| Wrong::at(error, expr.span))
+}
+
+/// An axis in scope, or what is wrong at its place.
+fn axis_at(body: &Body<'_, '_>, name: &Ident) -> Result<Axis, Wrong> {
+    body.axis_named(&name.name).map_err(|error| Wrong::at(error, name.span))
+}
+
+/// Checks that what a builtin gives for an axis has the size that the axis is declared with.
+fn declared_size(
+    body: &Body<'_, '_>,
+    what: &str,
+    value: ValueId,
+    declared: &Axis,
+) -> Result<(), Wrong> {
+    let ty = body.function.ty(value);
+    let gives = crate::ops::need_axis(what, ty, &declared.name)?;
+    if gives.size == declared.size {
+        return Ok(());
+    }
+    let name = &declared.name;
+    let message = format!(
+        "`{what}` gives axis `{name}` the size {}, but `{name}` has size {}",
+        gives.size, declared.size
+    );
+    let help = format!("give the result an axis of size {}", gives.size);
+    let related = body.axis_place(name).map(|place| (place, format!("size {}", declared.size)));
+    Err(Wrong { error: TypeError::new("E0402", message).with_help(help), span: None, related })
 }
 
 fn clamp(body: &mut Body<'_, '_>, args: &Args<'_>) -> Lowered {
@@ -292,7 +402,7 @@ fn reduce(body: &mut Body<'_, '_>, args: &Args<'_>) -> Lowered {
 
 fn dot(body: &mut Body<'_, '_>, args: &Args<'_>) -> Lowered {
     args.expect(2, &[], "dot(a, b, over axis)")?;
-    let over = match args.over {
+    let over = match args.over() {
         Some(over) => over.iter().map(|axis| axis.name.clone()).collect(),
         None => Vec::new(),
     };
@@ -303,7 +413,7 @@ fn dot(body: &mut Body<'_, '_>, args: &Args<'_>) -> Lowered {
 fn size(body: &mut Body<'_, '_>, args: &Args<'_>) -> Lowered {
     args.expect(1, &[], "size(axis)")?;
     let Some(expr) = args.values.first() else { return Ok(None) };
-    let size = size_of(expr, &body.axes)?;
+    let size = size_at(body, expr)?;
     if let Some(number) = size.as_constant() {
         return Ok(Some(Item::Number(number as f64)));
     }
@@ -318,20 +428,34 @@ fn map_axes(body: &mut Body<'_, '_>, args: &Args<'_>) -> Lowered {
         _ => "merge(x, (h, k) -> e)",
     };
     args.expect(1, &[], usage)?;
-    let [Arg::Map { from, to, .. }] = args.other.as_slice() else { return Err(args.wrong(usage)) };
+    let [Arg::Map { from, to, .. }] = args.other() else { return Err(args.wrong(usage)) };
     let Some(x) = args.values.first().and_then(|expr| body.value(expr)) else { return Ok(None) };
     let names = |axes: &[Ident]| axes.iter().map(|axis| axis.name.clone()).collect::<Vec<_>>();
-    let (from, to) = (names(from), names(to));
+    let (from, to, to_idents) = (names(from), names(to), to);
     let op: Op = match (args.name, from.as_slice(), to.as_slice()) {
         ("rename", [old], [new]) => {
             let ty = body.function.ty(x).clone();
             let axis = crate::ops::need_axis("rename", &ty, old)?;
-            crate::ops::same_size("rename", axis, &body.axis_named(new)?)?;
+            let wanted = match to_idents.first() {
+                Some(ident) => axis_at(body, ident)?,
+                None => body.axis_named(new)?,
+            };
+            if axis.size != wanted.size {
+                let message = format!(
+                    "`rename`: axis `{old}` has size {}, but `{new}` has size {}",
+                    axis.size, wanted.size
+                );
+                let help = format!("declare an axis of that size: `axis other = {old}`");
+                let related = body.axis_place(new);
+                let related = related.map(|place| (place, format!("size {}", wanted.size)));
+                let error = TypeError::new("E0402", message).with_help(help);
+                return Err(Wrong { error, span: None, related });
+            }
             Rename { from: old.clone(), to: new.clone() }.into()
         }
         ("split", [axis], [_, _, ..]) => {
-            let into: Result<Vec<Axis>, TypeError> =
-                to.iter().map(|a| body.axis_named(a)).collect();
+            let into: Result<Vec<Axis>, Wrong> =
+                to_idents.iter().map(|a| axis_at(body, a)).collect();
             Split { axis: axis.clone(), into: into? }.into()
         }
         ("merge", [_, _, ..], [axis]) => return merge(body, x, from, axis, args.span),
@@ -359,24 +483,22 @@ fn merge(body: &mut Body<'_, '_>, x: ValueId, axes: Vec<String>, to: &str, span:
     let Some(merged) = body.push(Merge { axes, into: to.to_owned() }, vec![x], span) else {
         return Ok(None);
     };
-    let ty = body.function.ty(merged).clone();
-    crate::ops::same_size("merge", crate::ops::need_axis("merge", &ty, to)?, &wanted)?;
+    declared_size(body, "merge", merged, &wanted)?;
     Ok(Some(Item::Value(merged)))
 }
 
 fn slice(body: &mut Body<'_, '_>, args: &Args<'_>) -> Lowered {
     let usage = "slice(x, u[0 .. t] -> t)";
     args.expect(1, &[], usage)?;
-    let [Arg::Range { axis, start, end, to, .. }] = args.other.as_slice() else {
+    let [Arg::Range { axis, start, end, to, .. }] = args.other() else {
         return Err(args.wrong(usage));
     };
     let Some(x) = args.values.first().and_then(|expr| body.value(expr)) else { return Ok(None) };
-    let (start, end) = (size_of(start, &body.axes)?, size_of(end, &body.axes)?);
-    let wanted = body.axis_named(&to.name)?;
+    let (start, end) = (size_at(body, start)?, size_at(body, end)?);
+    let wanted = axis_at(body, to)?;
     let op = Slice { axis: axis.name.clone(), start, end, to: to.name.clone() };
     let Some(cut) = body.push(op, vec![x], args.span) else { return Ok(None) };
-    let ty = body.function.ty(cut).clone();
-    crate::ops::same_size("slice", crate::ops::need_axis("slice", &ty, &to.name)?, &wanted)?;
+    declared_size(body, "slice", cut, &wanted)?;
     Ok(Some(Item::Value(cut)))
 }
 
@@ -385,7 +507,7 @@ fn concat(body: &mut Body<'_, '_>, args: &Args<'_>) -> Lowered {
     if args.values.len() < 2 || !args.named.is_empty() {
         return Err(args.wrong(usage));
     }
-    let [Arg::Map { from, to, .. }] = args.other.as_slice() else { return Err(args.wrong(usage)) };
+    let [Arg::Map { from, to, .. }] = args.other() else { return Err(args.wrong(usage)) };
     let ([from], [to]) = (from.as_slice(), to.as_slice()) else { return Err(args.wrong(usage)) };
     let Some(parts) = values(body, args) else { return Ok(None) };
     let order = parts.first().map(|part| body.function.ty(*part).names()).unwrap_or_default();
@@ -397,11 +519,10 @@ fn concat(body: &mut Body<'_, '_>, args: &Args<'_>) -> Lowered {
         let Some(part) = part else { return Ok(None) };
         ordered.push(part);
     }
-    let wanted = body.axis_named(&to.name)?;
+    let wanted = axis_at(body, to)?;
     let op = Concat { axis: from.name.clone(), to: to.name.clone() };
     let Some(joined) = body.push(op, ordered, args.span) else { return Ok(None) };
-    let ty = body.function.ty(joined).clone();
-    crate::ops::same_size("concat", crate::ops::need_axis("concat", &ty, &to.name)?, &wanted)?;
+    declared_size(body, "concat", joined, &wanted)?;
     Ok(Some(Item::Value(joined)))
 }
 
@@ -409,14 +530,14 @@ fn concat(body: &mut Body<'_, '_>, args: &Args<'_>) -> Lowered {
 fn place_pick(body: &mut Body<'_, '_>, args: &Args<'_>) -> Lowered {
     let usage = if args.name == "place" { "place(x, s[0])" } else { "pick(x, t[0])" };
     args.expect(1, &[], usage)?;
-    let [Arg::At { axis, index, .. }] = args.other.as_slice() else {
+    let [Arg::At { axis, index, .. }] = args.other() else {
         return Err(args.wrong(usage));
     };
     let Some(x) = args.values.first().and_then(|expr| body.value(expr)) else { return Ok(None) };
-    let index = size_of(index, &body.axes)?;
+    let index = size_at(body, index)?;
     let op: Op = if args.name == "place" {
         let position = body.function.ty(x).axes.len().saturating_sub(1);
-        Place { axis: body.axis_named(&axis.name)?, index, position }.into()
+        Place { axis: axis_at(body, axis)?, index, position }.into()
     } else {
         Pick { axis: axis.name.clone(), index }.into()
     };
@@ -542,7 +663,7 @@ fn conv_channel(
     values: &[ValueId],
     taps: &str,
     usage: &str,
-) -> Result<String, TypeError> {
+) -> Result<String, Wrong> {
     if args.get("channel").is_some() {
         return args.axis("channel", usage);
     }

@@ -7,6 +7,7 @@
 
 mod body;
 mod builtins;
+mod mentions;
 mod scope;
 
 use crate::ir::{FuncId, Function, Module, Param, State, Sub, Table, Type};
@@ -28,6 +29,8 @@ pub fn lower(model: &StageModel) -> Result<Module, Vec<Diag>> {
         module: Module { name: model.name.clone(), ..Module::default() },
         known: BTreeMap::new(),
         diags: Vec::new(),
+        failures: 0,
+        open_root: false,
         calls: Vec::new(),
     };
     let root = lowerer.root_types();
@@ -43,7 +46,18 @@ pub fn lower(model: &StageModel) -> Result<Module, Vec<Diag>> {
 
 /// The code, message and help of a rule's error, at a place.
 pub(crate) fn at(error: TypeError, span: Span) -> Diag {
-    let diag = Diag::error(error.code, error.message, span, "here");
+    let label = match error.code {
+        "E0306" | "E0308" => "this size",
+        "E0401" => "not with these axes",
+        "E0402" => "sizes that do not fit",
+        "E0403" => "each lacks an axis of the other",
+        "E0404" => "a value of another kind is wanted",
+        "E0405" => "not in this form",
+        "E0406" => "one axis twice",
+        "E0407" => "not known here",
+        _ => "here",
+    };
+    let diag = Diag::error(error.code, error.message, span, label);
     match error.help {
         Some(help) => diag.with_help(help),
         None => diag,
@@ -55,6 +69,10 @@ struct Lowerer<'m> {
     module: Module,
     known: BTreeMap<(InstanceId, Vec<Type>), Option<FuncId>>,
     diags: Vec<Diag>,
+    /// How often something was found wrong, also where it had been reported before.
+    failures: usize,
+    /// A block is lowered alone, with an axis `rows` in place of `..`.
+    open_root: bool,
     /// Calls being lowered, outermost first: where the instance at hand comes from.
     calls: Vec<Span>,
 }
@@ -70,15 +88,20 @@ struct Signature {
 }
 
 impl Lowerer<'_> {
-    /// Records a diagnostic, once per code and place, with the outermost call as a related place.
+    /// Records a diagnostic, once per code and place. Where it is about types, the call that
+    /// brought them is a related place.
     fn report(&mut self, diag: Diag) {
+        self.failures += 1;
         let known =
             self.diags.iter().any(|d| d.code == diag.code && d.primary.span == diag.primary.span);
         if known {
             return;
         }
+        let diag = if self.open_root { with_dots(diag) } else { diag };
         let diag = match self.calls.last() {
-            Some(call) if *call != diag.primary.span => diag.with_related(*call, "called here"),
+            Some(call) if is_about_types(diag.code) && *call != diag.primary.span => {
+                diag.with_related(*call, "called here")
+            }
             _ => diag,
         };
         self.diags.push(diag);
@@ -93,7 +116,8 @@ impl Lowerer<'_> {
             let mut axes = Vec::new();
             if port.axes.open {
                 // A block that is checked alone: any leading axes, so one is taken.
-                axes.push(Axis { name: "rows".into(), size: Size::symbol("rows") });
+                axes.push(Axis { name: ROWS.into(), size: Size::symbol(ROWS) });
+                self.open_root = true;
             }
             axes.extend(port.axes.axes.iter().map(|axis| Axis {
                 name: axis.name.clone(),
@@ -107,13 +131,14 @@ impl Lowerer<'_> {
     /// The function of an instance for given input types; `None` if it has errors.
     fn function(&mut self, id: InstanceId, types: Vec<Type>) -> Option<FuncId> {
         if let Some(known) = self.known.get(&(id, types.clone())) {
+            self.failures += usize::from(known.is_none());
             return *known;
         }
         let instance = self.model.instance(id).clone();
-        let before = self.diags.len();
+        let before = self.failures;
         let function = self.lower_body(&instance, &types);
         let result = match function {
-            Some(function) if self.diags.len() == before => Some(self.add(function)),
+            Some(function) if self.failures == before => Some(self.add(function)),
             _ => None,
         };
         self.known.insert((id, types), result);
@@ -143,14 +168,17 @@ impl Lowerer<'_> {
         let forward = forward_of(&instance)?;
         if forward.inputs.len() != args.len() {
             let message = format!(
-                "`{}` takes {} inputs, here are {}",
+                "`{}` takes {}, here are {}",
                 instance.block,
-                forward.inputs.len(),
+                counted(forward.inputs.len(), "input"),
                 args.len()
             );
+            let names = forward.inputs.iter().filter_map(|port| port.name.as_ref());
+            let names: Vec<&str> = names.map(|name| name.name.as_str()).collect();
             self.report(
                 Diag::error("E0408", message, call, "this call")
-                    .with_related(forward.span, "the inputs are declared here"),
+                    .with_related(forward.span, "the inputs are declared here")
+                    .with_help(format!("its inputs are ({})", names.join(", "))),
             );
             return None;
         }
@@ -169,6 +197,32 @@ impl Lowerer<'_> {
         }
         fits.then_some(signature)
     }
+}
+
+/// The axis that stands for `..` in a block that is lowered alone.
+const ROWS: &str = "rows";
+
+/// Types as the source writes them: `[.., d]` for `[rows, d]`.
+fn with_dots(mut diag: Diag) -> Diag {
+    let dots = |text: &str| {
+        text.replace(&format!("[{ROWS}, "), "[.., ").replace(&format!("[{ROWS}]"), "[..]")
+    };
+    diag.message = dots(&diag.message);
+    diag.help = diag.help.as_deref().map(dots);
+    for label in &mut diag.related {
+        label.text = dots(&label.text);
+    }
+    diag
+}
+
+/// `1 input`, `2 inputs`.
+fn counted(n: usize, word: &str) -> String {
+    if n == 1 { format!("1 {word}") } else { format!("{n} {word}s") }
+}
+
+/// Whether errors of this code depend on the axes and precision classes of what a call hands in.
+fn is_about_types(code: &str) -> bool {
+    ["E0401", "E0402", "E0403", "E0404", "E0406"].contains(&code)
 }
 
 /// The forward of a block; the resolver has made sure that there is one.
@@ -211,14 +265,14 @@ fn fit_port(
     for formal in &port.axes.axes {
         let outside = target.axes.get(&formal.name).unwrap_or(&formal.name);
         let axis = ty.axis(outside).ok_or_else(|| {
-            TypeError::new(
-                "E0401",
-                format!(
-                    "input `{what}` of `{}` needs axis `{outside}`, here is {ty}",
-                    instance.block
-                ),
-            )
-            .with_help(format!("its declared axes are [{}]", pattern_text(&port.axes)))
+            let message = format!(
+                "input `{what}` of `{}` needs axis `{outside}`, here is {ty}",
+                instance.block
+            );
+            TypeError::new("E0401", message).with_help(format!(
+                "its declared axes are [{}]; `rename` gives an axis that name",
+                pattern_text(&port.axes)
+            ))
         })?;
         named.push((formal.name.clone(), axis));
     }
@@ -234,7 +288,12 @@ fn fit_port(
                 pattern_text(&port.axes),
                 extra.join("`, `")
             ),
-        ));
+        )
+        .with_help(format!(
+            "take `{0}` away before the call, or let the input take any leading axes: `[.., {1}]`",
+            extra.join("`, `"),
+            pattern_text(&port.axes)
+        )));
     }
     let mut inside = Vec::new();
     for axis in &rest {
@@ -265,7 +324,11 @@ fn fit_port(
                         "axis `{}` has size {}, but `{}` has `{formal}` = {size}",
                         axis.name, axis.size, instance.block
                     ),
-                ));
+                )
+                .with_help(format!(
+                    "give `{}` the axis itself, `{formal}: {}`, or the value an axis of size {size}",
+                    instance.block, axis.name
+                )));
             }
             None => inside.push(open_axis(formal, &axis.size, signature, what)?),
         }

@@ -278,6 +278,25 @@ ops! {
     GatherSum, GatherSumGrad, Lookup, LookupGrad,
 }
 
+impl Op {
+    /// How the language writes it, for messages: its mnemonic, where that is a builtin.
+    pub fn written(&self) -> &'static str {
+        match self.def().mnemonic() {
+            "contract" => "dot",
+            "add" => "+",
+            "sub" => "-",
+            "mul" => "*",
+            "div" => "/",
+            "lt" => "<",
+            "le" => "<=",
+            "gt" => ">",
+            "ge" => ">=",
+            "affine" => "+ - * /",
+            mnemonic => mnemonic,
+        }
+    }
+}
+
 /// Reads an op from its mnemonic and attributes; `None` if the mnemonic is another op's.
 /// Attributes that are read are taken out, so what is left over is an error.
 pub trait ParseOp: Sized {
@@ -314,19 +333,29 @@ pub(crate) fn float(what: &str, ty: &Type) -> Result<(), TypeError> {
     if ty.is_float() {
         return Ok(());
     }
-    Err(TypeError::new("E0404", format!("`{what}` takes a floating-point value, here is {ty}")))
+    let error =
+        TypeError::new("E0404", format!("`{what}` takes a floating-point value, here is {ty}"));
+    Err(match ty.dtype {
+        DType::Index => error.with_help("`f32(..)` makes numbers of whole numbers"),
+        _ => error.with_help("`where(c, a, b)` chooses between numbers by a truth value"),
+    })
 }
 
 /// The axis of that name, or the error for a wrong axis.
 pub(crate) fn need_axis<'a>(what: &str, ty: &'a Type, name: &str) -> Result<&'a Axis, TypeError> {
     ty.axis(name).ok_or_else(|| {
-        let has = if ty.axes.is_empty() {
-            "it has no axes".to_owned()
-        } else {
-            format!("its axes are [{}]", ty.names().join(", "))
+        let names = ty.names();
+        let near = lightc_dsl::names::closest(name, names.iter().map(String::as_str));
+        let help = match near {
+            _ if names.is_empty() => "it has no axes".to_owned(),
+            Some(near) => format!("it has an axis `{near}`"),
+            None => format!(
+                "its axes are [{}]; name one of them, or `rename` an axis to `{name}`",
+                names.join(", ")
+            ),
         };
         TypeError::new("E0401", format!("`{what}` needs axis `{name}`, but the value is {ty}"))
-            .with_help(format!("{has}; name one of them, or `rename` an axis to `{name}`"))
+            .with_help(help)
     })
 }
 
@@ -437,7 +466,9 @@ pub(crate) fn join_floats(what: &str, types: &[&Type]) -> Result<DType, TypeErro
 
 /// A size that was computed, or the error for one that overflows.
 pub(crate) fn sized(what: &str, size: Option<Size>) -> Result<Size, TypeError> {
-    size.ok_or_else(|| TypeError::new("E0402", format!("`{what}`: a size is too large")))
+    size.ok_or_else(|| {
+        TypeError::new("E0308", format!("`{what}`: a size is over the limit of 2^63"))
+    })
 }
 
 /// A product of sizes; 0 on overflow, as for all costs.

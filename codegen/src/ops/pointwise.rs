@@ -298,10 +298,20 @@ pub(crate) fn joined_axes(
         types.iter().all(|ty| ty.axes.iter().all(|axis| candidate.has(&axis.name)))
     };
     let Some(widest) = types.iter().find(carries_all) else {
-        let shapes: Vec<String> = types.iter().map(|ty| ty.to_string()).collect();
+        let lacks = |ty: &&Type| {
+            let others = types.iter().flat_map(|other| &other.axes);
+            let mut names: Vec<&str> = Vec::new();
+            for axis in others.filter(|axis| !ty.has(&axis.name)) {
+                if !names.contains(&axis.name.as_str()) {
+                    names.push(&axis.name);
+                }
+            }
+            format!("{ty} lacks `{}`", names.join("`, `"))
+        };
+        let shapes: Vec<String> = types.iter().map(lacks).collect();
         return Err(TypeError::new(
             "E0403",
-            format!("`{what}`: no operand carries all axes of the result: {}", shapes.join(" and ")),
+            format!("`{what}`: no operand carries all axes: {}", shapes.join(", ")),
         )
         .with_help(
             "write `dot(a, b)` for an outer product, or `broadcast` one operand over the missing axes",
@@ -323,6 +333,9 @@ fn joined_dtype(what: &str, a: &Type, b: &Type) -> Result<DType, TypeError> {
     }
     promote(a.dtype, b.dtype).ok_or_else(|| {
         TypeError::new("E0404", format!("`{what}` joins {a} and {b}, which are of different kinds"))
+            .with_help(
+                "`where(c, a, b)` chooses by a truth value, `f32(..)` converts whole numbers",
+            )
     })
 }
 
@@ -665,7 +678,8 @@ impl OpDef for Clamp {
             return Err(TypeError::new(
                 "E0405",
                 format!("`clamp` has min {} above max {}", self.low, self.high),
-            ));
+            )
+            .with_help("the smaller number is `min`"));
         }
         Ok(vec![x.clone()])
     }

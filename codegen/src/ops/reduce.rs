@@ -36,7 +36,8 @@ fn infer_reduction(what: &str, over: &[String], args: &[&Type]) -> Result<Vec<Ty
     for (position, name) in over.iter().enumerate() {
         need_axis(what, x, name)?;
         if over.iter().take(position).any(|earlier| earlier == name) {
-            return Err(TypeError::new("E0406", format!("`{what}` names axis `{name}` twice")));
+            return Err(TypeError::new("E0406", format!("`{what}` names axis `{name}` twice"))
+                .with_help("remove one of them"));
         }
     }
     let axes = x.axes.iter().filter(|axis| !over.contains(&axis.name)).cloned().collect();

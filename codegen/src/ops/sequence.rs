@@ -370,7 +370,8 @@ impl OpDef for Rotary {
                     "`rotary`: axis `{}` holds pairs, its size {} is odd",
                     pairs.name, pairs.size
                 ),
-            ));
+            )
+            .with_help("give it an even size"));
         }
         if !(self.base.is_finite() && self.base > 0.0) {
             return Err(TypeError::new(

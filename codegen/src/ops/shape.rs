@@ -712,7 +712,8 @@ fn on_axis(what: &str, index: &Size, axis: &Axis) -> Result<(), TypeError> {
         return Err(TypeError::new(
             "E0402",
             format!("`{what}`: index {index} is not on axis `{}` of size {}", axis.name, axis.size),
-        ));
+        )
+        .with_help(format!("positions of `{0}` run from 0 to {1} - 1", axis.name, axis.size)));
     }
     Ok(())
 }

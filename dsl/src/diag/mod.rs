@@ -65,6 +65,13 @@ impl Diag {
         }
     }
 
+    /// The same as a warning, where what is wrong stands in the way of a later step only.
+    #[must_use]
+    pub fn into_warning(mut self) -> Self {
+        self.severity = Severity::Warning;
+        self
+    }
+
     /// Adds a further place.
     #[must_use]
     pub fn with_related(mut self, span: Span, text: impl Into<String>) -> Self {
