@@ -13,6 +13,7 @@
 pub mod analysis;
 pub mod autodiff;
 pub mod emit;
+pub mod growth;
 pub mod interp;
 pub mod ir;
 pub mod lower;

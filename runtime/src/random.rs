@@ -11,4 +11,3 @@ pub fn init_param(spec: &ParamSpec, seed: u64, kind: Kind) -> Result<Tensor> {
     let values = Stream::new(seed, spec.path).fill(spec.init, n_elements as usize);
     Ok(Tensor::f_from_slice(&values)?.f_reshape(spec.shape)?.f_to_kind(kind)?)
 }
-
