@@ -1,8 +1,10 @@
 //! Growth: maps from the parameters, states and moments of one stage to those of another, and what
 //! they do to the function.
 
+mod prove;
 mod rule;
 
+pub use prove::{Verdict, proof_rules, prove};
 pub use rule::{Factor, Rule, RuleKind};
 
 use crate::ir::Type;
