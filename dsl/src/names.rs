@@ -24,7 +24,7 @@ pub const KEYWORDS: [&str; 18] = [
 
 /// Functions of forward bodies. A block, value, sub-block or stage binding cannot take their
 /// names; an axis can, since axes are never called.
-pub const BUILTINS: [&str; 42] = [
+pub const BUILTINS: [&str; 51] = [
     "exp",
     "ln",
     "sqrt",
@@ -67,6 +67,15 @@ pub const BUILTINS: [&str; 42] = [
     "linear_cross_entropy",
     "gather_sum",
     "lookup",
+    "logsumexp",
+    "index",
+    "top",
+    "take",
+    "count",
+    "below",
+    "expert_dot",
+    "hadamard",
+    "sum_ranks",
 ];
 
 /// Functions of number expressions.
