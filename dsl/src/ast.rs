@@ -1,5 +1,12 @@
 //! Syntax of `.llm`, as written: nothing is resolved, every node has its place.
 
+mod grow;
+
+pub use grow::{
+    Clause, ClauseKind, Grow, IndexItem, IndexList, Loop, Path, RuleArg, RuleExpr, RuleExprKind,
+    Segment,
+};
+
 use crate::source::Span;
 use serde::Serialize;
 
@@ -37,6 +44,8 @@ pub enum Item {
     Block(Block),
     /// `stage name extends other { ... }`
     Stage(Stage),
+    /// `grow name: from -> to { ... }`
+    Grow(Grow),
 }
 
 /// `block Name(formals) { members }`: tensor equations over named axes.
@@ -392,7 +401,18 @@ pub struct Stage {
     /// `name = expr`, in source order; they see each other whatever their order, and a binding
     /// replaces the parent's everywhere it is used.
     pub bindings: Vec<Binding>,
+    /// `probe { d = 16 }`: sizes at which the claims of growth maps are tried. Inherited.
+    pub probe: Option<Probe>,
     /// The whole item.
+    pub span: Span,
+}
+
+/// `probe { bindings }` in a stage.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Probe {
+    /// They replace the stage's own.
+    pub bindings: Vec<Binding>,
+    /// The word `probe`.
     pub span: Span,
 }
 

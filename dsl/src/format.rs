@@ -5,6 +5,8 @@
 //! hold 100 columns where they can. In a run of parameters, sub-blocks or bindings that nothing
 //! separates, `~` and `=` stand below each other.
 
+mod grow;
+
 use crate::ast::{
     Arg, AxisDef, AxisPattern, BinaryOp, DType, Expr, ExprKind, Formal, FormalKind, Ident, Member,
     Port, Stmt, Target,
@@ -36,6 +38,11 @@ pub fn format(text: &str) -> Result<String, Vec<Diag>> {
     Ok(printer.out)
 }
 
+/// An expression on one line.
+pub(crate) fn expression(expr: &Expr) -> String {
+    flat(expr, 0)
+}
+
 struct Printer<'a> {
     text: &'a str,
     parser: FileParser<'a>,
@@ -55,6 +62,7 @@ enum RunKind {
     Param,
     Sub,
     Binding,
+    Rule,
 }
 
 impl Printer<'_> {
@@ -155,6 +163,8 @@ impl Printer<'_> {
             let context = match printed.line {
                 Line::StageHead(..) => Context::Stage,
                 Line::ForwardHead(..) => Context::Forward,
+                Line::ProbeHead(_) => Context::Probe,
+                Line::GrowHead(..) => Context::Grow,
                 _ => Context::Block,
             };
             self.nodes(&body.nodes, context, indent + INDENT);
@@ -224,6 +234,10 @@ fn run_length(lines: &[(&Node, Printed)]) -> usize {
 fn prepare(line: Line) -> Printed {
     let (head, operator) = match &line {
         Line::Binding(name, _) => (name.name.clone(), Some((" = ", RunKind::Binding))),
+        Line::Clause(clause) => match grow::rule_head(clause) {
+            Some(head) => (head, Some((" = ", RunKind::Rule))),
+            None => (String::new(), None),
+        },
         Line::Member(member) => match &**member {
             Member::Param(param) => {
                 let axes = names(&param.axes);
@@ -251,6 +265,11 @@ fn rest_of_line(line: &Line, indent: usize, column: usize, tail: usize) -> Strin
         Line::StageHead(name, Some(parent)) => {
             format!("stage {} extends {}", name.name, parent.name)
         }
+        Line::GrowHead(name, formals, from, to) => {
+            grow::head(&name.name, formals, &flat(from, 0), &flat(to, 0))
+        }
+        Line::ProbeHead(_) => "probe".to_owned(),
+        Line::Clause(clause) => grow::clause(clause, indent, column),
         Line::Binding(_, value) => wrap(value, column, tail),
         Line::Member(member) => member_rest(member, indent, column),
         Line::ForwardHead(inputs, outputs, _) => {
