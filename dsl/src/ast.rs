@@ -95,6 +95,8 @@ pub enum Member {
     Axis(AxisDef),
     /// `param w[f, d]: f32 ~ normal(0.02) frozen "reason"`
     Param(Param),
+    /// `require low * size(e) < 1, "reason"`
+    Require(Require),
     /// `state ema[] = 1.0`
     State(State),
     /// `table codes[vocab, p] from "tokenizer.byte_codes"`
@@ -130,7 +132,7 @@ pub enum DType {
     Bool,
 }
 
-/// `param name[axes]: dtype ~ init frozen "reason"`
+/// `param name[axes]: dtype ~ init storage active k of e`
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Param {
     /// `///` lines.
@@ -143,8 +145,41 @@ pub struct Param {
     pub dtype: Option<DType>,
     /// How it starts.
     pub init: Init,
+    /// How it is kept; trained where absent.
+    pub storage: Option<StorageClause>,
+    /// `active top_k of e`
+    pub active: Option<Active>,
+    /// The whole member.
+    pub span: Span,
+}
+
+/// What stands after the law of a parameter that is not simply trained.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub enum StorageClause {
     /// `frozen "reason"`
-    pub frozen: Option<Text>,
+    Frozen(Text),
+    /// `quantized int8`: the name of the format.
+    Quantized(Ident),
+    /// `adapter`
+    Adapter(Span),
+}
+
+/// `active top_k of e`: of the positions of an axis, how many work for one token.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Active {
+    /// How many: a size expression.
+    pub count: Expr,
+    /// Of which axis of the parameter.
+    pub of: Ident,
+}
+
+/// `require a < b and c <= d, "reason"`: checked for every instance whose sizes are bound.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Require {
+    /// Comparisons of numbers; all have to hold.
+    pub conditions: Vec<Expr>,
+    /// Why.
+    pub reason: Text,
     /// The whole member.
     pub span: Span,
 }
@@ -276,6 +311,13 @@ pub enum Stmt {
         /// A declared state.
         name: Ident,
         /// Its next value.
+        value: Expr,
+    },
+    /// `penalty balance = expr`: a number that is added to what training minimises.
+    Penalty {
+        /// What it is called.
+        name: Ident,
+        /// What it is.
         value: Expr,
     },
 }

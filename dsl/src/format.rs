@@ -9,7 +9,7 @@ mod grow;
 
 use crate::ast::{
     Arg, AxisDef, AxisPattern, BinaryOp, DType, Expr, ExprKind, Formal, FormalKind, Ident, Member,
-    Port, Stmt, Target,
+    Port, Require, Stmt, StorageClause, Target,
 };
 use crate::diag::{Diag, Severity};
 use crate::layout::{self, Body, Comment, Layout, Node};
@@ -290,16 +290,26 @@ fn member_rest(member: &Member, indent: usize, column: usize) -> String {
         Member::Axis(def) => axis_text(def, indent),
         Member::Param(param) => {
             let mut text = param.init.name.name.clone();
-            let frozen = match &param.frozen {
-                Some(reason) => format!(" frozen \"{}\"", reason.value),
-                None => String::new(),
-            };
             if !param.init.args.is_empty() {
                 let args: Vec<String> = param.init.args.iter().map(|a| flat(a, 0)).collect();
                 text.push_str(&format!("({})", args.join(", ")));
             }
-            text + &frozen
+            match &param.storage {
+                Some(StorageClause::Frozen(reason)) => {
+                    text.push_str(&format!(" frozen \"{}\"", reason.value));
+                }
+                Some(StorageClause::Quantized(format)) => {
+                    text.push_str(&format!(" quantized {}", format.name));
+                }
+                Some(StorageClause::Adapter(_)) => text.push_str(" adapter"),
+                None => {}
+            }
+            if let Some(active) = &param.active {
+                text.push_str(&format!(" active {} of {}", flat(&active.count, 0), active.of.name));
+            }
+            text
         }
+        Member::Require(require) => require_text(require),
         Member::State(state) => {
             let head = format!("state {}[{}] = ", state.name.name, names(&state.axes));
             let column = indent + head.chars().count();
@@ -330,6 +340,11 @@ fn member_rest(member: &Member, indent: usize, column: usize) -> String {
     }
 }
 
+fn require_text(require: &Require) -> String {
+    let conditions: Vec<String> = require.conditions.iter().map(|c| flat(c, 0)).collect();
+    format!("require {}, \"{}\"", conditions.join(" and "), require.reason.value)
+}
+
 fn axis_text(def: &AxisDef, indent: usize) -> String {
     let head = format!("axis {} = ", def.name.name);
     let column = indent + head.chars().count();
@@ -344,6 +359,7 @@ fn stmt_text(stmt: &Stmt, indent: usize) -> String {
             (format!("{} = ", targets.join(", ")), value)
         }
         Stmt::Update { name, value } => (format!("update {} = ", name.name), value),
+        Stmt::Penalty { name, value } => (format!("penalty {} = ", name.name), value),
     };
     let column = indent + head.chars().count();
     head + &expr_at(value, 0, indent, column, 0)

@@ -2,9 +2,9 @@
 //! lines are parsed all the same.
 
 use crate::ast::{
-    Arg, AxisDef, AxisPattern, BinaryOp, Binding, Block, Clause, ClauseKind, DType, Expr, ExprKind,
-    File, Formal, FormalKind, Forward, Grow, Ident, Init, Item, Member, Param, Port, Probe, Stack,
-    Stage, State, Stmt, Sub, Table, Target, Text,
+    Active, Arg, AxisDef, AxisPattern, BinaryOp, Binding, Block, Clause, ClauseKind, DType, Expr,
+    ExprKind, File, Formal, FormalKind, Forward, Grow, Ident, Init, Item, Member, Param, Port,
+    Probe, Require, Stack, Stage, State, Stmt, StorageClause, Sub, Table, Target, Text,
 };
 use crate::diag::{Diag, codes};
 use crate::layout::{self, Body, Comment, Layout, Node};
@@ -226,7 +226,7 @@ impl<'a> FileParser<'a> {
                     | Member::Sub(Sub { doc, .. })
                     | Member::Stack(Stack { doc, .. })
                     | Member::Forward(Forward { doc, .. }) => *doc = text,
-                    Member::Axis(_) => {}
+                    Member::Axis(_) | Member::Require(_) => {}
                 }
                 Some(member)
             }
@@ -409,7 +409,9 @@ impl<'a> FileParser<'a> {
             (Context::Block, "table") => Some(Rule::table_line),
             (Context::Block, "sub") => Some(Rule::sub_line),
             (Context::Block, "stack") => Some(Rule::stack_line),
+            (Context::Block, "require") => Some(Rule::require_line),
             (Context::Block, "forward") => Some(Rule::forward_head),
+            (Context::Forward, "penalty") => Some(Rule::penalty_line),
             (Context::Forward, "update") => Some(Rule::update_line),
             (Context::Forward, _) if has_assignment(text) => Some(Rule::let_line),
             (Context::Forward, _) => Some(Rule::result_line),
@@ -422,7 +424,10 @@ impl<'a> FileParser<'a> {
     fn unknown_line(&self, node: &Node, context: Context, word: &str) -> Diag {
         let (words, where_): (&[&str], _) = match context {
             Context::Top => (&["import", "block", "stage", "grow"], "at the top level"),
-            _ => (&["axis", "param", "state", "table", "sub", "stack", "forward"], "in a block"),
+            _ => (
+                &["axis", "param", "state", "table", "sub", "stack", "require", "forward"],
+                "in a block",
+            ),
         };
         let start = node.range.start;
         let length = if word.is_empty() { 1 } else { word.len() };
@@ -650,6 +655,11 @@ fn rule_words(rule: Rule) -> Option<&'static str> {
         Rule::dtype => "`f32`, `act`, `index` or `bool`",
         Rule::init => "an init such as `normal(0.02)`",
         Rule::frozen | Rule::kw_frozen => "`frozen`",
+        Rule::quantized | Rule::kw_quantized => "`quantized`",
+        Rule::adapter | Rule::kw_adapter => "`adapter`",
+        Rule::active | Rule::kw_active => "`active`",
+        Rule::kw_of => "`of`",
+        Rule::kw_and => "`and`",
         Rule::inputs => "inputs in parentheses",
         Rule::outputs => "outputs in parentheses",
         Rule::port => "a name with its axes",
@@ -731,6 +741,13 @@ fn parts(pair: Pair<'_, Rule>) -> impl Iterator<Item = Pair<'_, Rule>> {
                 | Rule::kw_in
                 | Rule::kw_from
                 | Rule::kw_frozen
+                | Rule::kw_quantized
+                | Rule::kw_adapter
+                | Rule::kw_active
+                | Rule::kw_of
+                | Rule::kw_and
+                | Rule::kw_penalty
+                | Rule::kw_require
                 | Rule::kw_grow
                 | Rule::kw_preserves
                 | Rule::kw_exactly
@@ -831,6 +848,11 @@ impl Builder {
                 let name = self.ident(&parts.next()?);
                 Line::Stmt(Stmt::Update { name, value: self.expr(parts.next()?)? })
             }
+            Rule::penalty_line => {
+                let name = self.ident(&parts.next()?);
+                Line::Stmt(Stmt::Penalty { name, value: self.expr(parts.next()?)? })
+            }
+            Rule::require_line => Line::Member(Box::new(self.require(parts, span)?)),
             Rule::let_line => Line::Stmt(self.let_stmt(parts)?),
             Rule::result_line => Line::Result(self.result(parts.next()?)?),
             _ => Line::Member(Box::new(self.member(rule, parts, span)?)),
@@ -933,16 +955,47 @@ impl Builder {
         span: Span,
     ) -> Option<Member> {
         let axes = self.idents(parts.next()?);
-        let (mut dtype, mut init, mut frozen) = (None, None, None);
+        let (mut dtype, mut init, mut storage, mut active) = (None, None, None, None);
         for part in parts {
             match part.as_rule() {
                 Rule::dtype => dtype = Some(dtype_of(&part)),
                 Rule::init => init = Some(self.init(part)?),
-                _ => frozen = self::parts(part).next().map(|p| self.text(&p)),
+                Rule::active => active = Some(self.active(part)?),
+                _ => storage = self.storage(part),
             }
         }
         let init = init?;
-        Some(Member::Param(Param { doc: None, name, axes, dtype, init, frozen, span }))
+        Some(Member::Param(Param { doc: None, name, axes, dtype, init, storage, active, span }))
+    }
+
+    fn storage(&self, pair: Pair<'_, Rule>) -> Option<StorageClause> {
+        let span = self.span(&pair);
+        Some(match pair.as_rule() {
+            Rule::frozen => StorageClause::Frozen(self.text(&parts(pair).next()?)),
+            Rule::quantized => StorageClause::Quantized(self.ident(&parts(pair).next()?)),
+            _ => StorageClause::Adapter(span),
+        })
+    }
+
+    fn active(&mut self, pair: Pair<'_, Rule>) -> Option<Active> {
+        let mut parts = parts(pair);
+        let count = self.expr(parts.next()?)?;
+        Some(Active { count, of: self.ident(&parts.next()?) })
+    }
+
+    fn require<'i>(
+        &mut self,
+        parts: impl Iterator<Item = Pair<'i, Rule>>,
+        span: Span,
+    ) -> Option<Member> {
+        let (mut conditions, mut reason) = (Vec::new(), None);
+        for part in parts {
+            match part.as_rule() {
+                Rule::text => reason = Some(self.text(&part)),
+                _ => conditions.push(self.expr(part)?),
+            }
+        }
+        Some(Member::Require(Require { conditions, reason: reason?, span }))
     }
 
     fn init(&mut self, pair: Pair<'_, Rule>) -> Option<Init> {
