@@ -3,15 +3,20 @@
 
 mod apply;
 mod codes;
+mod decide;
 pub mod eval;
 mod expr;
+mod measure;
 mod numbers;
 mod pattern;
 mod resolve;
 mod rule;
 mod settings;
 mod tree;
+mod trial;
 
+pub use decide::{Counterexample, Decision, Parted, Verdict, decide};
+pub use measure::{Change, Measured, Routing};
 pub use rule::{Factor, Rule, RuleKind};
 
 use crate::ir::Type;
