@@ -3,7 +3,7 @@
 use super::measure::{Change, Meter};
 use super::resolve::{self, Resolved};
 use super::trial::{Compared, Trial};
-use super::{Claim, GrowthMap, codes};
+use super::{Claim, GrowthMap, Proof, codes, prove};
 use crate::ops::EvalError;
 use lightc_dsl::ast::{DType, FormalKind};
 use lightc_dsl::diag::Diag;
@@ -124,7 +124,7 @@ pub fn decide(program: &Program, def: &MapDef) -> (Option<Decision>, Vec<Diag>) 
         Err(why) => decision.why = Some(why),
     }
     if map.claim == Claim::Exactly && decision.verdict == Verdict::Unknown {
-        proved(program, def, &bound, &mut decision);
+        proved(program, def, &mut decision);
     }
     let diags = complaint(def, &bound.map, &decision).into_iter().collect();
     (Some(decision), diags)
@@ -287,12 +287,23 @@ fn input_text(probe: &Resolved, trial: &Trial) -> String {
     format!("{name}{:?} = {}{dots}", array.shape(), shown.join(", "))
 }
 
-/// Asks the prover.
-fn proved(program: &Program, def: &MapDef, bound: &Resolved, decision: &mut Decision) {
+/// Asks the prover, for the sizes that the stages leave open at their probes.
+fn proved(program: &Program, def: &MapDef, decision: &mut Decision) {
     let symbolic = resolve::resolve(program, def, Sizes::Symbolic, &FormalValues::new());
-    let _ = (&symbolic, bound);
-    if decision.why.is_none() {
-        decision.why = Some("no prover is asked yet".to_owned());
+    let symbolic = match symbolic {
+        Ok(symbolic) => symbolic,
+        Err(diags) => {
+            let first = diags.first().map_or("", |d| d.message.as_str());
+            decision.why = Some(format!("it has no form for symbolic sizes: {first}"));
+            return;
+        }
+    };
+    match prove(&symbolic.map, &symbolic.source.module, &symbolic.target.module) {
+        Proof::Proved { rules } => {
+            decision.verdict = Verdict::Proved;
+            decision.rules = rules.into_iter().map(|(name, n)| format!("{name} ({n})")).collect();
+        }
+        Proof::Unknown { why, place } => decision.why = Some(format!("in {place}: {why}")),
     }
 }
 

@@ -9,6 +9,7 @@ mod expr;
 mod measure;
 mod numbers;
 mod pattern;
+mod prove;
 mod resolve;
 mod rule;
 mod settings;
@@ -17,6 +18,7 @@ mod trial;
 
 pub use decide::{Counterexample, Decision, Parted, Verdict, decide};
 pub use measure::{Change, Measured, Routing};
+pub use prove::{Verdict as Proof, proof_rules, prove};
 pub use rule::{Factor, Rule, RuleKind};
 
 use crate::ir::Type;
