@@ -3,6 +3,7 @@
 
 mod apply;
 mod codes;
+pub mod eval;
 mod expr;
 mod numbers;
 mod pattern;

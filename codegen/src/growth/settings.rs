@@ -243,6 +243,8 @@ fn storage(storage: Option<&Storage>) -> String {
         None => "state".to_owned(),
         Some(Storage::Trained) => "trained".to_owned(),
         Some(Storage::Frozen(_)) => "frozen".to_owned(),
+        Some(Storage::Quantized(format)) => format!("quantized {format:?}").to_lowercase(),
+        Some(Storage::Adapter) => "adapter".to_owned(),
     }
 }
 
