@@ -7,11 +7,13 @@ pub mod eval;
 mod expr;
 mod numbers;
 mod pattern;
+mod prove;
 mod resolve;
 mod rule;
 mod settings;
 mod tree;
 
+pub use prove::{Verdict, proof_rules, prove};
 pub use rule::{Factor, Rule, RuleKind};
 
 use crate::ir::Type;
