@@ -30,6 +30,9 @@ use rand_chacha::ChaCha8Rng;
 use rand_core::{RngCore, SeedableRng};
 use std::collections::BTreeMap;
 
+#[path = "ops/experts.rs"]
+mod experts;
+
 /// Random shapes and numbers of one test case.
 struct Case {
     rng: ChaCha8Rng,
@@ -1058,6 +1061,7 @@ fn one_of_each() -> Vec<Op> {
         Lookup { rows: j }.into(),
         LookupGrad { rows: sized }.into(),
     ];
+    ops.extend(experts::one_of_each());
     ops.extend(UnaryFn::ALL.map(|function| Unary { function }.into()));
     ops.extend(UnaryFn::ALL.map(|function| UnaryGrad { function }.into()));
     ops.extend(BinaryFn::ALL.map(|function| Binary { function }.into()));

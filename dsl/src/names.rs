@@ -26,7 +26,7 @@ pub const KEYWORDS: [&str; 20] = [
 
 /// Functions of forward bodies. A block, value, sub-block or stage binding cannot take their
 /// names; an axis can, since axes are never called.
-pub const BUILTINS: [&str; 43] = [
+pub const BUILTINS: [&str; 52] = [
     "exp",
     "ln",
     "sqrt",
@@ -70,6 +70,15 @@ pub const BUILTINS: [&str; 43] = [
     "gather_sum",
     "lookup",
     "penalties",
+    "logsumexp",
+    "index",
+    "top",
+    "take",
+    "count",
+    "below",
+    "expert_dot",
+    "hadamard",
+    "sum_ranks",
 ];
 
 /// How a quantized parameter is kept, after `quantized`.

@@ -2,4 +2,5 @@
 //! and the growth executor have to agree on to the last bit.
 
 pub mod draw;
+pub mod hadamard;
 pub mod quantile;

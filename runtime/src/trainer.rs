@@ -307,7 +307,9 @@ impl TrainState {
             (Storage::Codes(_) | Storage::Scale, Some(_)) => {
                 Err(self.contract(format!("{what} exists, but it is quantized")))
             }
-            (Storage::Trained | Storage::Adapter, None) => Err(self.contract(format!("{what} is absent"))),
+            (Storage::Trained | Storage::Adapter, None) => {
+                Err(self.contract(format!("{what} is absent")))
+            }
             (Storage::Frozen(reason), Some(_)) => {
                 Err(self.contract(format!("{what} exists, but it is frozen: {reason}")))
             }

@@ -6,8 +6,8 @@ use super::scope::{size_of, unknown_axis_message};
 use super::{Lowerer, at, declare, forward_of, pattern_text};
 use crate::ir::{FuncId, Function, Output, PENALTIES, Type, ValueId, has_penalties};
 use crate::ops::{
-    Affine, Binary, BinaryFn, Call, Cast, Const, Input, Op, ParamRef, Permute, Stack, StateRef,
-    TableRef, TypeError,
+    Affine, Binary, BinaryFn, Call, Cast, Const, IndexAffine, IndexBinary, IndexFn, Input, Op,
+    ParamRef, Permute, Stack, StateRef, TableRef, TypeError,
 };
 use lightc_dsl::ast::{self, AxisPattern, BinaryOp, DType, Expr, ExprKind, Stmt};
 use lightc_dsl::diag::Diag;
@@ -653,6 +653,11 @@ impl Body<'_, '_> {
 
     fn binary(&mut self, op: BinaryOp, left: Item, right: Item, span: Span) -> Option<Item> {
         use Item::{Number, Value};
+        if let Some(function) = index_function(op)
+            && self.common_dtype(&[left, right]) == DType::Index
+        {
+            return self.index_binary(function, left, right, span).map(Value);
+        }
         let affine = |mul, add| Affine { mul, add };
         let simple = match (op, left, right) {
             (BinaryOp::Add, Number(a), Number(b)) => return Some(Number(a + b)),
@@ -687,6 +692,38 @@ impl Body<'_, '_> {
             BinaryOp::GreaterEqual => BinaryFn::GreaterEqual,
         };
         self.two_values(function, left, right, span).map(Value)
+    }
+
+    /// Arithmetic of positions. With a number it is a factor and a sum, which the number must be
+    /// whole for.
+    fn index_binary(
+        &mut self,
+        function: IndexFn,
+        left: Item,
+        right: Item,
+        span: Span,
+    ) -> Option<ValueId> {
+        use Item::{Number, Value};
+        let (x, number) = match (left, right) {
+            (Value(left), Value(right)) => {
+                return self.push(IndexBinary { function }, vec![left, right], span);
+            }
+            (Value(x), Number(c)) | (Number(c), Value(x)) => (x, c),
+            (Number(_), Number(_)) => return None,
+        };
+        let Some(c) = whole(number) else {
+            let message = format!("positions are counted in whole numbers, here is {number}");
+            let error = TypeError::new("E0404", message);
+            self.report(at(error.with_help("`f32(..)` makes numbers of whole numbers"), span));
+            return None;
+        };
+        let (mul, add) = match (function, left) {
+            (IndexFn::Mul, _) => (c, 0),
+            (IndexFn::Add, _) => (1, c),
+            (IndexFn::Sub, Value(_)) => (1, -c),
+            (IndexFn::Sub, Number(_)) => (-1, c),
+        };
+        self.push(IndexAffine { mul, add }, vec![x], span)
     }
 
     /// A two-operand op in which a number takes the precision class of the other operand.
@@ -939,6 +976,22 @@ impl Body<'_, '_> {
             .ok_or_else(|| super::scope::unknown_axis(name, &self.axes))?;
         Ok(Axis { name: name.to_owned(), size })
     }
+}
+
+/// The arithmetic that positions have.
+fn index_function(op: BinaryOp) -> Option<IndexFn> {
+    match op {
+        BinaryOp::Add => Some(IndexFn::Add),
+        BinaryOp::Sub => Some(IndexFn::Sub),
+        BinaryOp::Mul => Some(IndexFn::Mul),
+        _ => None,
+    }
+}
+
+/// The whole number that a number is; up to 2^53, every one is an f64 and no other.
+#[allow(clippy::cast_possible_truncation)]
+fn whole(number: f64) -> Option<i64> {
+    (number.fract() == 0.0 && number.abs() <= 9_007_199_254_740_992.0).then_some(number as i64)
 }
 
 /// The rule's error with the word that stands in the source.

@@ -78,6 +78,7 @@ pub(crate) fn at(error: TypeError, span: Span) -> Diag {
         "E0405" => "not in this form",
         "E0406" => "one axis twice",
         "E0407" => "not known here",
+        "E0450" => "a score that can be narrow",
         _ => "here",
     };
     let diag = Diag::error(error.code, error.message, span, label);
@@ -245,7 +246,7 @@ fn counted(n: usize, word: &str) -> String {
 
 /// Whether errors of this code depend on the axes and precision classes of what a call hands in.
 fn is_about_types(code: &str) -> bool {
-    ["E0401", "E0402", "E0403", "E0404", "E0406"].contains(&code)
+    ["E0401", "E0402", "E0403", "E0404", "E0406", "E0450"].contains(&code)
 }
 
 /// The forward of a block; the resolver has made sure that there is one.
