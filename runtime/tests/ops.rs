@@ -15,6 +15,8 @@ mod contract;
 mod delta;
 #[path = "ops/errors.rs"]
 mod errors;
+#[path = "ops/experts.rs"]
+mod experts;
 #[path = "ops/gather.rs"]
 mod gather;
 #[path = "ops/loss.rs"]
