@@ -2,3 +2,4 @@
 //! and the growth executor have to agree on to the last bit.
 
 pub mod draw;
+pub mod fixed;

@@ -273,6 +273,17 @@ impl Build {
         Ok(())
     }
 
+    /// A value of the forward, as it was computed there.
+    fn forward_value(
+        &mut self,
+        forward: &Function,
+        node: NodeId,
+        value: ValueId,
+    ) -> Result<ValueId, TypeError> {
+        let (body, saved, active) = (&mut self.body, &mut self.saved, &self.active);
+        Vjp { forward, node, body, saved, active, dys: vec![] }.forward_value(value)
+    }
+
     fn is_active(&self, value: ValueId) -> bool {
         self.active.get(value.0 as usize) == Some(&true)
     }
@@ -336,7 +347,7 @@ impl<'m> Pass<'m> {
                     forward.params.get(op.index).is_some_and(|p| p.storage == Storage::Trained)
                 }
                 Op::StopGradient(_) => false,
-                Op::Call(Call { sub }) | Op::Stack(Stack { sub }) => {
+                Op::Call(Call { sub }) | Op::Stack(Stack { sub, .. }) => {
                     below(*sub) || node.args.iter().any(|a| active.get(a.0 as usize) == Some(&true))
                 }
                 _ => node.args.iter().any(|a| active.get(a.0 as usize) == Some(&true)),
@@ -368,7 +379,7 @@ impl<'m> Pass<'m> {
             Op::Input(_) | Op::ParamRef(_) | Op::StateRef(StateRef { .. }) => return Ok(()),
             Op::TableRef(TableRef { .. }) => return Ok(()),
             Op::Call(call) => self.call_backward(forward, id, node, call.sub, &dys, build)?,
-            Op::Stack(stack) => self.stack_backward(forward, id, node, stack.sub, &dys, build)?,
+            Op::Stack(stack) => self.stack_backward(forward, id, node, stack, &dys, build)?,
             op => {
                 let mut vjp = Vjp {
                     forward,
@@ -421,21 +432,24 @@ impl<'m> Pass<'m> {
         forward: &Function,
         id: NodeId,
         node: &crate::ir::Node,
-        sub: usize,
+        stack: &Stack,
         dys: &[Option<ValueId>],
         build: &mut Build,
     ) -> Result<Vec<Option<ValueId>>, AutodiffError> {
         let mut layers = Vec::new();
-        for callee in callees(forward, sub)? {
+        for callee in callees(forward, stack.sub)? {
             let backward = self.backward_of(callee, vec![true])?;
             if self.backward_at(backward).inputs.first().copied().flatten().is_none() {
                 return Err(AutodiffError::CutLayer { layer: callee, call: node.span });
             }
             layers.push(backward);
         }
-        let args: Vec<ValueId> = dys.iter().copied().flatten().collect();
+        let mut args: Vec<ValueId> = dys.iter().copied().flatten().collect();
+        for gate in node.args.iter().skip(1) {
+            args.push(build.forward_value(forward, id, *gate)?);
+        }
         let types = node.args.iter().map(|arg| forward.ty(*arg).clone()).collect();
-        let op = StackBackward { call: id, layers };
+        let op = StackBackward { call: id, layers, integrator: stack.integrator.clone() };
         let results = build.body.push_typed(op.into(), args, types, node.span);
         Ok(results.into_iter().map(Some).collect())
     }

@@ -3,6 +3,8 @@
 //! [`run`] evaluates a module's forward and keeps every value in a [`Trace`]; [`gradients`] runs
 //! the backward functions over such a trace.
 
+mod stack;
+
 use crate::ir::paths::{join, sub_path};
 use crate::ir::{BackwardId, FuncId, Function, Module, NodeId, Type, ValueId};
 use crate::ops::{Array, EvalCall, EvalError, Op};
@@ -121,17 +123,11 @@ fn call(
                 outputs
             }
             Op::Stack(op) => {
-                let mut state = arguments(&trace, &node.args)?;
-                let layers = function.subs.get(op.sub).map_or(0, |sub| sub.callees.len());
-                let mut traces = Vec::new();
-                for layer in 0..layers {
-                    let (callee, below) = target(function, op.sub, layer, path)?;
-                    let inner = call(module, callee, &below, &state, store, updates)?;
-                    state = results(module.function(callee), &inner)?;
-                    traces.push(inner);
-                }
+                let args = arguments(&trace, &node.args)?;
+                let mut layers = stack::Layers { module, function, path, store, updates };
+                let (outputs, traces) = layers.run(op, args)?;
                 trace.calls.insert(node_id, traces);
-                state
+                outputs
             }
             op => evaluate(op, function, &trace, &node.args, &node.results)?,
         };
@@ -296,7 +292,7 @@ impl BackwardRun<'_> {
                 }
                 Op::StackBackward(op) => {
                     let args = arguments(&trace, &node.args)?;
-                    self.below(declared, op.call, forward, path, &op.layers, args)?
+                    self.stack(declared, op, forward, path, &args)?
                 }
                 op => evaluate(op, body, &trace, &node.args, &node.results)?,
             };

@@ -15,6 +15,7 @@
 mod attention;
 mod contract;
 mod delta;
+mod fixed;
 mod gather;
 mod loss;
 mod native;
@@ -28,6 +29,7 @@ mod support;
 pub use attention::*;
 pub use contract::*;
 pub use delta::*;
+pub use fixed::*;
 pub use gather::*;
 pub use loss::*;
 pub use pointwise::*;
