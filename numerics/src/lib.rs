@@ -3,4 +3,3 @@
 
 pub mod draw;
 pub mod hadamard;
-pub mod quantile;
