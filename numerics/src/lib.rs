@@ -3,3 +3,5 @@
 
 pub mod draw;
 pub mod hadamard;
+pub mod int8;
+mod sphere;

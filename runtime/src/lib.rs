@@ -19,6 +19,7 @@ pub mod optimizer;
 pub mod program;
 pub mod progress;
 pub mod random;
+pub mod ranks;
 pub mod run;
 pub mod schedule;
 pub mod shards;

@@ -85,6 +85,7 @@ fn lengths(case: &Case, run: usize, random: &mut Random) -> BTreeMap<String, i64
         let n = match *rule {
             Length::Any => n,
             Length::Even => n + n % 2,
+            Length::Power => i64::unsigned_abs(n).next_power_of_two() as i64,
             Length::AtLeast(least) => n.max(least),
             Length::AtMost(most) => n.min(most),
         };
