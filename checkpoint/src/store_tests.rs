@@ -70,6 +70,7 @@ fn expected<'a>(
         corpus_digest: Some("cccc"),
         settings: Some(settings),
         tensors,
+        unread: &[],
     }
 }
 

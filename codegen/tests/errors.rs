@@ -800,6 +800,52 @@ stage fit {
     vocab = 300
     model = A()
 }";
+
+    // E0440, E0441: penalties ------------------------------------------------------------------
+
+    /// A loss that leaves out what the blocks below it ask for.
+    penalties_that_the_root_does_not_take: "block Layer(d) {
+    param weight[d] ~ ones
+
+    forward(x[b, d]) -> [b, d] {
+        y = x * weight
+        penalty size = mean(square(f32(y)), over (b, d))
+        y
+    }
+}
+
+block Root(d, motif: blocks) {
+    stack layers = m for m in motif
+
+    forward(x[b, d]) -> (loss[]) {
+        mean(square(layers(x)), over (b, d))
+    }
+}
+
+stage lost {
+    d     = 4
+    motif = [Layer()] * 2
+    model = Root()
+}";
+    penalty_that_is_not_one_number: "block A(d) {
+    param weight[d] ~ ones
+
+    forward(x[b, d]) -> [b, d] {
+        y = x * weight
+        penalty size = mean(square(f32(y)), over d)
+        y
+    }
+}";
+    penalty_named_twice: "block A(d) {
+    param weight[d] ~ ones
+
+    forward(x[b, d]) -> [b, d] {
+        y = x * weight
+        penalty size = mean(square(f32(y)), over (b, d))
+        penalty size = mean(f32(y), over (b, d))
+        y
+    }
+}";
 }
 
 /// A block alone, with a loss, has sizes that no program can store.

@@ -220,7 +220,15 @@ fn subject(case: &mut Case, op: &Op, args: Vec<Arg>) -> Subject {
         let index = function.params.len();
         function.order.push(MemberRef::Param(index));
         let init = InitLaw::Zeros;
-        function.params.push(Param { name, ty: ty.clone(), init, storage, doc: None, span: None });
+        function.params.push(Param {
+            name,
+            ty: ty.clone(),
+            init,
+            storage,
+            active: None,
+            doc: None,
+            span: None,
+        });
         let op = ParamRef { index };
         values.push(function.push_typed(op.into(), vec![], vec![ty.clone()], None)[0]);
     }

@@ -1,7 +1,7 @@
 //! Words with a fixed meaning, and the nearest known word to an unknown one.
 
 /// Words that cannot name anything.
-pub const KEYWORDS: [&str; 18] = [
+pub const KEYWORDS: [&str; 20] = [
     "import",
     "block",
     "stage",
@@ -20,11 +20,13 @@ pub const KEYWORDS: [&str; 18] = [
     "from",
     "frozen",
     "training_only",
+    "penalty",
+    "require",
 ];
 
 /// Functions of forward bodies. A block, value, sub-block or stage binding cannot take their
 /// names; an axis can, since axes are never called.
-pub const BUILTINS: [&str; 51] = [
+pub const BUILTINS: [&str; 52] = [
     "exp",
     "ln",
     "sqrt",
@@ -67,6 +69,7 @@ pub const BUILTINS: [&str; 51] = [
     "linear_cross_entropy",
     "gather_sum",
     "lookup",
+    "penalties",
     "logsumexp",
     "index",
     "top",
@@ -77,6 +80,9 @@ pub const BUILTINS: [&str; 51] = [
     "hadamard",
     "sum_ranks",
 ];
+
+/// How a quantized parameter is kept, after `quantized`.
+pub const FORMATS: [&str; 2] = ["int8", "quantile8"];
 
 /// Functions of number expressions.
 pub const NUMBER_FUNCTIONS: [&str; 4] = ["sqrt", "exp", "ln", "size"];

@@ -7,4 +7,4 @@ mod storage;
 pub use interface::{Carry, Interface, NTP, Role, VOCAB, interface};
 pub use liveness::{cut_layer, dead_parameters, gradient_paths};
 
-pub use storage::{Count, ModuleRow, ParamRow, ParamTable, param_table};
+pub use storage::{Classes, Count, ModuleRow, ParamRow, ParamTable, param_table};

@@ -124,13 +124,16 @@ fn call(
                 let mut state = arguments(&trace, &node.args)?;
                 let layers = function.subs.get(op.sub).map_or(0, |sub| sub.callees.len());
                 let mut traces = Vec::new();
+                let mut penalties = Vec::new();
                 for layer in 0..layers {
                     let (callee, below) = target(function, op.sub, layer, path)?;
                     let inner = call(module, callee, &below, &state, store, updates)?;
                     state = results(module.function(callee), &inner)?;
+                    penalties.extend(state.drain(1..));
                     traces.push(inner);
                 }
                 trace.calls.insert(node_id, traces);
+                state.extend(mean_of(&penalties));
                 state
             }
             op => evaluate(op, function, &trace, &node.args, &node.results)?,
@@ -145,6 +148,13 @@ fn call(
         updates.insert(join(path, name), trace.value(*value)?.clone());
     }
     Ok(trace)
+}
+
+/// The mean of the penalties that the layers of a stack have, if any has one.
+fn mean_of(penalties: &[Array]) -> Option<Array> {
+    let (first, rest) = penalties.split_first()?;
+    let total = rest.iter().fold(first.clone(), |total, penalty| total + penalty);
+    Some(total * (1.0 / penalties.len() as f64))
 }
 
 /// Binds size names to the lengths of the inputs' axes.
@@ -322,9 +332,9 @@ impl BackwardRun<'_> {
         layers: &[BackwardId],
         args: Vec<Array>,
     ) -> Result<Vec<Array>, EvalError> {
-        let sub = match &declared.node(call).op {
-            Op::Call(op) => op.sub,
-            Op::Stack(op) => op.sub,
+        let (sub, is_stack) = match &declared.node(call).op {
+            Op::Call(op) => (op.sub, false),
+            Op::Stack(op) => (op.sub, true),
             other => {
                 let mnemonic = other.def().mnemonic();
                 return Err(EvalError(format!("`{mnemonic}` is not a call")));
@@ -332,7 +342,19 @@ impl BackwardRun<'_> {
         };
         let traces = forward.calls.get(&call).map(Vec::as_slice).unwrap_or(&[]);
         let mut cotangents = args;
+        // Each layer that has a penalty gets its share of the cotangent of their mean.
+        let seeded = |id: &BackwardId| {
+            let backward = self.module.backward.get(id.0 as usize);
+            is_stack && backward.is_some_and(|b| b.seeds.get(1) == Some(&true))
+        };
+        let shares: Vec<bool> = layers.iter().map(seeded).collect();
+        let n_shares = shares.iter().filter(|share| **share).count();
+        let share = is_stack.then(|| cotangents.drain(1..).next()).flatten();
+        let share = share.map(|d| d * (1.0 / n_shares as f64));
         for (layer, backward) in layers.iter().enumerate().rev() {
+            if shares.get(layer) == Some(&true) {
+                cotangents.extend(share.clone());
+            }
             let (_, below) = target(declared, sub, layer, path)?;
             let trace = traces.get(layer);
             let trace = trace.ok_or_else(|| EvalError("a call left no trace".into()))?;

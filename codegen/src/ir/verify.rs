@@ -6,13 +6,16 @@
 //! 2. Function names are unique, and so are the names of a function's parameters, states,
 //!    tables and subs.
 //! 3. Every declared parameter and sub is in `order` exactly once, and nothing else is.
+//!    A quantized parameter is `act` and has an axis; active positions are those of one of the
+//!    parameter's axes.
 //! 4. Nodes define each value exactly once; every argument is defined by an earlier node.
 //! 5. The types of a node's results are those that the op's shape rule infers; those of inputs
 //!    are free, those of parameters, states and tables are the declared ones.
 //! 6. No type has an axis twice.
 //! 7. A call gives the callee's inputs arguments of fitting precision class, number of axes and
 //!    sizes, and has the callee's output types under the size names that the arguments bind.
-//! 8. Layers of a stack give what they take.
+//! 8. Layers of a stack give what they take, and perhaps a penalty; the stack then gives the mean
+//!    of the penalties that its layers have.
 //! 9. Every size name in a type is bound by an input of the function (backward functions: of
 //!    the forward).
 //! 10. Outputs and updates are defined values; an update has its state's type; no state is
@@ -29,6 +32,7 @@
 use super::graph::{Backward, FuncId, Function, Module, NodeId, ValueId};
 use super::types::Type;
 use crate::ops::Op;
+use lightc_dsl::ast::DType;
 use lightc_dsl::model::{MemberRef, Storage};
 use lightc_dsl::size::Size;
 use std::collections::{BTreeMap, BTreeSet};
@@ -147,6 +151,9 @@ impl Check<'_> {
         if listed != wanted {
             self.fail("`order` does not list every parameter and sub exactly once");
         }
+        for param in &function.params {
+            self.storage(param);
+        }
         for sub in &function.subs {
             for callee in &sub.callees {
                 if callee.0 as usize >= index {
@@ -156,6 +163,19 @@ impl Check<'_> {
                     ));
                 }
             }
+        }
+    }
+
+    /// Quantized parameters have rows of activations; active positions are of a known axis.
+    fn storage(&mut self, param: &super::Param) {
+        let quantized = matches!(param.storage, Storage::Quantized(_));
+        if quantized && (param.ty.dtype != DType::Act || param.ty.axes.is_empty()) {
+            self.fail(format!("`{}` is {} and cannot be quantized", param.name, param.ty));
+        }
+        if let Some(active) = &param.active
+            && !param.ty.has(&active.of)
+        {
+            self.fail(format!("`{}` has no axis `{}` to be active in", param.name, active.of));
         }
     }
 
@@ -299,13 +319,20 @@ impl Check<'_> {
     ) -> Option<Vec<Type>> {
         let layers = function.subs.get(sub)?.callees.len();
         let ty = (*args.first()?).clone();
+        let mut penalty = None;
         for layer in 0..layers {
-            let types = self.call_types(function, sub, layer, &[&ty])?;
+            let mut types = self.call_types(function, sub, layer, &[&ty])?;
+            if types.len() > 1 {
+                penalty = types.pop();
+            }
             if !same_types(&types, std::slice::from_ref(&ty), &Op::Call(crate::ops::Call { sub })) {
                 self.fail(format!("layer {layer} does not give what it takes"));
             }
         }
-        Some(vec![ty])
+        if penalty.as_ref().is_some_and(|ty| *ty != Type::scalar(DType::F32)) {
+            self.fail("the penalty of a layer is not one f32");
+        }
+        Some(std::iter::once(ty).chain(penalty).collect())
     }
 
     fn backward_types(
@@ -317,9 +344,9 @@ impl Check<'_> {
     ) -> Option<Vec<Type>> {
         let forward = forward?;
         let node = forward.nodes.get(call.0 as usize)?;
-        let sub = match &node.op {
-            Op::Call(op) => op.sub,
-            Op::Stack(op) => op.sub,
+        let (sub, is_stack) = match &node.op {
+            Op::Call(op) => (op.sub, false),
+            Op::Stack(op) => (op.sub, true),
             _ => return None,
         };
         let callees: &[FuncId] = &forward.subs.get(sub)?.callees;
@@ -336,7 +363,9 @@ impl Check<'_> {
             }
             let seeded = node.results.iter().zip(&backward.seeds).filter(|(_, seeded)| **seeded);
             let wanted: Vec<&Type> = seeded.map(|(result, _)| forward.ty(*result)).collect();
-            if wanted != args {
+            // A layer without a penalty has no use for the cotangent of the stack's.
+            let given = if is_stack { args.get(..wanted.len()) } else { Some(args) };
+            if given != Some(wanted.as_slice()) {
                 self.fail("its arguments are not the cotangents of the call's results");
             }
             let inputs = node.args.iter().zip(&backward.inputs).filter(|(_, d)| d.is_some());
@@ -423,7 +452,7 @@ impl Check<'_> {
             if !seen.insert(*index) {
                 self.fail(format!("`{}` has two gradients", param.name));
             }
-            if param.storage != Storage::Trained {
+            if !param.storage.learns() {
                 self.fail(format!("`{}` does not learn, but has a gradient", param.name));
             } else if param.ty != *backward.body.ty(*value) {
                 self.fail(format!("the gradient of `{}` has another type than it", param.name));

@@ -232,6 +232,10 @@ fn dispatch(body: &mut Body<'_, '_>, args: &Args<'_>) -> Lowered {
         "sum" | "mean" | "logsumexp" => reduce(body, args),
         "dot" => dot(body, args),
         "size" => size(body, args),
+        "penalties" => {
+            args.expect(0, &[], "penalties()")?;
+            Ok(body.take_penalties(args.span))
+        }
         "rename" | "split" | "merge" => map_axes(body, args),
         "slice" => slice(body, args),
         "concat" => concat(body, args),

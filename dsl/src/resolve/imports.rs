@@ -1,6 +1,6 @@
 //! Reads every file that the root reaches, once each, and collects the definitions.
 
-use super::{BlockDef, Program, StageDef, check};
+use super::{BlockDef, MapDef, Program, StageDef, check};
 use crate::ast::{Ident, Item, Text};
 use crate::diag::{Diag, codes};
 use crate::source::{Loader, SourceId, Sources};
@@ -39,6 +39,8 @@ pub fn load_program(
         stages: Vec::new(),
         block_index: BTreeMap::new(),
         stage_index: BTreeMap::new(),
+        maps: Vec::new(),
+        map_index: BTreeMap::new(),
         damaged: loading.damaged,
         errors: Vec::new(),
         reported: Default::default(),
@@ -111,6 +113,15 @@ fn collect(program: &mut Program, file: SourceId, items: Vec<Item>, diags: &mut 
                 }
                 program.block_index.insert(name.name, program.blocks.len());
                 program.blocks.push(BlockDef { ast: Arc::new(block), file });
+            }
+            Item::Grow(grow) => {
+                let name = grow.name.clone();
+                if let Some(first) = program.map(&name.name) {
+                    diags.push(doubled("growth map", &name, &first.ast.name));
+                    continue;
+                }
+                program.map_index.insert(name.name, program.maps.len());
+                program.maps.push(MapDef { ast: Arc::new(grow), file });
             }
             Item::Stage(stage) => {
                 let name = stage.name.clone();

@@ -3,11 +3,14 @@
 use super::eval::{Resolver, kind_words};
 use super::scope::{AxisValue, Bound, Closure, Found, Origin, Scope, ScopeId, StageScope};
 use super::{Program, check};
-use crate::ast::{Arg, AxisDef, DType, Expr, Formal, FormalKind, Ident, Member, Param, Stack, Sub};
+use crate::ast::{
+    Active, Arg, AxisDef, BinaryOp, DType, Expr, ExprKind, Formal, FormalKind, Ident, Member,
+    Param, Require, Stack, StorageClause, Sub,
+};
 use crate::diag::{Diag, codes};
 use crate::model::{
-    Axis, InitLaw, Instance, InstanceId, MemberRef, ParamDef, StageModel, StateDef, Storage,
-    SubDef, SubKind, TableDef, Target,
+    self, Axis, Format, InitLaw, Instance, InstanceId, MemberRef, ParamDef, StageModel, StateDef,
+    Storage, SubDef, SubKind, TableDef, Target,
 };
 use crate::size::Size;
 use crate::source::Span;
@@ -655,6 +658,7 @@ impl<'p> Resolver<'p> {
                 let kind = layers.map(|layers| (SubKind::Stack(layers), false));
                 self.push_sub(kind, &stack.name, stack.span, instance);
             }
+            Member::Require(require) => self.require(require, scope),
             Member::Axis(_) | Member::Forward(_) => {}
         }
     }
@@ -723,19 +727,93 @@ impl<'p> Resolver<'p> {
     fn param(&mut self, param: &'p Param, scope: ScopeId) -> Option<ParamDef> {
         let axes = self.axes(&param.axes, scope);
         let init = self.init(param, scope);
-        let storage = match &param.frozen {
-            Some(reason) => Storage::Frozen(reason.value.clone()),
-            None => Storage::Trained,
-        };
+        let storage = self.storage(param);
+        let active = param.active.as_ref().map(|active| self.active(param, active, scope));
         Some(ParamDef {
             name: param.name.name.clone(),
             doc: param.doc.clone(),
             axes: axes?,
             dtype: param.dtype.unwrap_or(DType::Act),
             init: init?,
-            storage,
+            storage: storage?,
+            active: active.map_or(Some(None), |active| active.map(Some))?,
             span: param.span,
         })
+    }
+
+    fn storage(&mut self, param: &Param) -> Option<Storage> {
+        Some(match &param.storage {
+            None => Storage::Trained,
+            Some(StorageClause::Frozen(reason)) => Storage::Frozen(reason.value.clone()),
+            Some(StorageClause::Adapter(_)) => Storage::Adapter,
+            // What does not fit was said when the definition was checked.
+            Some(StorageClause::Quantized(name)) => {
+                Storage::Quantized(Format::from_word(&name.name)?)
+            }
+        })
+    }
+
+    fn active(
+        &mut self,
+        param: &Param,
+        active: &'p Active,
+        scope: ScopeId,
+    ) -> Option<model::Active> {
+        let count = self.size(&active.count, scope)?;
+        let Some(Found::Bound(Bound::Axis(axis))) = self.lookup(scope, &active.of.name) else {
+            return None;
+        };
+        if let (Some(n), Some(all)) = (count.as_constant(), axis.size.as_constant())
+            && !(1..=all).contains(&n)
+        {
+            let of = &active.of.name;
+            self.report(
+                Diag::error(
+                    codes::ACTIVE_COUNT,
+                    format!(
+                        "{n} positions of `{of}` are active in `{}`, and it has {all}",
+                        param.name.name
+                    ),
+                    active.count.span,
+                    format!("this is {n}"),
+                )
+                .with_related(active.of.span, format!("has {all} positions"))
+                .with_help(format!("let between 1 and {all} positions work for one token")),
+            );
+            return None;
+        }
+        Some(model::Active { count, of: active.of.name.clone() })
+    }
+
+    /// Checks a `require` where every size in it is bound.
+    fn require(&mut self, require: &'p Require, scope: ScopeId) {
+        for condition in &require.conditions {
+            let ExprKind::Binary(op, left, right) = &condition.kind else { continue };
+            let before = std::mem::replace(&mut self.symbolic, false);
+            let (a, b) = (self.number(left, scope), self.number(right, scope));
+            let symbolic = self.symbolic;
+            self.symbolic = before || symbolic;
+            let (Some(a), Some(b), false) = (a, b, symbolic) else { continue };
+            let holds = match op {
+                BinaryOp::Less => a < b,
+                BinaryOp::LessEqual => a <= b,
+                BinaryOp::Greater => a > b,
+                BinaryOp::GreaterEqual => a >= b,
+                _ => true,
+            };
+            if !holds {
+                let word = comparison_word(*op);
+                self.report(
+                    Diag::error(
+                        codes::REQUIREMENT,
+                        format!("a requirement does not hold: {}", require.reason.value),
+                        condition.span,
+                        format!("here this is {a} {word} {b}"),
+                    )
+                    .with_help("change the sizes or numbers of the instance so that it holds"),
+                );
+            }
+        }
     }
 
     fn init(&mut self, param: &'p Param, scope: ScopeId) -> Option<InitLaw> {
@@ -777,6 +855,15 @@ impl<'p> Resolver<'p> {
                 _ => {}
             }
         }
+    }
+}
+
+fn comparison_word(op: BinaryOp) -> &'static str {
+    match op {
+        BinaryOp::Less => "<",
+        BinaryOp::LessEqual => "<=",
+        BinaryOp::Greater => ">",
+        _ => ">=",
     }
 }
 

@@ -44,6 +44,15 @@ pub struct StageDef {
     pub file: SourceId,
 }
 
+/// A growth map with the file that defines it.
+#[derive(Clone, Debug)]
+pub struct MapDef {
+    /// As written.
+    pub ast: Arc<ast::Grow>,
+    /// Where.
+    pub file: SourceId,
+}
+
 /// All definitions that one root file reaches. Names are unique: a definition whose name is
 /// already taken is reported by [`load_program`] and not kept.
 #[derive(Clone, Debug)]
@@ -53,6 +62,8 @@ pub struct Program {
     stages: Vec<StageDef>,
     block_index: BTreeMap<String, usize>,
     stage_index: BTreeMap<String, usize>,
+    maps: Vec<MapDef>,
+    map_index: BTreeMap<String, usize>,
     /// Names of blocks and stages with syntax errors. What seems to be missing in them or from
     /// them stands perhaps in a line that did not parse.
     damaged: BTreeSet<String>,
@@ -98,6 +109,16 @@ impl Program {
     /// The stage of that name.
     pub fn stage(&self, name: &str) -> Option<&StageDef> {
         self.stages.get(*self.stage_index.get(name)?)
+    }
+
+    /// All growth maps, in the order of [`Program::blocks`].
+    pub fn maps(&self) -> &[MapDef] {
+        &self.maps
+    }
+
+    /// The growth map of that name.
+    pub fn map(&self, name: &str) -> Option<&MapDef> {
+        self.maps.get(*self.map_index.get(name)?)
     }
 
     /// The stage has a `model`, its own or an inherited one: it can be built, and not only
