@@ -36,6 +36,8 @@ pub struct StageModel {
     pub span: Span,
     /// The value of its binding `model`.
     pub root: InstanceId,
+    /// Its bindings that are sizes.
+    pub sizes: BTreeMap<String, Size>,
     /// All instances; children before parents.
     pub instances: Vec<Instance>,
 }

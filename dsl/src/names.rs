@@ -26,7 +26,7 @@ pub const KEYWORDS: [&str; 20] = [
 
 /// Functions of forward bodies. A block, value, sub-block or stage binding cannot take their
 /// names; an axis can, since axes are never called.
-pub const BUILTINS: [&str; 52] = [
+pub const BUILTINS: &[&str] = &[
     "exp",
     "ln",
     "sqrt",
@@ -69,7 +69,6 @@ pub const BUILTINS: [&str; 52] = [
     "linear_cross_entropy",
     "gather_sum",
     "lookup",
-    "penalties",
     "logsumexp",
     "index",
     "top",
@@ -79,6 +78,7 @@ pub const BUILTINS: [&str; 52] = [
     "expert_dot",
     "hadamard",
     "sum_ranks",
+    "penalties",
 ];
 
 /// How a quantized parameter is kept, after `quantized`.

@@ -928,6 +928,20 @@ fn stage(program: &Program, stage: &Stage, diags: &mut Vec<Diag>) {
             .unwrap_or_else(|| likely_kind(&binding.value));
         ExprCheck { program, names: None, diags }.value(&binding.value, kind);
     }
+    probe(program, stage, diags);
+}
+
+/// A probe overrides what its stage has.
+fn probe(program: &Program, stage: &Stage, diags: &mut Vec<Diag>) {
+    let (Some(probe), Ok(known)) = (&stage.probe, program.bindings(&stage.name.name)) else {
+        return;
+    };
+    for binding in &probe.bindings {
+        let name = &binding.name;
+        if !known.contains_key(name.name.as_str()) && !program.is_damaged(&stage.name.name) {
+            diags.push(unknown_name(&name.name, name.span, known.keys().copied().collect(), true));
+        }
+    }
 }
 
 /// Each cycle is reported once, at the first of its stages.
