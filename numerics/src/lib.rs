@@ -4,4 +4,5 @@
 pub mod draw;
 pub mod fixed;
 pub mod hadamard;
-pub mod quantile;
+pub mod int8;
+mod sphere;

@@ -451,12 +451,12 @@ impl Emitter<'_> {
             return locals.set_member(node, param.map(|p| &p.name));
         };
         let (codes, scale) = (ident(&param.name), scale_field(self.function, &param.name));
-        let format = match format {
-            Format::Int8 => quote!(lightc_runtime::Format::Int8),
-            Format::Quantile8 => quote!(lightc_runtime::Format::Quantile8),
+        let read = match format {
+            Format::Int8 => quote!(dequantize),
+            Format::Quantile8 => quote!(dequantize_quantiles),
         };
         let name = locals.binding(*result);
-        quote!(let #name = ops::dequantize(#format, weights.#codes, weights.#scale, like)?;)
+        quote!(let #name = ops::#read(weights.#codes, weights.#scale, like)?;)
     }
 
     pub(super) fn call_statement(

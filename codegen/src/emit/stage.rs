@@ -184,7 +184,7 @@ fn quantized_specs(
         quote!(ParamSpec {
             path: #scale,
             shape: &[#(#rows),*],
-            precision: Precision::F32,
+            precision: Precision::Scale,
             init: Init::Ones,
             storage: Storage::Scale,
         }),
