@@ -3,3 +3,4 @@
 
 pub mod draw;
 pub mod hadamard;
+pub mod quantile;

@@ -32,7 +32,8 @@ pub mod trainer;
 
 pub use error::{Error, Result};
 pub use stage::{
-    CarrySpec, Init, Inputs, Outputs, ParamSpec, Precision, Stage, StateSpec, Storage, TableSpec,
+    CarrySpec, Format, Init, Inputs, Outputs, ParamSpec, Precision, Stage, StateSpec, Storage,
+    TableSpec,
 };
 pub use tch::{Device, Kind, Tensor};
 pub use trainer::{Batch, StepReport, TrainState};

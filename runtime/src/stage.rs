@@ -19,6 +19,8 @@ pub enum Precision {
     Act,
     /// At least f32, whatever the activation kind.
     F32,
+    /// 8-bit codes, whatever the activation kind.
+    Code,
 }
 
 impl Precision {
@@ -28,6 +30,7 @@ impl Precision {
             Precision::Act => act,
             Precision::F32 if act == Kind::Double => Kind::Double,
             Precision::F32 => Kind::Float,
+            Precision::Code => Kind::Int8,
         }
     }
 }
@@ -39,6 +42,28 @@ pub enum Storage {
     Trained,
     /// It keeps its initial value, for the reason the source gives.
     Frozen(&'static str),
+    /// It learns beside a quantized parameter, and is counted apart.
+    Adapter,
+    /// Codes of a quantized parameter, at `PATH.codes`; its scales follow.
+    Codes(Format),
+    /// One scale per row of the quantized parameter whose codes come before, at `PATH.scale`.
+    Scale,
+}
+
+impl Storage {
+    /// Whether the optimizer moves it.
+    pub fn learns(&self) -> bool {
+        matches!(self, Storage::Trained | Storage::Adapter)
+    }
+}
+
+/// What a code of a quantized parameter stands for; a row is all positions of the last axis.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// `code * scale`; see `lightc_numerics::int8`.
+    Int8,
+    /// `level[code] * scale`; see [`lightc_numerics::quantile`].
+    Quantile8,
 }
 
 /// One parameter.
