@@ -49,6 +49,83 @@ impl Trace {
     }
 }
 
+/// One call of a function in a run: where it stands in the tree, and its values.
+#[derive(Clone, Debug)]
+pub struct Visit<'t> {
+    /// Path of the instance; empty for the entry.
+    pub path: String,
+    /// The function that ran.
+    pub function: FuncId,
+    /// Its values.
+    pub trace: &'t Trace,
+}
+
+impl Visit<'_> {
+    /// What it was called with, in the order of its inputs.
+    ///
+    /// # Errors
+    /// If the trace is of another module.
+    pub fn inputs(&self, module: &Module) -> Result<Vec<Array>, EvalError> {
+        let function = module.function(self.function);
+        function.inputs().map(|(_, value)| self.trace.value(value).cloned()).collect()
+    }
+
+    /// What it returned.
+    ///
+    /// # Errors
+    /// If the trace is of another module.
+    pub fn outputs(&self, module: &Module) -> Result<Vec<Array>, EvalError> {
+        results(module.function(self.function), self.trace)
+    }
+}
+
+/// All calls of a run in the order in which they ended, the entry last.
+pub fn visits<'t>(module: &Module, trace: &'t Trace) -> Vec<Visit<'t>> {
+    let mut found = Vec::new();
+    visit(module, module.entry, String::new(), trace, &mut found);
+    found
+}
+
+fn visit<'t>(
+    module: &Module,
+    id: FuncId,
+    path: String,
+    trace: &'t Trace,
+    found: &mut Vec<Visit<'t>>,
+) {
+    let function = module.function(id);
+    for (node, traces) in &trace.calls {
+        let sub = match &function.node(*node).op {
+            Op::Call(op) => op.sub,
+            Op::Stack(op) => op.sub,
+            _ => continue,
+        };
+        for (layer, trace) in traces.iter().enumerate() {
+            if let Ok((callee, below)) = target(function, sub, layer, &path) {
+                visit(module, callee, below, trace, found);
+            }
+        }
+    }
+    found.push(Visit { path, function: id, trace });
+}
+
+/// Runs one function as if it stood at a path: its parameters are those below that path.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_at(
+    module: &Module,
+    function: FuncId,
+    path: &str,
+    inputs: &[Array],
+    store: &Store,
+) -> Result<Run, EvalError> {
+    let mut updates = Tensors::new();
+    let trace = call(module, function, path, inputs, store, &mut updates)?;
+    let outputs = results(module.function(function), &trace)?;
+    Ok(Run { outputs, updates, trace })
+}
+
 /// A finished forward run.
 #[derive(Clone, Debug)]
 pub struct Run {
