@@ -33,5 +33,5 @@ pub use format::{FileEntry, Grown, Head, Manifest, TensorEntry};
 pub use hash::{HashReport, hash};
 pub use read::{Checkpoint, Expected, ExpectedTensor, TensorRef};
 pub use safetensors::Dtype;
-pub use store::{FileContents, Store, TensorData};
-pub use stream::{Piecewise, Streamed};
+pub use store::{FileContents, Store, TensorData, resolve};
+pub use stream::{Piecewise, Streamed, Wanted};

@@ -12,10 +12,11 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 
 use crate::error::{Error, Result};
-use crate::format::{FileEntry, Manifest, TensorEntry};
+use crate::format::{FileEntry, Manifest, TensorEntry, whole_name};
 use crate::read::{compare_header, first_not_finite, read_manifest};
 
 /// Bytes per read of [`Streamed::verify`].
@@ -79,6 +80,54 @@ impl Streamed {
         let file = self.files.get(shard)?;
         let range = file.ranges.get(name)?.clone();
         Some(Piecewise { entry, file, range })
+    }
+
+    /// Checks that it has exactly the tensors of a list, of these shapes and of element types that
+    /// `is_known`, in files that are not `unread`. All differences are told at once.
+    pub fn check_tensors(
+        &self,
+        wanted: &[Wanted<'_>],
+        unread: &[&str],
+        is_known: &dyn Fn(Dtype) -> bool,
+    ) -> Result<()> {
+        let by = || "the stage".to_owned();
+        let mut errors = Vec::new();
+        let key = |file: &str, name: &str| (file.to_owned(), name.to_owned());
+        let mut missing: BTreeMap<_, &Wanted<'_>> =
+            wanted.iter().map(|tensor| (key(tensor.file, tensor.name), tensor)).collect();
+        for file in &self.manifest.files {
+            let whole = whole_name(&file.name);
+            if unread.contains(&whole.as_str()) {
+                continue;
+            }
+            for entry in &file.tensors {
+                let (path, tensor) = (self.dir.join(&file.name), entry.name.clone());
+                match missing.remove(&key(&whole, &entry.name)) {
+                    None => errors.push(Error::ExtraTensor { path, tensor, by: by() }),
+                    Some(wanted) if wanted.shape != entry.shape => {
+                        let (expected, found) = (wanted.shape.to_vec(), entry.shape.clone());
+                        errors.push(Error::Shape { path, tensor, by: by(), expected, found });
+                    }
+                    Some(_) if !is_known(entry.dtype) => {
+                        let (expected, found) = (Dtype::F32, entry.dtype);
+                        errors.push(Error::DtypeDiffers {
+                            path,
+                            tensor,
+                            by: by(),
+                            expected,
+                            found,
+                        });
+                    }
+                    Some(_) => {}
+                }
+            }
+        }
+        errors.extend(missing.values().map(|tensor| Error::MissingTensor {
+            path: self.dir.join(tensor.file),
+            tensor: tensor.name.to_owned(),
+            by: by(),
+        }));
+        Error::from_list(errors).map_or(Ok(()), Err)
     }
 
     /// Verifies every byte of one file: the digest of each tensor, that all floats are finite, the
@@ -165,6 +214,17 @@ impl OpenFile {
     fn read(&self, at: u64, buffer: &mut [u8]) -> Result<()> {
         self.file.read_exact_at(buffer, at).map_err(Error::io("reading", &self.path))
     }
+}
+
+/// A tensor that is asked for, whatever its element type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wanted<'a> {
+    /// The file it is in, without the number of a shard.
+    pub file: &'a str,
+    /// Its name there.
+    pub name: &'a str,
+    /// Sizes.
+    pub shape: &'a [usize],
 }
 
 /// One tensor of a [`Streamed`] checkpoint.

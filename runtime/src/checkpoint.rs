@@ -215,6 +215,7 @@ fn dtype(kind: Kind) -> Result<Dtype> {
         Kind::Double => Ok(Dtype::F64),
         Kind::Half => Ok(Dtype::F16),
         Kind::BFloat16 => Ok(Dtype::BF16),
+        Kind::Int8 => Ok(Dtype::I8),
         Kind::Int64 => Ok(Dtype::I64),
         other => Err(Error::Op {
             op: "checkpoint",

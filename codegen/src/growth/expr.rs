@@ -16,7 +16,7 @@ use lightc_dsl::source::Span;
 use lightc_numerics::draw::Law;
 
 /// Functions of rules, with their form.
-const FUNCTIONS: [(&str, &str); 17] = [
+const FUNCTIONS: [(&str, &str); 18] = [
     ("zeros", "zeros"),
     ("ones", "ones"),
     ("constant", "constant(0.5)"),
@@ -31,6 +31,7 @@ const FUNCTIONS: [(&str, &str); 17] = [
     ("subset", "subset(src.a, over f, each e)"),
     ("redraw", "redraw(src.a, keep: f / 2, over f, each e)"),
     ("noise", "noise(src.a, factor: 0.05)"),
+    ("rotate", "rotate(src.a, over d, seed: 42)"),
     ("rename", "rename(src.a, f -> g)"),
     ("split", "split(src.a, e -> (g, m))"),
     ("merge", "merge(src.a, (g, m) -> e)"),
@@ -609,6 +610,7 @@ fn fits(name: &str, shape: &str) -> bool {
         "select" => shape == "vvo",
         "subset" => matches!(shape, "vo" | "voe" | "vok" | "voek"),
         "redraw" => matches!(shape, "vo keep" | "voe keep" | "vok keep" | "voek keep"),
+        "rotate" => shape == "vo seed",
         "noise" => matches!(shape, "v factor" | "vk factor"),
         "rename" | "split" | "merge" => shape == "vm",
         _ => false,
@@ -883,6 +885,9 @@ impl Builder<'_> {
             self.wanted(each, want)?;
         }
         let label = axis.name.clone();
+        if name == "rotate" {
+            return self.rotate(of, axis, args, span, want);
+        }
         if name == "redraw" {
             return self.redraw(of, axis, args, span, want);
         }
@@ -943,6 +948,38 @@ impl Builder<'_> {
         let ty = of.ty.clone();
         let axis = axis.name.clone();
         let kind = RuleKind::Redraw { of: Box::new(of), axis, keep, each, key, values };
+        Some(Rule { ty, kind, span: Some(span) })
+    }
+
+    fn rotate(
+        &mut self,
+        of: &RuleExpr,
+        axis: &Ident,
+        args: &Args<'_>,
+        span: Span,
+        want: &Want,
+    ) -> Option<Rule> {
+        let of = self.check(of, want)?;
+        let plain = args.named.first().and_then(|(_, seed)| seed.as_plain())?;
+        let seed = match self.names.index(&plain) {
+            Ok(seed) => seed,
+            Err(diag) => return self.fail(*diag),
+        };
+        let length = of.ty.axis(&axis.name)?.size.as_constant();
+        if let Some(length) = length.filter(|n| !u64::try_from(*n).is_ok_and(u64::is_power_of_two))
+        {
+            return self.fail(
+                Diag::error(
+                    codes::DIVIDES,
+                    format!("`{}` has {length} positions, which is no power of two", axis.name),
+                    axis.span,
+                    format!("{length} positions"),
+                )
+                .with_help("a rotation goes over a power of two"),
+            );
+        }
+        let ty = of.ty.clone();
+        let kind = RuleKind::Rotate { of: Box::new(of), axis: axis.name.clone(), seed };
         Some(Rule { ty, kind, span: Some(span) })
     }
 
