@@ -147,8 +147,18 @@ fn seeds() -> Vec<Tree> {
         Tree::Node(
             Head::op(attention),
             vec![
-                concat("k", vec![leaf("q", "b t h k"), fill(0.0, "b t h k=g"), leaf("p", "b t h k=j")]),
-                concat("k", vec![leaf("c", "b s=t h k"), leaf("n", "b s=t h k=g"), fill(0.0, "b s=t h k=j")]),
+                concat(
+                    "k",
+                    vec![leaf("q", "b t h k"), fill(0.0, "b t h k=g"), leaf("p", "b t h k=j")],
+                ),
+                concat(
+                    "k",
+                    vec![
+                        leaf("c", "b s=t h k"),
+                        leaf("n", "b s=t h k=g"),
+                        fill(0.0, "b s=t h k=j"),
+                    ],
+                ),
                 concat("m", vec![leaf("v", "b s=t h m"), leaf("o", "b s=t h m=g")]),
                 mask,
             ],
@@ -239,6 +249,18 @@ fn every_rule_holds_on_random_data() {
         assert!(!rule.why.is_empty());
         let n = tried.get(rule.name).copied().unwrap_or(0);
         assert!(n > 0, "rule `{}` has no property case", rule.name);
+    }
+}
+
+#[test]
+fn a_silent_step_is_exact_in_whole_numbers() {
+    use lightc_numerics::fixed::Step;
+    let step = Step::new(1, 0, 0.5, 20);
+    for before in [i32::MIN, -7, 0, 1, 12345, i32::MAX] {
+        for now in [i32::MIN, -1, 0, 99, i32::MAX] {
+            let stepped = step.forward(before, now, 0.0);
+            assert_eq!((stepped.next, stepped.kept), (before, 0));
+        }
     }
 }
 

@@ -18,10 +18,19 @@ pub(super) const CASES: &[Case] = &[
         map: "widen_ffn",
         sizes: &[("d", 3), ("f", 4), ("g", 2)],
         wrong: &[
-            ("down = concat(src.down, zeros, over f)", "down = concat(src.down, normal(0.02), over f)"),
+            (
+                "down = concat(src.down, zeros, over f)",
+                "down = concat(src.down, normal(0.02), over f)",
+            ),
             ("down = concat(src.down, zeros, over f)", "down = concat(zeros, src.down, over f)"),
-            ("up   = concat(src.up, normal(0.02), over f)", "up   = concat(normal(0.02), src.up, over f)"),
-            ("gate = concat(src.gate, normal(0.02), over f)", "gate = concat(src.gate * 2, normal(0.02), over f)"),
+            (
+                "up   = concat(src.up, normal(0.02), over f)",
+                "up   = concat(normal(0.02), src.up, over f)",
+            ),
+            (
+                "gate = concat(src.gate, normal(0.02), over f)",
+                "gate = concat(src.gate * 2, normal(0.02), over f)",
+            ),
         ],
     },
     Case {
@@ -37,9 +46,18 @@ pub(super) const CASES: &[Case] = &[
         map: "add_heads",
         sizes: &[("d", 3), ("h", 2), ("k", 2), ("g", 1)],
         wrong: &[
-            ("out   = concat(src.out, zeros, over h)", "out   = concat(src.out, normal(0.02), over h)"),
-            ("value = concat(src.value, normal(0.02), over h)", "value = concat(normal(0.02), src.value, over h)"),
-            ("key   = concat(src.key, normal(0.02), over h)", "key   = concat(src.query, normal(0.02), over h)"),
+            (
+                "out   = concat(src.out, zeros, over h)",
+                "out   = concat(src.out, normal(0.02), over h)",
+            ),
+            (
+                "value = concat(src.value, normal(0.02), over h)",
+                "value = concat(normal(0.02), src.value, over h)",
+            ),
+            (
+                "key   = concat(src.key, normal(0.02), over h)",
+                "key   = concat(src.query, normal(0.02), over h)",
+            ),
         ],
     },
     Case {
@@ -67,7 +85,10 @@ pub(super) const CASES: &[Case] = &[
         wrong: &[
             ("norm: PaddedRmsNorm(live: d)", "norm: RmsNorm()"),
             ("feed_norm.weight * sqrt(d / (d + g))", "feed_norm.weight"),
-            ("concat(src.layers[l].feed.down, zeros, over d)", "concat(src.layers[l].feed.down, normal(0.02), over d)"),
+            (
+                "concat(src.layers[l].feed.down, zeros, over d)",
+                "concat(src.layers[l].feed.down, normal(0.02), over d)",
+            ),
             ("concat(src.embedding, zeros, over d)", "concat(src.embedding, normal(0.02), over d)"),
         ],
     },
@@ -78,6 +99,55 @@ pub(super) const CASES: &[Case] = &[
             ("layers[1].mix.out   = zeros", "layers[1].mix.out   = src.layers[0].mix.out"),
             ("layers[1].feed.down = zeros", "layers[1].feed.down = normal(0.02)"),
             ("layers[2].** = src.layers[1].**", "layers[2].** = src.layers[0].**"),
+        ],
+    },
+    Case {
+        map: "add_silent_pair",
+        sizes: &[("vocab", 5), ("d", 3), ("h", 2), ("k", 2), ("f", 4)],
+        wrong: &[
+            ("    layers[2].gate = zeros", "    layers[2].gate = ones"),
+            ("a: [1 / 2, 1, 1, 1 / 2]", "a: [1 / 2, 1 / 2, 1, 1 / 2]"),
+            (
+                "a: [1 / 2, 1, 1, 1 / 2], gates: [none, 0, 0, none]",
+                "a: [1 / 2, 1 / 2, 1, 1], gates: [none, 0, 0, none]",
+            ),
+            (
+                "a: [1 / 2, 1, 1, 1 / 2], gates: [none, 0, 0, none]",
+                "a: [1 / 2, 1, 1, 1], gates: [none, 0, 0, none]",
+            ),
+        ],
+    },
+    Case {
+        map: "dense_to_experts",
+        sizes: &[("d", 3), ("f", 4), ("e", 5), ("w", 2), ("p", 2)],
+        wrong: &[
+            ("routed.down       = zeros", "routed.down       = normal(0.02)"),
+            (
+                "shared.**         = src.**",
+                "shared.gate = src.gate\n    shared.up = src.up * 2\n    shared.down = src.down",
+            ),
+            (
+                "shared.**         = src.**",
+                "shared.gate = src.up\n    shared.up = src.gate\n    shared.down = src.down",
+            ),
+        ],
+    },
+    Case {
+        map: "clone_experts",
+        sizes: &[("d", 3), ("f", 4), ("g", 4), ("w", 2), ("p", 2), ("r", 3), ("c", 2)],
+        wrong: &[
+            ("tile(src.routed.down, over e)", "tile(src.routed.down / size(r), over e)"),
+            ("tile(src.routed.gate, over e)", "interleave(src.routed.gate, over e)"),
+            ("tile(src.routed.up, over e)", "normal(0.02)"),
+        ],
+    },
+    Case {
+        map: "wider_and_deeper",
+        sizes: &[("vocab", 5), ("d", 3), ("h", 2), ("k", 2), ("f", 4), ("g", 2)],
+        wrong: &[
+            ("layers[1].mix.out   = zeros", "layers[1].mix.out   = normal(0.02)"),
+            ("layers[1].feed.down = zeros", "layers[1].feed.down = normal(0.02)"),
+            ("zip([0, 1, 2], [0, 0, 1])", "zip([0, 1, 2], [0, 0, 0])"),
         ],
     },
     Case {
