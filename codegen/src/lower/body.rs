@@ -897,6 +897,15 @@ impl Body<'_, '_> {
         args: &[ValueId],
         span: Span,
     ) -> Option<()> {
+        // A size that a callee leaves open is open here too, though no formal here has it.
+        for callee in &callees {
+            for name in &self.lowerer.module.function(*callee).open_sizes {
+                if !self.function.open_sizes.contains(name) {
+                    self.function.open_sizes.push(name.clone());
+                }
+            }
+        }
+        self.function.open_sizes.sort();
         let sub = self.function.subs.get_mut(index)?;
         if sub.callees.is_empty() {
             sub.callees = callees;
