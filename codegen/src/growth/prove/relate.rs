@@ -564,13 +564,16 @@ impl<'a> Pair<'_, 'a> {
     }
 
     fn op(&mut self, frame: &Frame<'_>, op: &Op, node: &Node) -> Result<Vec<Id>, Gap> {
+        let given: Vec<String> =
+            node.args.iter().map(|arg| frame.function.ty(*arg).to_string()).collect();
+        let args = frame.args(node).unwrap_or_default();
+        let types: Vec<Ty> = args.iter().filter_map(|arg| self.graph.ty(*arg).cloned()).collect();
+        let read: Vec<String> = types.iter().map(|ty| ty.stored().to_string()).collect();
         let unread = || {
-            let why = format!("`{}` cannot be read", op.def().mnemonic());
+            let (given, read) = (given.join(", "), read.join(", "));
+            let why = format!("`{}` of {given} cannot be read ({read})", op.def().mnemonic());
             Gap::new(&frame.path, frame.function, why)
         };
-        let args = frame.args(node).ok_or_else(unread)?;
-        let types: Option<Vec<Ty>> = args.iter().map(|arg| self.graph.ty(*arg).cloned()).collect();
-        let types = types.ok_or_else(unread)?;
         let op = read::bound(op, &frame.sizes).ok_or_else(unread)?;
         let trees: Vec<Tree> = args.iter().map(|arg| Tree::Var(*arg)).collect();
         let mut results = Vec::new();
@@ -621,21 +624,57 @@ impl<'a> Pair<'_, 'a> {
             return Err(Gap::new(&frame.path, frame.function, "an undeclared call".to_owned()));
         };
         let place = Place { func, path: sub_path(&frame.path, sub, layer) };
-        let mut types: Vec<Ty> = node
-            .results
-            .iter()
-            .map(|value| bound_ty(frame.function.ty(*value), &frame.sizes))
-            .collect();
-        // In a stack, some layers have penalties and others none.
-        let module = match frame.side {
+        let module: &'a Module = match frame.side {
             Side::Source => self.prover.source,
             Side::Target => self.prover.target,
         };
-        types.resize(module.function(func).outputs.len(), Ty::float(Axes::new()));
-        match frame.side {
-            Side::Source => Ok(self.site(place, args, types)),
-            Side::Target => self.target_call(&place, args, &types),
+        let callee = module.function(func);
+        // A call passes values axis by axis in storage order; names are those of either side.
+        let inputs: Vec<Vec<String>> = callee.inputs().map(|(_, v)| callee.ty(v).names()).collect();
+        let given = node.args.iter().map(|arg| frame.function.ty(*arg).names());
+        let pairs = args.iter().zip(given.zip(inputs));
+        let args: Vec<Id> = pairs.map(|(arg, (from, to))| self.renamed(*arg, &from, &to)).collect();
+        let mut types = Vec::new();
+        let mut names = Vec::new();
+        for (position, output) in callee.outputs.iter().enumerate() {
+            let inside = callee.ty(output.value).names();
+            // In a stack, some layers have penalties and others none.
+            let Some(result) = node.results.get(position) else {
+                types.push(Ty::float(Axes::new()));
+                names.push((inside.clone(), inside));
+                continue;
+            };
+            let outside = frame.function.ty(*result);
+            let mut ty = bound_ty(outside, &frame.sizes);
+            let axes = inside.iter().zip(outside.names());
+            let sizes =
+                axes.filter_map(|(name, outer)| Some((name.clone(), ty.axes.get(&outer)?.clone())));
+            ty.axes = sizes.collect();
+            types.push(ty);
+            names.push((inside, outside.names()));
         }
+        let results = match frame.side {
+            Side::Source => self.site(place, &args, types),
+            Side::Target => self.target_call(&place, &args, &types)?,
+        };
+        let back = results.into_iter().zip(names);
+        Ok(back.map(|(id, (inside, outside))| self.renamed(id, &inside, &outside)).collect())
+    }
+
+    /// A value with axes of these names under those names.
+    fn renamed(&mut self, id: Id, from: &[String], to: &[String]) -> Id {
+        let mut id = id;
+        let differing = || from.iter().zip(to).filter(|(from, to)| from != to);
+        // By way of names that are free, as two axes can change places.
+        for (old, new) in differing() {
+            let passing = format!("{new}'");
+            id = self.graph.add(Head::Rename { from: old.clone(), to: passing }, vec![id]);
+        }
+        for (_, new) in differing() {
+            let passing = format!("{new}'");
+            id = self.graph.add(Head::Rename { from: passing, to: new.clone() }, vec![id]);
+        }
+        id
     }
 
     /// A call of the source: its results are leaves.
