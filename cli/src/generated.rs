@@ -2,7 +2,7 @@
 //! and tests of other crates compare with it.
 
 use crate::table::{Table, counted, grouped};
-use lightc_codegen::analysis::{Count, ParamRow, ParamTable};
+use lightc_codegen::analysis::{Classes, Count, ModuleRow, ParamRow, ParamTable};
 use lightc_codegen::ir::{Module, text};
 use lightc_codegen::schedule::{FunctionSchedule, Schedule};
 use lightc_dsl::model::{Axis, Instance, StageModel, Storage, SubDef, SubKind, Target};
@@ -15,6 +15,9 @@ pub fn params_text(table: &ParamTable, full: bool) -> String {
     out.push_str(&modules_table(table));
     let _ = writeln!(out, "\nstored  {}", count_text(table.stored));
     let _ = writeln!(out, "active  {}", count_text(table.active));
+    if table.adapters.with_mtp > 0 {
+        let _ = writeln!(out, "adapters  {}", count_text(table.adapters));
+    }
     out.push_str(&frozen_text(table));
     if full {
         let _ = write!(out, "\n{}", tensors_table(table));
@@ -23,29 +26,30 @@ pub fn params_text(table: &ParamTable, full: bool) -> String {
 }
 
 fn modules_table(table: &ParamTable) -> String {
-    let mut rows = Table::new(&["module", "block", ">parameters", ">trained", ">frozen", ""]);
-    let (mut trained, mut frozen) = (0, 0);
-    for module in &table.modules {
-        trained += module.trained;
-        frozen += module.frozen;
-        rows.row(vec![
-            module.path.clone(),
-            module.block.clone(),
-            grouped(module.elements),
-            grouped(module.trained),
-            grouped(module.frozen),
-            training_only(module.training_only),
-        ]);
+    let classes = &table.classes;
+    let quantized = classes.quantized.with_mtp > 0 || classes.adapter.with_mtp > 0;
+    let mut heads = vec!["module", "block", ">parameters", ">trained", ">frozen"];
+    if quantized {
+        heads.extend([">quantized", ">adapters"]);
     }
-    let total = grouped(trained + frozen);
-    rows.row(vec![
-        "total".into(),
-        String::new(),
-        total,
-        grouped(trained),
-        grouped(frozen),
-        String::new(),
-    ]);
+    heads.push("");
+    let mut rows = Table::new(&heads);
+    let mut row = |path: &str, block: &str, counts: [i64; 5], training: String| {
+        let shown = if quantized { 5 } else { 3 };
+        let mut cells = vec![path.to_owned(), block.to_owned()];
+        cells.extend(counts.iter().take(shown).map(|count| grouped(*count)));
+        cells.push(training);
+        rows.row(cells);
+    };
+    for module in &table.modules {
+        let ModuleRow { elements, trained, frozen, quantized, adapters, .. } = *module;
+        let counts = [elements, trained, frozen, quantized, adapters];
+        row(&module.path, &module.block, counts, training_only(module.training_only));
+    }
+    let all = |count: Count| count.with_mtp;
+    let Classes { trained, frozen, quantized, adapter } = *classes;
+    let counts = [all(table.stored), all(trained), all(frozen), all(quantized), all(adapter)];
+    row("total", "", counts, String::new());
     rows.text()
 }
 
@@ -85,9 +89,9 @@ fn tensors_table(table: &ParamTable) -> String {
     for row in &table.params {
         let axes: Vec<String> =
             row.axes.iter().map(|(name, size)| format!("{name}={size}")).collect();
-        let storage = match row.storage {
-            Storage::Trained => "trained",
-            Storage::Frozen(_) => "frozen",
+        let storage = match &row.storage {
+            Storage::Frozen(_) => "frozen".to_owned(),
+            storage => text::storage_text(storage),
         };
         rows.row(vec![
             row.path.clone(),
@@ -95,7 +99,7 @@ fn tensors_table(table: &ParamTable) -> String {
             row.dtype.to_owned(),
             grouped(row.elements),
             row.init.clone(),
-            storage.to_owned(),
+            storage,
             training_only(row.training_only),
         ]);
     }
@@ -133,10 +137,10 @@ fn instance_text(model: &StageModel, index: u32, instance: &Instance) -> String 
     let bound: Vec<String> = sizes.chain(numbers).collect();
     let _ = writeln!(out, "{}({}) {{", instance_name(model, index), bound.join(", "));
     for param in &instance.params {
-        let storage = match &param.storage {
-            Storage::Trained => "trained".to_owned(),
-            Storage::Frozen(reason) => format!("frozen {reason:?}"),
-        };
+        let mut storage = text::storage_text(&param.storage);
+        if let Some(active) = &param.active {
+            let _ = write!(storage, " active {} of {}", active.count, active.of);
+        }
         let dtype = lightc_codegen::ir::types::dtype_word(param.dtype);
         let init = text::init_text(&param.init);
         let axes = axes_text(&param.axes);

@@ -189,7 +189,39 @@ stage small {
 }";
     ids_as_numbers: "block A {
     forward(ids[b, t]: index) -> [b, t] {
-        2 * ids
+        ids / 2
+    }
+}";
+    positions_with_a_fraction: "block A {
+    forward(ids[b, t]: index) -> [b, t]: index {
+        ids + 0.5
+    }
+}";
+    score_that_is_narrowed: "block A(d, e) {
+    axis p = 2
+    param router[e, d] ~ normal(0.02)
+
+    forward(x[b, t, d]) -> [b, t, p]: index {
+        top(dot(x, router, over d), e -> p)
+    }
+}";
+    more_positions_than_there_are: "block A(e) {
+    axis p = 3
+
+    forward(score[b, e]: f32) -> [b, p]: index {
+        top(score, e -> p)
+    }
+}
+
+stage s {
+    e     = 2
+    model = A()
+}";
+    rows_that_no_index_chooses_for: "block A(d, e, f) {
+    param weight[e, f, d] ~ normal(0.02)
+
+    forward(x[b, t, d], ids[b]: index) -> [b, t, f] {
+        expert_dot(x, weight, ids, expert: e, over d)
     }
 }";
     narrowing_at_a_call: "block Row(d) {
@@ -767,6 +799,52 @@ stage fit {
     d     = 4
     vocab = 300
     model = A()
+}";
+
+    // E0440, E0441: penalties ------------------------------------------------------------------
+
+    /// A loss that leaves out what the blocks below it ask for.
+    penalties_that_the_root_does_not_take: "block Layer(d) {
+    param weight[d] ~ ones
+
+    forward(x[b, d]) -> [b, d] {
+        y = x * weight
+        penalty size = mean(square(f32(y)), over (b, d))
+        y
+    }
+}
+
+block Root(d, motif: blocks) {
+    stack layers = m for m in motif
+
+    forward(x[b, d]) -> (loss[]) {
+        mean(square(layers(x)), over (b, d))
+    }
+}
+
+stage lost {
+    d     = 4
+    motif = [Layer()] * 2
+    model = Root()
+}";
+    penalty_that_is_not_one_number: "block A(d) {
+    param weight[d] ~ ones
+
+    forward(x[b, d]) -> [b, d] {
+        y = x * weight
+        penalty size = mean(square(f32(y)), over d)
+        y
+    }
+}";
+    penalty_named_twice: "block A(d) {
+    param weight[d] ~ ones
+
+    forward(x[b, d]) -> [b, d] {
+        y = x * weight
+        penalty size = mean(square(f32(y)), over (b, d))
+        penalty size = mean(f32(y), over (b, d))
+        y
+    }
 }";
 }
 

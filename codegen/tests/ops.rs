@@ -30,6 +30,9 @@ use rand_chacha::ChaCha8Rng;
 use rand_core::{RngCore, SeedableRng};
 use std::collections::BTreeMap;
 
+#[path = "ops/experts.rs"]
+mod experts;
+
 /// Random shapes and numbers of one test case.
 struct Case {
     rng: ChaCha8Rng,
@@ -217,7 +220,15 @@ fn subject(case: &mut Case, op: &Op, args: Vec<Arg>) -> Subject {
         let index = function.params.len();
         function.order.push(MemberRef::Param(index));
         let init = InitLaw::Zeros;
-        function.params.push(Param { name, ty: ty.clone(), init, storage, doc: None, span: None });
+        function.params.push(Param {
+            name,
+            ty: ty.clone(),
+            init,
+            storage,
+            active: None,
+            doc: None,
+            span: None,
+        });
         let op = ParamRef { index };
         values.push(function.push_typed(op.into(), vec![], vec![ty.clone()], None)[0]);
     }
@@ -1053,6 +1064,7 @@ fn one_of_each() -> Vec<Op> {
         Lookup { rows: j }.into(),
         LookupGrad { rows: sized }.into(),
     ];
+    ops.extend(experts::one_of_each());
     ops.extend(UnaryFn::ALL.map(|function| Unary { function }.into()));
     ops.extend(UnaryFn::ALL.map(|function| UnaryGrad { function }.into()));
     ops.extend(BinaryFn::ALL.map(|function| Binary { function }.into()));

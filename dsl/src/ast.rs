@@ -1,5 +1,12 @@
 //! Syntax of `.llm`, as written: nothing is resolved, every node has its place.
 
+mod grow;
+
+pub use grow::{
+    Clause, ClauseKind, Grow, IndexItem, IndexList, Loop, Path, RuleArg, RuleExpr, RuleExprKind,
+    Segment,
+};
+
 use crate::source::Span;
 use serde::Serialize;
 
@@ -37,6 +44,8 @@ pub enum Item {
     Block(Block),
     /// `stage name extends other { ... }`
     Stage(Stage),
+    /// `grow name: from -> to { ... }`
+    Grow(Grow),
 }
 
 /// `block Name(formals) { members }`: tensor equations over named axes.
@@ -90,6 +99,8 @@ pub enum Member {
     Axis(AxisDef),
     /// `param w[f, d]: f32 ~ normal(0.02) frozen "reason"`
     Param(Param),
+    /// `require low * size(e) < 1, "reason"`
+    Require(Require),
     /// `state ema[] = 1.0`
     State(State),
     /// `table codes[vocab, p] from "tokenizer.byte_codes"`
@@ -125,7 +136,7 @@ pub enum DType {
     Bool,
 }
 
-/// `param name[axes]: dtype ~ init frozen "reason"`
+/// `param name[axes]: dtype ~ init storage active k of e`
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Param {
     /// `///` lines.
@@ -138,8 +149,41 @@ pub struct Param {
     pub dtype: Option<DType>,
     /// How it starts.
     pub init: Init,
+    /// How it is kept; trained where absent.
+    pub storage: Option<StorageClause>,
+    /// `active top_k of e`
+    pub active: Option<Active>,
+    /// The whole member.
+    pub span: Span,
+}
+
+/// What stands after the law of a parameter that is not simply trained.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub enum StorageClause {
     /// `frozen "reason"`
-    pub frozen: Option<Text>,
+    Frozen(Text),
+    /// `quantized int8`: the name of the format.
+    Quantized(Ident),
+    /// `adapter`
+    Adapter(Span),
+}
+
+/// `active top_k of e`: of the positions of an axis, how many work for one token.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Active {
+    /// How many: a size expression.
+    pub count: Expr,
+    /// Of which axis of the parameter.
+    pub of: Ident,
+}
+
+/// `require a < b and c <= d, "reason"`: checked for every instance whose sizes are bound.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Require {
+    /// Comparisons of numbers; all have to hold.
+    pub conditions: Vec<Expr>,
+    /// Why.
+    pub reason: Text,
     /// The whole member.
     pub span: Span,
 }
@@ -275,6 +319,13 @@ pub enum Stmt {
         /// Its next value.
         value: Expr,
     },
+    /// `penalty balance = expr`: a number that is added to what training minimises.
+    Penalty {
+        /// What it is called.
+        name: Ident,
+        /// What it is.
+        value: Expr,
+    },
 }
 
 /// A name on the left of `=`, with its axes where they are stated.
@@ -398,7 +449,18 @@ pub struct Stage {
     /// `name = expr`, in source order; they see each other whatever their order, and a binding
     /// replaces the parent's everywhere it is used.
     pub bindings: Vec<Binding>,
+    /// `probe { d = 16 }`: sizes at which the claims of growth maps are tried. Inherited.
+    pub probe: Option<Probe>,
     /// The whole item.
+    pub span: Span,
+}
+
+/// `probe { bindings }` in a stage.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Probe {
+    /// They replace the stage's own.
+    pub bindings: Vec<Binding>,
+    /// The word `probe`.
     pub span: Span,
 }
 

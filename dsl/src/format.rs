@@ -5,9 +5,11 @@
 //! hold 100 columns where they can. In a run of parameters, sub-blocks or bindings that nothing
 //! separates, `~` and `=` stand below each other.
 
+mod grow;
+
 use crate::ast::{
     Arg, AxisDef, AxisPattern, BinaryOp, DType, Expr, ExprKind, Formal, FormalKind, Ident, Member,
-    Port, Stmt, Target,
+    Port, Require, Stmt, StorageClause, Target,
 };
 use crate::diag::{Diag, Severity};
 use crate::layout::{self, Body, Comment, Layout, Node};
@@ -36,6 +38,11 @@ pub fn format(text: &str) -> Result<String, Vec<Diag>> {
     Ok(printer.out)
 }
 
+/// An expression on one line.
+pub(crate) fn expression(expr: &Expr) -> String {
+    flat(expr, 0)
+}
+
 struct Printer<'a> {
     text: &'a str,
     parser: FileParser<'a>,
@@ -55,6 +62,7 @@ enum RunKind {
     Param,
     Sub,
     Binding,
+    Rule,
 }
 
 impl Printer<'_> {
@@ -155,6 +163,8 @@ impl Printer<'_> {
             let context = match printed.line {
                 Line::StageHead(..) => Context::Stage,
                 Line::ForwardHead(..) => Context::Forward,
+                Line::ProbeHead(_) => Context::Probe,
+                Line::GrowHead(..) => Context::Grow,
                 _ => Context::Block,
             };
             self.nodes(&body.nodes, context, indent + INDENT);
@@ -224,6 +234,10 @@ fn run_length(lines: &[(&Node, Printed)]) -> usize {
 fn prepare(line: Line) -> Printed {
     let (head, operator) = match &line {
         Line::Binding(name, _) => (name.name.clone(), Some((" = ", RunKind::Binding))),
+        Line::Clause(clause) => match grow::rule_head(clause) {
+            Some(head) => (head, Some((" = ", RunKind::Rule))),
+            None => (String::new(), None),
+        },
         Line::Member(member) => match &**member {
             Member::Param(param) => {
                 let axes = names(&param.axes);
@@ -251,6 +265,11 @@ fn rest_of_line(line: &Line, indent: usize, column: usize, tail: usize) -> Strin
         Line::StageHead(name, Some(parent)) => {
             format!("stage {} extends {}", name.name, parent.name)
         }
+        Line::GrowHead(name, formals, from, to) => {
+            grow::head(&name.name, formals, &flat(from, 0), &flat(to, 0))
+        }
+        Line::ProbeHead(_) => "probe".to_owned(),
+        Line::Clause(clause) => grow::clause(clause, indent, column),
         Line::Binding(_, value) => wrap(value, column, tail),
         Line::Member(member) => member_rest(member, indent, column),
         Line::ForwardHead(inputs, outputs, _) => {
@@ -271,16 +290,26 @@ fn member_rest(member: &Member, indent: usize, column: usize) -> String {
         Member::Axis(def) => axis_text(def, indent),
         Member::Param(param) => {
             let mut text = param.init.name.name.clone();
-            let frozen = match &param.frozen {
-                Some(reason) => format!(" frozen \"{}\"", reason.value),
-                None => String::new(),
-            };
             if !param.init.args.is_empty() {
                 let args: Vec<String> = param.init.args.iter().map(|a| flat(a, 0)).collect();
                 text.push_str(&format!("({})", args.join(", ")));
             }
-            text + &frozen
+            match &param.storage {
+                Some(StorageClause::Frozen(reason)) => {
+                    text.push_str(&format!(" frozen \"{}\"", reason.value));
+                }
+                Some(StorageClause::Quantized(format)) => {
+                    text.push_str(&format!(" quantized {}", format.name));
+                }
+                Some(StorageClause::Adapter(_)) => text.push_str(" adapter"),
+                None => {}
+            }
+            if let Some(active) = &param.active {
+                text.push_str(&format!(" active {} of {}", flat(&active.count, 0), active.of.name));
+            }
+            text
         }
+        Member::Require(require) => require_text(require),
         Member::State(state) => {
             let head = format!("state {}[{}] = ", state.name.name, names(&state.axes));
             let column = indent + head.chars().count();
@@ -315,6 +344,11 @@ fn member_rest(member: &Member, indent: usize, column: usize) -> String {
     }
 }
 
+fn require_text(require: &Require) -> String {
+    let conditions: Vec<String> = require.conditions.iter().map(|c| flat(c, 0)).collect();
+    format!("require {}, \"{}\"", conditions.join(" and "), require.reason.value)
+}
+
 fn axis_text(def: &AxisDef, indent: usize) -> String {
     let head = format!("axis {} = ", def.name.name);
     let column = indent + head.chars().count();
@@ -329,6 +363,7 @@ fn stmt_text(stmt: &Stmt, indent: usize) -> String {
             (format!("{} = ", targets.join(", ")), value)
         }
         Stmt::Update { name, value } => (format!("update {} = ", name.name), value),
+        Stmt::Penalty { name, value } => (format!("penalty {} = ", name.name), value),
     };
     let column = indent + head.chars().count();
     head + &expr_at(value, 0, indent, column, 0)

@@ -174,12 +174,14 @@ impl Scanner<'_> {
         self.bytes.get(self.at + ahead).copied()
     }
 
-    /// At the start of a physical line that begins with `block `, `stage ` or `import `.
+    /// At the start of a physical line that begins with `block `, `stage `, `grow ` or `import `.
     fn starts_item(&self) -> bool {
         let line_start = self.at == 0 || self.bytes.get(self.at - 1) == Some(&b'\n');
         let rest = self.bytes.get(self.at..).unwrap_or_default();
         line_start
-            && [&b"block "[..], b"stage ", b"import "].iter().any(|word| rest.starts_with(word))
+            && [&b"block "[..], b"stage ", b"grow ", b"import "]
+                .iter()
+                .any(|word| rest.starts_with(word))
     }
 
     /// Closes everything that is still open.
@@ -247,7 +249,12 @@ impl Scanner<'_> {
     fn continues(&self) -> bool {
         let Some(line) = &self.line else { return false };
         let text = self.text.get(line.range.clone()).unwrap_or_default();
-        let last = text.iter().rev().find(|b| !b.is_ascii_whitespace());
+        let text = text.trim_ascii_end();
+        // `src.layers.**` ends a path.
+        if text.ends_with(b".*") || text.ends_with(b".**") {
+            return false;
+        }
+        let last = text.last();
         matches!(last, Some(b'+' | b'-' | b'*' | b'/' | b'<' | b'>' | b'=' | b'~' | b':' | b','))
     }
 
@@ -419,7 +426,9 @@ impl Scanner<'_> {
             head.range = self.at..self.at;
             self.diags.push(
                 Diag::error(codes::UNEXPECTED, "`{` follows nothing", place, "opens a body")
-                    .with_help("a body follows `block`, `stage` or `forward` on the same line"),
+                    .with_help(
+                        "a body follows `block`, `stage`, `grow` or `forward` on the same line",
+                    ),
             );
         } else if self.heads.len() >= MAX_BODIES {
             self.diags.push(Diag::error(

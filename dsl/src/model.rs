@@ -37,6 +37,8 @@ pub struct StageModel {
     pub span: Span,
     /// The value of its binding `model`.
     pub root: InstanceId,
+    /// Its bindings that are sizes.
+    pub sizes: BTreeMap<String, Size>,
     /// All instances; children before parents.
     pub instances: Vec<Instance>,
 }
@@ -91,6 +93,52 @@ pub enum Storage {
     Trained,
     /// Keeps its initial or loaded value, for the stated reason.
     Frozen(String),
+    /// Keeps its initial or loaded value as 8-bit codes and one scale per row.
+    Quantized(Format),
+    /// Learns beside a quantized parameter; counted apart.
+    Adapter,
+}
+
+impl Storage {
+    /// Whether a gradient moves it.
+    pub fn learns(&self) -> bool {
+        matches!(self, Storage::Trained | Storage::Adapter)
+    }
+}
+
+/// What a code of a quantized parameter stands for. A row is all positions of the last axis.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Format {
+    /// `code * scale`, codes from -127 to 127, `scale` the largest magnitude of the row over 127.
+    Int8,
+    /// `level[code] * scale`: 256 quantiles of a coordinate of a random direction, `scale` the
+    /// length of the row.
+    Quantile8,
+}
+
+impl Format {
+    /// As it stands in the source.
+    pub fn word(self) -> &'static str {
+        match self {
+            Format::Int8 => "int8",
+            Format::Quantile8 => "quantile8",
+        }
+    }
+
+    /// The format of a word.
+    pub fn from_word(word: &str) -> Option<Self> {
+        [Format::Int8, Format::Quantile8].into_iter().find(|format| format.word() == word)
+    }
+}
+
+/// Of the positions of an axis of a parameter, how many work for one token.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Active {
+    /// How many.
+    pub count: Size,
+    /// Of which axis.
+    pub of: String,
 }
 
 /// How a parameter starts. Numbers are final: sizes in them have been evaluated.
@@ -142,6 +190,8 @@ pub struct ParamDef {
     pub init: InitLaw,
     /// How it is kept.
     pub storage: Storage,
+    /// How much of it one token uses; all of it where absent.
+    pub active: Option<Active>,
     /// Where it is declared.
     pub span: Span,
 }

@@ -1,7 +1,7 @@
 //! Words with a fixed meaning, and the nearest known word to an unknown one.
 
 /// Words that cannot name anything.
-pub const KEYWORDS: [&str; 19] = [
+pub const KEYWORDS: [&str; 21] = [
     "import",
     "block",
     "stage",
@@ -20,12 +20,14 @@ pub const KEYWORDS: [&str; 19] = [
     "from",
     "frozen",
     "training_only",
+    "penalty",
+    "require",
     "integrate",
 ];
 
 /// Functions of forward bodies. A block, value, sub-block or stage binding cannot take their
 /// names; an axis can, since axes are never called.
-pub const BUILTINS: [&str; 42] = [
+pub const BUILTINS: &[&str] = &[
     "exp",
     "ln",
     "sqrt",
@@ -68,7 +70,20 @@ pub const BUILTINS: [&str; 42] = [
     "linear_cross_entropy",
     "gather_sum",
     "lookup",
+    "logsumexp",
+    "index",
+    "top",
+    "take",
+    "count",
+    "below",
+    "expert_dot",
+    "hadamard",
+    "sum_ranks",
+    "penalties",
 ];
+
+/// How a quantized parameter is kept, after `quantized`.
+pub const FORMATS: [&str; 2] = ["int8", "quantile8"];
 
 /// Functions of number expressions.
 pub const NUMBER_FUNCTIONS: [&str; 4] = ["sqrt", "exp", "ln", "size"];

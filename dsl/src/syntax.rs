@@ -2,9 +2,9 @@
 //! lines are parsed all the same.
 
 use crate::ast::{
-    Arg, AxisDef, AxisPattern, BinaryOp, Binding, Block, DType, Expr, ExprKind, File, Formal,
-    FormalKind, Forward, Ident, Init, Item, Member, Param, Port, Stack, Stage, State, Stmt, Sub,
-    Table, Target, Text,
+    Active, Arg, AxisDef, AxisPattern, BinaryOp, Binding, Block, Clause, ClauseKind, DType, Expr,
+    ExprKind, File, Formal, FormalKind, Forward, Grow, Ident, Init, Item, Member, Param, Port,
+    Probe, Require, Stack, Stage, State, Stmt, StorageClause, Sub, Table, Target, Text,
 };
 use crate::diag::{Diag, codes};
 use crate::layout::{self, Body, Comment, Layout, Node};
@@ -16,6 +16,8 @@ use pest::iterators::Pair;
 use pest::pratt_parser::{Assoc, Op, PrattParser};
 use std::ops::Range;
 use std::sync::LazyLock;
+
+mod grow;
 
 mod grammar {
     //! The parser that pest makes from `grammar.pest`.
@@ -81,6 +83,10 @@ pub(crate) enum Context {
     Stage,
     /// In a forward.
     Forward,
+    /// In the probe of a stage.
+    Probe,
+    /// In a growth map.
+    Grow,
 }
 
 /// A parsed line, without the body that it opens.
@@ -89,6 +95,9 @@ pub(crate) enum Line {
     Import(Text),
     BlockHead(Ident, Vec<Formal>),
     StageHead(Ident, Option<Ident>),
+    GrowHead(Ident, Vec<Formal>, Expr, Expr),
+    ProbeHead(Span),
+    Clause(Box<ClauseKind>),
     Binding(Ident, Expr),
     Member(Box<Member>),
     ForwardHead(Vec<Port>, Vec<Port>, Span),
@@ -125,13 +134,18 @@ impl<'a> FileParser<'a> {
                 Some(Item::Block(Block { doc, name, formals, members, span }))
             }
             Some(Line::StageHead(name, extends)) => {
-                let bindings = self.bindings(node.body.as_ref());
-                Some(Item::Stage(Stage { doc, name, extends, bindings, span }))
+                let (bindings, probe) = self.stage_body(node.body.as_ref());
+                Some(Item::Stage(Stage { doc, name, extends, bindings, probe, span }))
+            }
+            Some(Line::GrowHead(name, formals, from, to)) => {
+                let clauses = self.clauses(node.body.as_ref());
+                Some(Item::Grow(Grow { doc, name, formals, from, to, clauses, span }))
             }
             _ => {
                 // The head is lost; errors in its body are not.
                 match self.first_word(node) {
-                    "stage" => drop(self.bindings(node.body.as_ref())),
+                    "stage" => drop(self.stage_body(node.body.as_ref())),
+                    "grow" => drop(self.clauses(node.body.as_ref())),
                     _ => drop(self.members(node.body.as_ref())),
                 }
                 None
@@ -139,15 +153,59 @@ impl<'a> FileParser<'a> {
         }
     }
 
-    fn bindings(&mut self, body: Option<&Body>) -> Vec<Binding> {
+    /// Bindings, and the last `probe`.
+    fn stage_body(&mut self, body: Option<&Body>) -> (Vec<Binding>, Option<Probe>) {
+        let nodes = body.map_or(&[][..], |b| &b.nodes);
+        let (mut bindings, mut probe) = (Vec::new(), None);
+        for node in nodes {
+            match self.line(node, Context::Stage) {
+                Some(Line::Binding(name, value)) => {
+                    bindings.push(Binding { doc: self.doc(&node.before), name, value });
+                }
+                Some(Line::ProbeHead(span)) => {
+                    let bindings = self.probe_body(node.body.as_ref());
+                    self.second_probe(probe.as_ref(), span);
+                    probe = Some(Probe { bindings, span });
+                }
+                _ => {}
+            }
+        }
+        (bindings, probe)
+    }
+
+    fn second_probe(&mut self, first: Option<&Probe>, span: Span) {
+        if let Some(first) = first {
+            let diag = Diag::error(
+                codes::DOUBLED_BINDING,
+                "the stage has two probes",
+                span,
+                "second probe",
+            );
+            let diag = diag.with_related(first.span, "the first");
+            self.diags.push(diag.with_help("write all sizes in one of them"));
+        }
+    }
+
+    fn probe_body(&mut self, body: Option<&Body>) -> Vec<Binding> {
         let nodes = body.map_or(&[][..], |b| &b.nodes);
         let mut bindings = Vec::new();
         for node in nodes {
-            if let Some(Line::Binding(name, value)) = self.line(node, Context::Stage) {
+            if let Some(Line::Binding(name, value)) = self.line(node, Context::Probe) {
                 bindings.push(Binding { doc: self.doc(&node.before), name, value });
             }
         }
         bindings
+    }
+
+    fn clauses(&mut self, body: Option<&Body>) -> Vec<Clause> {
+        let nodes = body.map_or(&[][..], |b| &b.nodes);
+        let mut clauses = Vec::new();
+        for node in nodes {
+            if let Some(Line::Clause(kind)) = self.line(node, Context::Grow) {
+                clauses.push(Clause { kind: *kind, span: self.span(node.range.clone()) });
+            }
+        }
+        clauses
     }
 
     fn members(&mut self, body: Option<&Body>) -> Vec<Member> {
@@ -168,7 +226,7 @@ impl<'a> FileParser<'a> {
                     | Member::Sub(Sub { doc, .. })
                     | Member::Stack(Stack { doc, .. })
                     | Member::Forward(Forward { doc, .. }) => *doc = text,
-                    Member::Axis(_) => {}
+                    Member::Axis(_) | Member::Require(_) => {}
                 }
                 Some(member)
             }
@@ -300,7 +358,14 @@ impl<'a> FileParser<'a> {
 
     /// Only heads have a body, and every head has one.
     fn check_body(&mut self, node: &Node, rule: Rule, line: Option<Line>) -> Option<Line> {
-        let wants = matches!(rule, Rule::block_head | Rule::stage_head | Rule::forward_head);
+        let wants = matches!(
+            rule,
+            Rule::block_head
+                | Rule::stage_head
+                | Rule::forward_head
+                | Rule::grow_head
+                | Rule::probe_head
+        );
         match &node.body {
             None if wants => {
                 let end = node.range.end;
@@ -335,17 +400,22 @@ impl<'a> FileParser<'a> {
             (Context::Top, "import") => Some(Rule::import_line),
             (Context::Top, "block") => Some(Rule::block_head),
             (Context::Top, "stage") => Some(Rule::stage_head),
+            (Context::Top, "grow") => Some(Rule::grow_head),
+            (Context::Stage, "probe") if node.body.is_some() => Some(Rule::probe_head),
+            (Context::Grow, _) => Some(grow::rule_of(word, text)),
             (Context::Block, "axis") | (Context::Forward, "axis") => Some(Rule::axis_line),
             (Context::Block, "param") => Some(Rule::param_line),
             (Context::Block, "state") => Some(Rule::state_line),
             (Context::Block, "table") => Some(Rule::table_line),
             (Context::Block, "sub") => Some(Rule::sub_line),
             (Context::Block, "stack") => Some(Rule::stack_line),
+            (Context::Block, "require") => Some(Rule::require_line),
             (Context::Block, "forward") => Some(Rule::forward_head),
+            (Context::Forward, "penalty") => Some(Rule::penalty_line),
             (Context::Forward, "update") => Some(Rule::update_line),
             (Context::Forward, _) if has_assignment(text) => Some(Rule::let_line),
             (Context::Forward, _) => Some(Rule::result_line),
-            (Context::Stage, _) => Some(Rule::binding_line),
+            (Context::Stage | Context::Probe, _) => Some(Rule::binding_line),
             _ => None,
         };
         rule.ok_or_else(|| Box::new(self.unknown_line(node, context, word)))
@@ -353,8 +423,11 @@ impl<'a> FileParser<'a> {
 
     fn unknown_line(&self, node: &Node, context: Context, word: &str) -> Diag {
         let (words, where_): (&[&str], _) = match context {
-            Context::Top => (&["import", "block", "stage"], "at the top level"),
-            _ => (&["axis", "param", "state", "table", "sub", "stack", "forward"], "in a block"),
+            Context::Top => (&["import", "block", "stage", "grow"], "at the top level"),
+            _ => (
+                &["axis", "param", "state", "table", "sub", "stack", "require", "forward"],
+                "in a block",
+            ),
         };
         let start = node.range.start;
         let length = if word.is_empty() { 1 } else { word.len() };
@@ -545,6 +618,15 @@ fn line_words(rule: Rule) -> &'static str {
         Rule::block_head => "the head of a block",
         Rule::stage_head => "the head of a stage",
         Rule::binding_line => "a binding",
+        Rule::grow_head => "the head of a growth map",
+        Rule::probe_head => "the head of a probe",
+        Rule::preserves_line | Rule::changes_line => "a claim",
+        Rule::seed_line => "a seed",
+        Rule::moments_line => "a rule of moments",
+        Rule::setting_line => "a setting",
+        Rule::rest_line | Rule::rule_line => "a rule",
+        Rule::drop_line => "a drop",
+        Rule::given_line | Rule::gives_line => "a correspondence",
         Rule::axis_line => "an axis definition",
         Rule::param_line => "a parameter",
         Rule::state_line => "a state",
@@ -573,6 +655,11 @@ fn rule_words(rule: Rule) -> Option<&'static str> {
         Rule::dtype => "`f32`, `act`, `index` or `bool`",
         Rule::init => "an init such as `normal(0.02)`",
         Rule::frozen | Rule::kw_frozen => "`frozen`",
+        Rule::quantized | Rule::kw_quantized => "`quantized`",
+        Rule::adapter | Rule::kw_adapter => "`adapter`",
+        Rule::active | Rule::kw_active => "`active`",
+        Rule::kw_of => "`of`",
+        Rule::kw_and => "`and`",
         Rule::inputs => "inputs in parentheses",
         Rule::outputs => "outputs in parentheses",
         Rule::port => "a name with its axes",
@@ -585,6 +672,19 @@ fn rule_words(rule: Rule) -> Option<&'static str> {
         Rule::names => "axis names",
         Rule::add | Rule::subtract | Rule::multiply | Rule::divide => "an operator",
         Rule::less | Rule::less_equal | Rule::greater | Rule::greater_equal => "an operator",
+        Rule::rule_expr | Rule::rule_word | Rule::rule_group => "an expression",
+        Rule::source => "a path that starts with `src`",
+        Rule::path | Rule::segment => "a path",
+        Rule::rule_args => "`(`",
+        Rule::over_one | Rule::each | Rule::cut | Rule::key | Rule::rule_named => "an argument",
+        Rule::index_list | Rule::zip => "indices such as `0 .. 8`",
+        Rule::loop_over => "`for`",
+        Rule::kw_exactly => "`exactly`",
+        Rule::kw_within => "`within`",
+        Rule::kw_follow => "`follow`",
+        Rule::kw_reset => "`reset`",
+        Rule::kw_src => "`src`",
+        Rule::word_expr => "a stage or block",
         Rule::comma => "`,`",
         Rule::colon => "`:`",
         Rule::equals => "`=`",
@@ -643,6 +743,31 @@ fn parts(pair: Pair<'_, Rule>) -> impl Iterator<Item = Pair<'_, Rule>> {
                 | Rule::kw_in
                 | Rule::kw_from
                 | Rule::kw_frozen
+                | Rule::kw_quantized
+                | Rule::kw_adapter
+                | Rule::kw_active
+                | Rule::kw_of
+                | Rule::kw_and
+                | Rule::kw_penalty
+                | Rule::kw_require
+                | Rule::kw_grow
+                | Rule::kw_preserves
+                | Rule::kw_exactly
+                | Rule::kw_within
+                | Rule::kw_changes
+                | Rule::kw_seed
+                | Rule::kw_moments
+                | Rule::kw_follow
+                | Rule::kw_reset
+                | Rule::kw_setting
+                | Rule::kw_rest
+                | Rule::kw_drop
+                | Rule::kw_given
+                | Rule::kw_gives
+                | Rule::kw_src
+                | Rule::kw_each
+                | Rule::kw_zip
+                | Rule::kw_probe
                 | Rule::comma
                 | Rule::colon
                 | Rule::equals
@@ -708,6 +833,9 @@ impl Builder {
                 let name = self.ident(&parts.next()?);
                 Line::StageHead(name, parts.next().map(|p| self.ident(&p)))
             }
+            Rule::grow_head => self.grow_head(parts)?,
+            Rule::probe_head => Line::ProbeHead(span),
+            _ if grow::is_clause(rule) => Line::Clause(Box::new(self.clause(rule, parts)?)),
             Rule::binding_line => {
                 Line::Binding(self.ident(&parts.next()?), self.expr(parts.next()?)?)
             }
@@ -722,6 +850,11 @@ impl Builder {
                 let name = self.ident(&parts.next()?);
                 Line::Stmt(Stmt::Update { name, value: self.expr(parts.next()?)? })
             }
+            Rule::penalty_line => {
+                let name = self.ident(&parts.next()?);
+                Line::Stmt(Stmt::Penalty { name, value: self.expr(parts.next()?)? })
+            }
+            Rule::require_line => Line::Member(Box::new(self.require(parts, span)?)),
             Rule::let_line => Line::Stmt(self.let_stmt(parts)?),
             Rule::result_line => Line::Result(self.result(parts.next()?)?),
             _ => Line::Member(Box::new(self.member(rule, parts, span)?)),
@@ -831,16 +964,47 @@ impl Builder {
         span: Span,
     ) -> Option<Member> {
         let axes = self.idents(parts.next()?);
-        let (mut dtype, mut init, mut frozen) = (None, None, None);
+        let (mut dtype, mut init, mut storage, mut active) = (None, None, None, None);
         for part in parts {
             match part.as_rule() {
                 Rule::dtype => dtype = Some(dtype_of(&part)),
                 Rule::init => init = Some(self.init(part)?),
-                _ => frozen = self::parts(part).next().map(|p| self.text(&p)),
+                Rule::active => active = Some(self.active(part)?),
+                _ => storage = self.storage(part),
             }
         }
         let init = init?;
-        Some(Member::Param(Param { doc: None, name, axes, dtype, init, frozen, span }))
+        Some(Member::Param(Param { doc: None, name, axes, dtype, init, storage, active, span }))
+    }
+
+    fn storage(&self, pair: Pair<'_, Rule>) -> Option<StorageClause> {
+        let span = self.span(&pair);
+        Some(match pair.as_rule() {
+            Rule::frozen => StorageClause::Frozen(self.text(&parts(pair).next()?)),
+            Rule::quantized => StorageClause::Quantized(self.ident(&parts(pair).next()?)),
+            _ => StorageClause::Adapter(span),
+        })
+    }
+
+    fn active(&mut self, pair: Pair<'_, Rule>) -> Option<Active> {
+        let mut parts = parts(pair);
+        let count = self.expr(parts.next()?)?;
+        Some(Active { count, of: self.ident(&parts.next()?) })
+    }
+
+    fn require<'i>(
+        &mut self,
+        parts: impl Iterator<Item = Pair<'i, Rule>>,
+        span: Span,
+    ) -> Option<Member> {
+        let (mut conditions, mut reason) = (Vec::new(), None);
+        for part in parts {
+            match part.as_rule() {
+                Rule::text => reason = Some(self.text(&part)),
+                _ => conditions.push(self.expr(part)?),
+            }
+        }
+        Some(Member::Require(Require { conditions, reason: reason?, span }))
     }
 
     fn init(&mut self, pair: Pair<'_, Rule>) -> Option<Init> {

@@ -731,6 +731,47 @@ stage s {
     param weight[d] ~ ones frozen \"  \"
     forward(x[.., d]) -> [.., d] { x }
 }";
+    unmet_requirement: "block A(d, e) {
+    require 2 * size(e) < size(d) and size(e) > 1, \"half of the channels route\"
+    param weight[d, e] ~ ones
+    forward(x[.., d]) -> [.., e] { dot(x, weight, over d) }
+}
+
+stage s {
+    d     = 4
+    e     = 3
+    model = A()
+}";
+    requirement_that_compares_nothing: "block A(d) {
+    require size(d), \"there are channels\"
+    forward(x[.., d]) -> [.., d] { x }
+}";
+    unknown_format: "block A(d) {
+    param weight[d] ~ ones quantized int9
+    param other[d]  ~ ones quantized fp4
+    forward(x[.., d]) -> [.., d] { x }
+}";
+    cannot_be_quantized: "block A(d) {
+    param weight[d]: f32 ~ ones quantized int8
+    param scale[]        ~ ones quantized quantile8
+    forward(x[.., d]) -> [.., d] { x }
+}";
+    active_of_another_axis: "block A(d, experts, f) {
+    param weight[experts, d] ~ ones active 2 of expert
+    param other[experts, d]  ~ ones active 2 of f
+    forward(x[.., d]) -> [.., d] { x }
+}";
+    active_of_too_few: "block A(d, e) {
+    param weight[e, d] ~ ones active 5 of e
+    param other[e, d] ~ ones active e - 3 of e
+    forward(x[.., d]) -> [.., d] { x }
+}
+
+stage s {
+    d     = 4
+    e     = 3
+    model = A()
+}";
     unknown_table: "block A(d) {
     table codes[d] from \"tokenizer.byte_code\"
     table other[d] from \"corpus\"

@@ -50,6 +50,8 @@ fn show(model: &StageModel) -> String {
                     let frozen = match &p.storage {
                         Storage::Trained => String::new(),
                         Storage::Frozen(reason) => format!(" frozen {reason:?}"),
+                        Storage::Quantized(format) => format!(" quantized {}", format.word()),
+                        Storage::Adapter => " adapter".to_owned(),
                     };
                     let (name, axes) = (&p.name, axes.join(", "));
                     let _ = writeln!(out, "    param {name}[{axes}]: {:?} {law}{frozen}", p.dtype);

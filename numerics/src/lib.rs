@@ -3,3 +3,6 @@
 
 pub mod draw;
 pub mod fixed;
+pub mod hadamard;
+pub mod int8;
+mod sphere;

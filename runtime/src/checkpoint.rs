@@ -6,9 +6,11 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use lightc_checkpoint::{
-    Checkpoint, Dtype, Expected, ExpectedTensor, FileContents, Head, TensorData,
+    Checkpoint, Dtype, Expected, ExpectedTensor, FileContents, Head, Store, TensorData,
+    format::LATEST_FILE,
 };
 
 use crate::error::{Error, Result};
@@ -34,6 +36,16 @@ pub struct Strictness {
     pub settings: bool,
 }
 
+/// A checkpoint by the path of a run, of its checkpoints, or of itself.
+pub fn open_any(path: &Path) -> Result<Checkpoint> {
+    for root in [path.to_owned(), path.join("checkpoints")] {
+        if root.join(LATEST_FILE).is_file() {
+            return Ok(Store::new(root).open_latest()?);
+        }
+    }
+    Ok(Checkpoint::open(path)?)
+}
+
 /// The head of a checkpoint of this state.
 pub fn head(
     stage: &dyn Stage,
@@ -50,6 +62,8 @@ pub fn head(
         tokenizer_hash: corpus.tokenizer.hash().to_owned(),
         corpus_digest: corpus.digest.clone(),
         settings,
+        integrators: BTreeMap::new(),
+        grown: None,
     }
 }
 
@@ -102,7 +116,7 @@ pub fn restore(
     settings: &BTreeMap<String, String>,
     strictness: Strictness,
 ) -> Result<()> {
-    let tensors = expected_tensors(state)?;
+    let tensors = expected_tensors(&named(state))?;
     checkpoint.check(&Expected {
         stage: stage.name(),
         source_hash: strictness.source.then(|| stage.source_hash()),
@@ -110,6 +124,7 @@ pub fn restore(
         corpus_digest: strictness.run.then_some(corpus.digest.as_str()),
         settings: (strictness.run && strictness.settings).then_some(settings),
         tensors: &tensors,
+        unread: &[],
     })?;
     let loaded = named(state)
         .into_iter()
@@ -120,10 +135,39 @@ pub fn restore(
     state.refresh_params()
 }
 
-fn expected_tensors(state: &TrainState) -> Result<Vec<ExpectedTensor>> {
-    named(state)
+/// Checks a checkpoint of this stage from any run, and takes over its
+/// parameters, moments and states. Step and carries stay as they are.
+pub fn begin_from(
+    stage: &dyn Stage,
+    state: &mut TrainState,
+    checkpoint: &Checkpoint,
+    corpus: &Corpus,
+    same_source: bool,
+) -> Result<()> {
+    // Carries belong to the lanes of a run; they come last in the list.
+    let mut all = named(state);
+    all.retain(|(file, _, _)| *file != CARRIES);
+    checkpoint.check(&Expected {
+        stage: stage.name(),
+        source_hash: same_source.then(|| stage.source_hash()),
+        tokenizer_hash: corpus.tokenizer.hash(),
+        corpus_digest: None,
+        settings: None,
+        tensors: &expected_tensors(&all)?,
+        unread: &[CARRIES],
+    })?;
+    let loaded = all
         .into_iter()
-        .map(|(file, name, tensor)| {
+        .map(|(file, name, like)| load(checkpoint, file, name, like))
+        .collect::<Result<Vec<Tensor>>>()?;
+    put(state, loaded);
+    state.refresh_params()
+}
+
+fn expected_tensors(named: &[Named<'_>]) -> Result<Vec<ExpectedTensor>> {
+    named
+        .iter()
+        .map(|&(file, name, tensor)| {
             Ok(ExpectedTensor {
                 file: file.to_owned(),
                 name: name.to_owned(),
@@ -171,6 +215,7 @@ fn dtype(kind: Kind) -> Result<Dtype> {
         Kind::Double => Ok(Dtype::F64),
         Kind::Half => Ok(Dtype::F16),
         Kind::BFloat16 => Ok(Dtype::BF16),
+        Kind::Int8 => Ok(Dtype::I8),
         Kind::Int64 => Ok(Dtype::I64),
         other => Err(Error::Op {
             op: "checkpoint",

@@ -19,6 +19,7 @@ pub mod optimizer;
 pub mod program;
 pub mod progress;
 pub mod random;
+pub mod ranks;
 pub mod reversible;
 pub mod run;
 pub mod schedule;
@@ -32,7 +33,8 @@ pub mod trainer;
 
 pub use error::{Error, Result};
 pub use stage::{
-    CarrySpec, Init, Inputs, Outputs, ParamSpec, Precision, Stage, StateSpec, Storage, TableSpec,
+    CarrySpec, Format, Init, Inputs, Outputs, ParamSpec, Precision, Stage, StateSpec, Storage,
+    TableSpec,
 };
 pub use tch::{Device, Kind, Tensor};
 pub use trainer::{Batch, StepReport, TrainState};

@@ -115,7 +115,7 @@ impl Groups {
             configs.iter().map(|config| vec![0; config.patterns.len()]).collect();
         let mut of_param = Vec::with_capacity(params.len());
         for param in params {
-            if param.storage != Storage::Trained {
+            if !param.storage.learns() {
                 of_param.push(None);
                 continue;
             }
@@ -165,7 +165,7 @@ fn unused(params: &[ParamSpec], config: &GroupConfig, pattern: &str) -> ConfigEr
     let (group, pattern) = (config.name.clone(), pattern.to_owned());
     let mut matched = params
         .iter()
-        .filter(|param| param.storage == Storage::Trained && matches(&pattern, param.path))
+        .filter(|param| param.storage.learns() && matches(&pattern, param.path))
         .map(|param| param.path.to_owned());
     match matched.next() {
         None => ConfigError::UnusedPattern { group, pattern },

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! STAGE prepare  --files-from LIST --out DIR --vocab N
-//! STAGE train    --config C --out DIR [--resume | --resume-from STEP] [--steps N]
+//! STAGE train    --config C --out DIR [--resume | --resume-from STEP | --from CKPT] [--steps N]
 //! STAGE evaluate --config C --checkpoint DIR
 //! ```
 //!
@@ -22,10 +22,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
-use lightc_checkpoint::{Checkpoint, Store, format};
 use serde_json::json;
 
-use crate::checkpoint::Strictness;
+use crate::checkpoint::{self, Strictness};
 use crate::config::Config;
 use crate::error::{Error, Result, TrainError};
 use crate::evaluate::unigram;
@@ -97,6 +96,10 @@ struct TrainArgs {
     /// Go on from this checkpoint of the folder, such as step_00000100.
     #[arg(long, value_name = "STEP", conflicts_with = "resume")]
     resume_from: Option<String>,
+    /// Begin a new run with the parameters, moments and states of this
+    /// checkpoint, such as one that `lightc grow` wrote.
+    #[arg(long, value_name = "CKPT", conflicts_with_all = ["resume", "resume_from"])]
+    from: Option<PathBuf>,
     /// Stop, with a checkpoint, when this many steps of the run are done. The
     /// schedule stays that of the configuration.
     #[arg(long, value_name = "N")]
@@ -189,10 +192,11 @@ fn print_prepared(out: &Path, prepared: &Prepared) {
 
 fn run_training(stage: &dyn Stage, args: TrainArgs) -> Result<u8> {
     let config = Config::load(&args.config)?;
-    let start = match (args.resume, args.resume_from) {
-        (_, Some(name)) => Start::From(name),
-        (true, None) => Start::Latest,
-        (false, None) => Start::New,
+    let start = match (args.resume, args.resume_from, args.from) {
+        (_, Some(name), _) => Start::From(name),
+        (_, _, Some(path)) => Start::Initial(path),
+        (true, None, None) => Start::Latest,
+        (false, None, None) => Start::New,
     };
     let options = RunOptions {
         out: args.out,
@@ -250,7 +254,7 @@ fn print_summary(options: &RunOptions, summary: &Summary) {
 fn run_evaluation(stage: &dyn Stage, args: &EvaluateArgs) -> Result<u8> {
     let config = Config::load(&args.config)?;
     let session = Session::open(stage, &config)?;
-    let checkpoint = open_any(&args.checkpoint)?;
+    let checkpoint = checkpoint::open_any(&args.checkpoint)?;
     let strictness =
         Strictness { source: !args.accept_changed_source, run: false, settings: false };
     let state = session.restored_state(&checkpoint, strictness)?;
@@ -273,14 +277,4 @@ fn run_evaluation(stage: &dyn Stage, args: &EvaluateArgs) -> Result<u8> {
         println!("unigram, held out     {:.4} nats per token", unigram.held_out);
     }
     Ok(0)
-}
-
-/// A checkpoint by the path of a run, of its checkpoints, or of itself.
-fn open_any(path: &Path) -> Result<Checkpoint> {
-    for root in [path.to_owned(), path.join("checkpoints")] {
-        if root.join(format::LATEST_FILE).is_file() {
-            return Ok(Store::new(root).open_latest()?);
-        }
-    }
-    Ok(Checkpoint::open(path)?)
 }

@@ -40,6 +40,10 @@ pub enum Start {
     /// From a checkpoint of the folder, by name; later ones are replaced as the
     /// run reaches them.
     From(String),
+    /// A run of its own, at step 0, with the parameters, states and moments of a
+    /// checkpoint of this stage that was grown or trained elsewhere. Schedule and
+    /// data start anew, and nothing is carried into its first sequences.
+    Initial(PathBuf),
 }
 
 /// What to do with a stage and a configuration.
@@ -146,6 +150,14 @@ impl<'a> Session<'a> {
         Ok(state)
     }
 
+    /// The state of a run that begins with the tensors of a checkpoint.
+    fn initial_state(&self, checkpoint: &Checkpoint, options: &RunOptions) -> Result<TrainState> {
+        let mut state = self.fresh_state()?;
+        let source = !options.accept_changed_source;
+        checkpoint::begin_from(self.stage, &mut state, checkpoint, &self.corpus, source)?;
+        Ok(state)
+    }
+
     /// Held-out loss of a state.
     pub fn evaluate(&self, state: &TrainState) -> Result<Evaluation> {
         evaluate(self.stage, state, &self.corpus, self.config)
@@ -209,11 +221,13 @@ fn begin(
 ) -> Result<(TrainState, Option<u64>)> {
     let checkpoint = match &options.start {
         Start::New => {
-            let path = options.out.clone();
-            return match store.latest()? {
-                Some(latest) => Err(TrainError::RunExists { path, latest }.into()),
-                None => Ok((session.fresh_state()?, None)),
-            };
+            is_empty(options, store)?;
+            return Ok((session.fresh_state()?, None));
+        }
+        Start::Initial(path) => {
+            is_empty(options, store)?;
+            let checkpoint = checkpoint::open_any(path)?;
+            return Ok((session.initial_state(&checkpoint, options)?, None));
         }
         Start::Latest => store.open_latest()?,
         Start::From(name) => store.open(name)?,
@@ -230,6 +244,14 @@ fn begin(
     }
     let step = state.step();
     Ok((state, Some(step)))
+}
+
+/// A new run does not write over another.
+fn is_empty(options: &RunOptions, store: &Store) -> Result<()> {
+    match store.latest()? {
+        Some(latest) => Err(TrainError::RunExists { path: options.out.clone(), latest }.into()),
+        None => Ok(()),
+    }
 }
 
 struct Run<'a> {

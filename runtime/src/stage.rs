@@ -7,6 +7,7 @@
 use std::any::Any;
 
 pub use lightc_numerics::draw::Law as Init;
+pub use lightc_numerics::int8::Format;
 
 use crate::error::Result;
 use crate::trainer::{Batch, StepReport, TrainState};
@@ -19,6 +20,10 @@ pub enum Precision {
     Act,
     /// At least f32, whatever the activation kind.
     F32,
+    /// 8-bit codes, whatever the activation kind.
+    Code,
+    /// f32, whatever the activation kind.
+    Scale,
 }
 
 impl Precision {
@@ -28,6 +33,8 @@ impl Precision {
             Precision::Act => act,
             Precision::F32 if act == Kind::Double => Kind::Double,
             Precision::F32 => Kind::Float,
+            Precision::Code => Kind::Int8,
+            Precision::Scale => Kind::Float,
         }
     }
 }
@@ -39,6 +46,19 @@ pub enum Storage {
     Trained,
     /// It keeps its initial value, for the reason the source gives.
     Frozen(&'static str),
+    /// It learns beside a quantized parameter, and is counted apart.
+    Adapter,
+    /// Codes of a quantized parameter, at `PATH.codes`; its scales follow.
+    Codes(Format),
+    /// One scale per row of the quantized parameter whose codes come before, at `PATH.scale`.
+    Scale,
+}
+
+impl Storage {
+    /// Whether the optimizer moves it.
+    pub fn learns(&self) -> bool {
+        matches!(self, Storage::Trained | Storage::Adapter)
+    }
 }
 
 /// One parameter.

@@ -129,9 +129,9 @@ impl TrainState {
             carries: zero_carries(info.carries, setup.n_lanes, setup.act)?,
             setup,
         };
+        state.master = random::init_params(info.params, state.setup.seed, kind)?;
         for spec in info.params {
-            state.master.push(random::init_param(spec, state.setup.seed, kind)?);
-            let trained = spec.storage == Storage::Trained;
+            let trained = spec.storage.learns();
             for moments in [&mut state.moments_m, &mut state.moments_v] {
                 let moment = trained.then(|| zeros(spec.shape, kind)).transpose()?;
                 moments.push(moment);
@@ -296,8 +296,8 @@ impl TrainState {
     ) -> Result<f64> {
         let what = format!("the gradient of `{}`", spec.path);
         match (spec.storage, gradient) {
-            (Storage::Frozen(_), None) => Ok(0.0),
-            (Storage::Trained, Some(gradient)) => {
+            (Storage::Frozen(_) | Storage::Codes(_) | Storage::Scale, None) => Ok(0.0),
+            (Storage::Trained | Storage::Adapter, Some(gradient)) => {
                 if gradient.size() != param.size() {
                     let (expected, found) = (param.size(), gradient.size());
                     return Err(self.contract(format!(
@@ -308,7 +308,12 @@ impl TrainState {
                 self.finite(&what, gradient)?;
                 square_sum(gradient)
             }
-            (Storage::Trained, None) => Err(self.contract(format!("{what} is absent"))),
+            (Storage::Codes(_) | Storage::Scale, Some(_)) => {
+                Err(self.contract(format!("{what} exists, but it is quantized")))
+            }
+            (Storage::Trained | Storage::Adapter, None) => {
+                Err(self.contract(format!("{what} is absent")))
+            }
             (Storage::Frozen(reason), Some(_)) => {
                 Err(self.contract(format!("{what} exists, but it is frozen: {reason}")))
             }

@@ -15,12 +15,16 @@ mod contract;
 mod delta;
 #[path = "ops/errors.rs"]
 mod errors;
+#[path = "ops/experts.rs"]
+mod experts;
 #[path = "ops/gather.rs"]
 mod gather;
 #[path = "ops/loss.rs"]
 mod loss;
 #[path = "ops/pointwise.rs"]
 mod pointwise;
+#[path = "ops/quantized.rs"]
+mod quantized;
 #[path = "ops/repeat.rs"]
 mod repeat;
 #[path = "ops/sequence.rs"]

@@ -145,6 +145,28 @@ fn resuming_an_earlier_checkpoint_replaces_what_came_after() {
 }
 
 #[test]
+fn a_run_begins_at_the_tensors_of_another() {
+    let bench = Bench::new();
+    bench.run(&bench.options("first")).expect("trains");
+    let from = |path| RunOptions { start: Start::Initial(path), ..bench.options("second") };
+    let summary = bench.run(&from(bench.out("first"))).expect("begins");
+    assert_eq!((summary.begin_step, summary.end_step), (0, 20));
+    // The last evaluation of the one is the first of the other: same tensors, fresh carries.
+    let losses = |name| rows(&bench.out(name), "evaluation");
+    let (last, first) = (losses("first").pop().expect("one"), losses("second").remove(0));
+    let loss = |row: &str| {
+        let row: serde_json::Value = serde_json::from_str(row).expect("is JSON");
+        row["ntp"].as_f64().expect("has a loss").to_bits()
+    };
+    assert_eq!(loss(&last), loss(&first));
+    // It does not write over a run, and asks for this stage.
+    let error = bench.run(&from(bench.out("first"))).expect_err("is refused");
+    assert_eq!(error.code(), "E1105");
+    let nothing = RunOptions { start: Start::Initial(bench.out("none")), ..bench.options("third") };
+    assert_eq!(bench.run(&nothing).expect_err("is refused").code(), "E1001");
+}
+
+#[test]
 fn a_nan_stops_the_run_and_keeps_the_last_good_checkpoint() {
     let bench = Bench::new();
     let stage = BigramStage::poisoned(Poison::Gradient(13));

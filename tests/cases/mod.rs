@@ -3,6 +3,7 @@
 //! The build script emits them as Rust; the test reads them as IR text and compares both. Every
 //! size is a name wherever the op allows it, so that one module serves all shapes.
 
+mod experts;
 mod list;
 mod structure;
 
@@ -52,6 +53,8 @@ pub(crate) enum Length {
     Any,
     /// Even.
     Even,
+    /// A power of two.
+    Power,
     /// This or more.
     AtLeast(i64),
     /// This or less: what is summed over or iterated over stays short.
@@ -85,6 +88,7 @@ pub(crate) fn all() -> Vec<Case> {
     list::delta_rule(&mut cases);
     list::normalisation_and_loss(&mut cases);
     list::gathers(&mut cases);
+    experts::all(&mut cases);
     structure::all(&mut cases);
     cases.0
 }

@@ -27,6 +27,10 @@ pub(crate) struct Arguments {
     /// Go on from the latest checkpoint in the folder.
     #[arg(long)]
     resume: bool,
+    /// Begin a new run with the parameters, moments and states of this checkpoint, such as one that
+    /// `lightc grow` wrote.
+    #[arg(long, value_name = "CKPT", conflicts_with = "resume")]
+    from: Option<PathBuf>,
     /// Stop after this many steps in all.
     #[arg(long)]
     steps: Option<u64>,
@@ -45,6 +49,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     command.arg("--config").arg(&arguments.config).arg("--out").arg(&arguments.out);
     if arguments.resume {
         command.arg("--resume");
+    }
+    if let Some(from) = &arguments.from {
+        command.arg("--from").arg(from);
     }
     if let Some(steps) = arguments.steps {
         command.arg("--steps").arg(steps.to_string());

@@ -8,7 +8,6 @@
 use crate::ir::{Backward, BackwardId, FuncId, Function, Module, Param, ValueId, paths};
 use crate::ops::{Op, Unary, UnaryFn};
 use lightc_dsl::diag::Diag;
-use lightc_dsl::model::Storage;
 use lightc_dsl::source::Span;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -56,7 +55,7 @@ pub fn dead_parameters(module: &Module, entry: BackwardId) -> Vec<Diag> {
     let alive = gradient_paths(module, entry);
     let mut dead: BTreeMap<(FuncId, usize), Vec<String>> = BTreeMap::new();
     for placed in module.placed_params() {
-        if placed.item.storage == Storage::Trained && !alive.contains(&placed.path) {
+        if placed.item.storage.learns() && !alive.contains(&placed.path) {
             dead.entry((placed.function, placed.index)).or_default().push(placed.path);
         }
     }

@@ -11,7 +11,6 @@ use crate::ops::{
     Binary, BinaryFn, Broadcast, Call, CallBackward, Cast, Const, Input, Op, ParamRef, Permute,
     Saved, Stack, StackBackward, StateRef, Sum, TableRef, TypeError,
 };
-use lightc_dsl::model::Storage;
 use lightc_dsl::source::Span;
 use std::collections::BTreeMap;
 
@@ -232,7 +231,7 @@ pub fn differentiate_block(module: &mut Module) -> Result<BackwardId, AutodiffEr
 fn learning_functions(module: &Module) -> Vec<bool> {
     let mut learns: Vec<bool> = Vec::new();
     for function in &module.functions {
-        let own = function.params.iter().any(|p| p.storage == Storage::Trained);
+        let own = function.params.iter().any(|p| p.storage.learns());
         let below = function
             .subs
             .iter()
@@ -344,7 +343,7 @@ impl<'m> Pass<'m> {
                 // Nothing asks for the gradient of a stage's own inputs.
                 Op::Input(_) => of != self.module.entry || self.with_inputs,
                 Op::ParamRef(op) => {
-                    forward.params.get(op.index).is_some_and(|p| p.storage == Storage::Trained)
+                    forward.params.get(op.index).is_some_and(|p| p.storage.learns())
                 }
                 Op::StopGradient(_) => false,
                 Op::Call(Call { sub }) | Op::Stack(Stack { sub, .. }) => {
@@ -437,17 +436,27 @@ impl<'m> Pass<'m> {
         build: &mut Build,
     ) -> Result<Vec<Option<ValueId>>, AutodiffError> {
         let mut layers = Vec::new();
+        let penalty = dys.get(1).copied().flatten();
         for callee in callees(forward, stack.sub)? {
-            let backward = self.backward_of(callee, vec![true])?;
+            let mut seeds = vec![true];
+            if self.module.function(callee).outputs.len() > 1 {
+                seeds.push(penalty.is_some());
+            }
+            let backward = self.backward_of(callee, seeds)?;
             if self.backward_at(backward).inputs.first().copied().flatten().is_none() {
                 return Err(AutodiffError::CutLayer { layer: callee, call: node.span });
             }
             layers.push(backward);
         }
-        let mut args: Vec<ValueId> = dys.iter().copied().flatten().collect();
+        let dy = match dys.first().copied().flatten() {
+            Some(dy) => dy,
+            None => zeros(forward, node, build)?,
+        };
+        let mut args = vec![dy];
         for gate in node.args.iter().skip(1) {
             args.push(build.forward_value(forward, id, *gate)?);
         }
+        args.extend(penalty);
         let types = node.args.iter().map(|arg| forward.ty(*arg).clone()).collect();
         let op = StackBackward { call: id, layers, integrator: stack.integrator.clone() };
         let results = build.body.push_typed(op.into(), args, types, node.span);
@@ -458,6 +467,19 @@ impl<'m> Pass<'m> {
     fn backward_at(&self, id: BackwardId) -> &Backward {
         &self.module.backward[id.0 as usize]
     }
+}
+
+/// The cotangent of a stack's result that only its penalties are asked about.
+fn zeros(
+    forward: &Function,
+    node: &crate::ir::Node,
+    build: &mut Build,
+) -> Result<ValueId, TypeError> {
+    let result = node.results.first().copied().ok_or_else(|| missing("result", 0))?;
+    let ty = forward.ty(result).clone();
+    let zero = Const { value: 0.0, dtype: ty.dtype };
+    let zero = build.body.push1(zero.into(), vec![], node.span)?;
+    build.body.push1(Broadcast { axes: ty.axes }.into(), vec![zero], node.span)
 }
 
 fn callees(forward: &Function, sub: usize) -> Result<Vec<FuncId>, TypeError> {

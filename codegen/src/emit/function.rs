@@ -4,9 +4,10 @@ use super::call::{EmitCall, size_variable};
 use super::names::{ident, module_ident, value_names};
 use super::replay::tape_takers;
 use crate::ir::{Backward, BackwardId, FuncId, Function, Module, Node, NodeId, Sub, Type, ValueId};
-use crate::ops::Op;
+use crate::ops::{Affine, Op, OpDef};
 use crate::schedule::saved_values;
-use lightc_dsl::model::{MemberRef, Storage};
+use lightc_dsl::ast::DType;
+use lightc_dsl::model::{Format, MemberRef, Storage};
 use proc_macro2::{Ident, Literal, TokenStream, TokenTree};
 use quote::{format_ident, quote};
 use std::collections::{BTreeMap, BTreeSet};
@@ -41,6 +42,16 @@ pub(crate) fn sub_fields(function: &Function, sub: &Sub) -> Vec<(Ident, FuncId)>
         field
     };
     layers.map(|(layer, callee)| (field(layer), *callee)).collect()
+}
+
+/// The field of the scales of a quantized parameter.
+fn scale_field(function: &Function, param: &str) -> Ident {
+    let members: Vec<Ident> = member_names(function).map(ident).collect();
+    let mut field = format_ident!("{param}_scale");
+    while members.contains(&field) {
+        field = format_ident!("{field}_");
+    }
+    field
 }
 
 fn member_names(function: &Function) -> impl Iterator<Item = &str> {
@@ -159,13 +170,20 @@ impl Emitter<'_> {
                     let field = ident(&param.name);
                     let init = crate::ir::text::init_text(&param.init);
                     let storage = match &param.storage {
-                        Storage::Trained => "trained".to_owned(),
                         Storage::Frozen(reason) => format!("frozen: {reason}"),
+                        storage => crate::ir::text::storage_text(storage),
                     };
                     let doc = format!(" Parameter {}, {init}, {storage}.", param.ty);
                     fields.push(quote!(#[doc = #doc] pub #field: T));
                     build.push(quote!(#field: source.param()?));
                     take.push(quote!(sink.param(self.#field);));
+                    if let Storage::Quantized(_) = param.storage {
+                        let scale = scale_field(self.function, &param.name);
+                        let doc = format!(" Scale of each row of `{}`.", param.name);
+                        fields.push(quote!(#[doc = #doc] pub #scale: T));
+                        build.push(quote!(#scale: source.param()?));
+                        take.push(quote!(sink.param(self.#scale);));
+                    }
                 }
                 MemberRef::Sub(index) => {
                     let Some(sub) = self.function.subs.get(*index) else { continue };
@@ -393,9 +411,7 @@ impl Emitter<'_> {
     fn forward_node(&self, id: NodeId, node: &Node, locals: &mut Locals<'_>) -> TokenStream {
         match &node.op {
             Op::Input(_) => quote!(),
-            Op::ParamRef(op) => {
-                locals.set_member(node, self.function.params.get(op.index).map(|p| &p.name))
-            }
+            Op::ParamRef(op) => self.param(op.index, node, locals),
             Op::StateRef(op) => {
                 locals.set_member(node, self.function.states.get(op.index).map(|s| &s.name))
             }
@@ -421,6 +437,26 @@ impl Emitter<'_> {
                 compute(op, self.function, node, locals, replayed)
             }
         }
+    }
+
+    /// A parameter is read where it is used; a quantized one is made of its codes and scales there,
+    /// and is gone with the function.
+    fn param(&self, index: usize, node: &Node, locals: &mut Locals<'_>) -> TokenStream {
+        let param = self.function.params.get(index);
+        let quantized = param.and_then(|param| match param.storage {
+            Storage::Quantized(format) => Some((param, format)),
+            _ => None,
+        });
+        let (Some((param, format)), Some(result)) = (quantized, node.results.first()) else {
+            return locals.set_member(node, param.map(|p| &p.name));
+        };
+        let (codes, scale) = (ident(&param.name), scale_field(self.function, &param.name));
+        let read = match format {
+            Format::Int8 => quote!(dequantize),
+            Format::Quantile8 => quote!(dequantize_quantiles),
+        };
+        let name = locals.binding(*result);
+        quote!(let #name = ops::#read(weights.#codes, weights.#scale, like)?;)
     }
 
     pub(super) fn call_statement(
@@ -540,9 +576,7 @@ impl Emitter<'_> {
                 locals.set(node, quote!(&saved.#field), quote!(saved.#field.shallow_clone()));
                 quote!()
             }
-            Op::ParamRef(op) => {
-                locals.set_member(node, self.function.params.get(op.index).map(|p| &p.name))
-            }
+            Op::ParamRef(op) => self.param(op.index, node, locals),
             Op::StateRef(op) => {
                 locals.set_member(node, self.function.states.get(op.index).map(|s| &s.name))
             }
@@ -564,9 +598,9 @@ impl Emitter<'_> {
         locals: &mut Locals<'_>,
     ) -> TokenStream {
         let forward_node = self.function.node(call);
-        let sub = match &forward_node.op {
-            Op::Call(op) => op.sub,
-            Op::Stack(op) => op.sub,
+        let (sub, is_stack) = match &forward_node.op {
+            Op::Call(op) => (op.sub, false),
+            Op::Stack(op) => (op.sub, true),
             _ => return quote!(),
         };
         let Some(sub) = self.function.subs.get(sub) else { return quote!() };
@@ -576,6 +610,12 @@ impl Emitter<'_> {
         let fields = sub_fields(self.function, sub);
         let saved = self.call_fields(call, forward_node);
         let mut statements = Vec::new();
+        let mut share = None;
+        if is_stack && let Some(total) = node.args.get(1) {
+            args.truncate(1);
+            statements.push(self.penalty_share(layers, &locals.by_ref(*total)));
+            share = Some(quote!(&penalty_share));
+        }
         if let (true, Some(arg), Some(result)) = (layers.is_empty(), args.first(), bindings.first())
         {
             statements.push(quote!(let #result = Tensor::shallow_clone(#arg);));
@@ -587,6 +627,9 @@ impl Emitter<'_> {
             let module = module_ident(&callee_function.name);
             let Some(backward) = self.module.backward.get(layer.0 as usize) else { continue };
             let name = backward_ident(backward, callee_function);
+            if self.is_penalty_seeded(*layer) {
+                args.extend(share.clone());
+            }
             let call = quote! {
                 #module::#name(like, &weights.#field, &saved.#saved, &mut grads.#field, #(#args),*)?
             };
@@ -601,6 +644,17 @@ impl Emitter<'_> {
         }
         quote!(#(#statements)*)
     }
+}
+
+/// The expression of an op on 32-bit numbers.
+pub(super) fn scalar(op: &impl OpDef, args: &[TokenStream]) -> TokenStream {
+    let number = Type::scalar(DType::F32);
+    let arg_types: Vec<&Type> = args.iter().map(|_| &number).collect();
+    op.emit_cpu(&EmitCall { args, arg_types: &arg_types, result_types: &[&number] })
+}
+
+pub(super) fn share_of(total: &Ident, n: usize) -> TokenStream {
+    scalar(&Affine { mul: 1.0 / n as f64, add: 0.0 }, &[quote!(&#total)])
 }
 
 /// `backward`, or `backward_loss` where only some outputs have a cotangent.

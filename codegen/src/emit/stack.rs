@@ -1,9 +1,9 @@
 //! Stacks as Rust: layers one after the other, or a reversible run of them.
 
-use super::function::{Emitter, Locals, backward_ident, has_states, sub_fields};
+use super::function::{Emitter, Locals, backward_ident, has_states, scalar, share_of, sub_fields};
 use super::names::module_ident;
 use crate::ir::{BackwardId, FuncId, Node, NodeId, Sub};
-use crate::ops::{Op, Stack, StackBackward};
+use crate::ops::{Affine, Binary, BinaryFn, Op, Stack, StackBackward};
 use lightc_dsl::model::{Integrator, Midpoint};
 use proc_macro2::{Ident, Literal, TokenStream};
 use quote::{format_ident, quote};
@@ -71,16 +71,21 @@ impl Emitter<'_> {
         let result = locals.name(*result);
         let mut current = locals.by_ref(*x);
         let mut statements = Vec::new();
+        let mut penalties = Penalties::of(node, locals);
         for ((saved, callee), (field, _)) in
             self.call_fields(id, node).iter().zip(sub_fields(self.function, sub))
         {
-            let results = [quote!(#result)];
+            let has = self.has_penalty(*callee);
+            let mut results = vec![quote!(#result)];
+            results.extend(penalties.binding(has));
             statements.push(self.call_statement(id, saved, &field, *callee, &results, &[current]));
+            statements.extend(penalties.add(has));
             current = quote!(&#result);
         }
         if statements.is_empty() {
             return quote!(let #result = Tensor::shallow_clone(#current););
         }
+        statements.extend(penalties.mean());
         quote!(#(#statements)*)
     }
 
@@ -105,6 +110,7 @@ impl Emitter<'_> {
         };
         let gates = gate_tokens(midpoint, node, locals);
         let mut statements = Vec::new();
+        let mut penalties = Penalties::of(node, locals);
         for (((saved, callee), (field, _)), gate) in
             self.call_fields(id, node).iter().zip(sub_fields(self.function, sub)).zip(gates)
         {
@@ -113,17 +119,22 @@ impl Emitter<'_> {
             let tape = self.takes_tape(*callee).then(|| quote!(&mut #run.tape,));
             let gate = gate.map_or(quote!(None), |gate| quote!(Some(#gate)));
             let kept = if self.is_called_backward(id) { quote!(#saved) } else { quote!(_) };
+            let has = self.has_penalty(*callee);
+            let penalty = penalties.binding(has).map(|name| quote!(#name,));
             statements.push(quote! {
-                let (#result, #saved) =
+                let (#result, #penalty #saved) =
                     #module::forward(like, &weights.#field, #next #tape &#run.input)?;
                 let #kept = #run.advance(#result, #gate, #saved)?;
             });
+            statements.extend(penalties.add(has));
         }
+        let mean = penalties.mean();
         let kept = if self.is_called_backward(id) { quote!(#run) } else { quote!(_) };
         let mutable = (!statements.is_empty()).then(|| quote!(mut));
         quote! {
             let #mutable #run = reversible::Forward::start(&#integrator, #x, #outer)?;
             #(#statements)*
+            #mean
             let (#result, #kept) = #run.finish(#outer_mut)?;
         }
     }
@@ -157,7 +168,10 @@ impl Emitter<'_> {
         });
         let statements: Vec<TokenStream> = statements.collect();
         let mutable = (!statements.is_empty()).then(|| quote!(mut));
+        let share = node.args.get(1 + midpoint.gated().count());
+        let share = share.map(|total| self.penalty_share(&op.layers, &locals.by_ref(*total)));
         quote! {
+            #share
             let #mutable #run = reversible::Backward::start(&saved.#run, #d)?;
             #(#statements)*
             let #dx = #run.finish()?;
@@ -180,23 +194,80 @@ impl Emitter<'_> {
             true => (quote!(tape), quote!(tape,)),
             false => (quote!(_), quote!()),
         };
+        // The penalty of the second pass is that of the first, which has been counted.
+        let results = self.has_penalty(callee).then(|| quote!(.map(|(y, _, saved)| (y, saved))));
+        let share = self.is_penalty_seeded(layer).then(|| quote!(, &penalty_share));
         let again = if has_states(self.module, callee) {
             // States take hold once, by the first pass.
             quote!(|input, #tape| {
                 let mut next = #module::Tensors::build(&mut Empty)?;
-                #module::forward(like, &weights.#field, &mut next, #pass input)
+                #module::forward(like, &weights.#field, &mut next, #pass input)#results
             })
         } else {
-            quote!(|input, #tape| #module::forward(like, &weights.#field, #pass input))
+            quote!(|input, #tape| #module::forward(like, &weights.#field, #pass input)#results)
         };
         let back = quote! {
-            |saved, d| #module::#name(like, &weights.#field, saved, &mut grads.#field, d)
+            |saved, d| #module::#name(like, &weights.#field, saved, &mut grads.#field, d #share)
         };
         let args = quote!(saved.#saved.as_ref(), #again, #back);
         match (gate, d_gate) {
             (Some(gate), Some(d_gate)) => quote!(let #d_gate = #run.gated_layer(#gate, #args)?;),
             _ => quote!(#run.layer(#args)?;),
         }
+    }
+}
+
+impl Emitter<'_> {
+    fn has_penalty(&self, layer: FuncId) -> bool {
+        self.module.function(layer).outputs.len() > 1
+    }
+
+    /// Whether the backward of a layer takes the cotangent of its penalty.
+    pub(super) fn is_penalty_seeded(&self, layer: BackwardId) -> bool {
+        let backward = self.module.backward.get(layer.0 as usize);
+        backward.is_some_and(|backward| backward.seeds.get(1) == Some(&true))
+    }
+
+    /// `penalty_share`: what each layer that has a penalty gets of the cotangent of their mean.
+    pub(super) fn penalty_share(&self, layers: &[BackwardId], total: &TokenStream) -> TokenStream {
+        let n = layers.iter().filter(|layer| self.is_penalty_seeded(**layer)).count();
+        let op = Affine { mul: 1.0 / n as f64, add: 0.0 };
+        let value = scalar(&op, std::slice::from_ref(total));
+        quote!(let penalty_share = #value;)
+    }
+}
+
+/// The mean of the penalties that the layers of a stack have, as statements.
+struct Penalties {
+    /// The variable of the sum; `None` where no layer has one.
+    total: Option<Ident>,
+    n: usize,
+}
+
+impl Penalties {
+    fn of(node: &Node, locals: &Locals<'_>) -> Self {
+        Penalties { total: node.results.get(1).map(|penalty| locals.name(*penalty)), n: 0 }
+    }
+
+    /// Where the penalty of the next layer goes, if it has one.
+    fn binding(&self, has: bool) -> Option<TokenStream> {
+        let total = self.total.as_ref().filter(|_| has)?;
+        Some(if self.n == 0 { quote!(#total) } else { quote!(layer_penalty) })
+    }
+
+    /// Counts the layer, and adds its penalty to those before.
+    fn add(&mut self, has: bool) -> Option<TokenStream> {
+        let total = self.total.as_ref().filter(|_| has)?;
+        self.n += 1;
+        let op = Binary { function: BinaryFn::Add };
+        let sum = scalar(&op, &[quote!(&#total), quote!(&layer_penalty)]);
+        (self.n > 1).then(|| quote!(let #total = #sum;))
+    }
+
+    fn mean(&self) -> Option<TokenStream> {
+        let total = self.total.as_ref().filter(|_| self.n > 1)?;
+        let mean = share_of(total, self.n);
+        Some(quote!(let #total = #mean;))
     }
 }
 

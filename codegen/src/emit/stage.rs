@@ -7,7 +7,7 @@ use crate::analysis::{Carry, Role};
 use crate::ir::{FuncId, Module, Type};
 use crate::pipeline::{Compiled, LOSS, Program};
 use lightc_dsl::ast::DType;
-use lightc_dsl::model::{InitLaw, Storage};
+use lightc_dsl::model::{Format, InitLaw, Storage};
 use proc_macro2::{Ident, Literal, TokenStream};
 use quote::quote;
 
@@ -134,6 +134,14 @@ fn param_specs(compiled: &Compiled) -> Result<Vec<TokenStream>, String> {
     for placed in compiled.module.placed_params() {
         let path = &placed.path;
         let shape = shape_of(&placed.item.ty, path)?;
+        if let Storage::Quantized(format) = placed.item.storage {
+            let format = match format {
+                Format::Int8 => quote!(Format::Int8),
+                Format::Quantile8 => quote!(Format::Quantile8),
+            };
+            specs.extend(quantized_specs(path, &shape, &init_tokens(&placed.item.init), &format));
+            continue;
+        }
         let precision = match placed.item.ty.dtype {
             DType::F32 => quote!(Precision::F32),
             _ => quote!(Precision::Act),
@@ -142,6 +150,8 @@ fn param_specs(compiled: &Compiled) -> Result<Vec<TokenStream>, String> {
         let storage = match &placed.item.storage {
             Storage::Trained => quote!(Storage::Trained),
             Storage::Frozen(reason) => quote!(Storage::Frozen(#reason)),
+            Storage::Adapter => quote!(Storage::Adapter),
+            Storage::Quantized(_) => continue,
         };
         specs.push(quote!(ParamSpec {
             path: #path,
@@ -152,6 +162,33 @@ fn param_specs(compiled: &Compiled) -> Result<Vec<TokenStream>, String> {
         }));
     }
     Ok(specs)
+}
+
+/// The two tensors of a quantized parameter: its codes, and a scale per row.
+fn quantized_specs(
+    path: &str,
+    shape: &[Literal],
+    init: &TokenStream,
+    format: &TokenStream,
+) -> [TokenStream; 2] {
+    let rows = shape.split_last().map_or(shape, |(_, rows)| rows);
+    let (codes, scale) = (format!("{path}.codes"), format!("{path}.scale"));
+    [
+        quote!(ParamSpec {
+            path: #codes,
+            shape: &[#(#shape),*],
+            precision: Precision::Code,
+            init: #init,
+            storage: Storage::Codes(lightc_runtime::#format),
+        }),
+        quote!(ParamSpec {
+            path: #scale,
+            shape: &[#(#rows),*],
+            precision: Precision::Scale,
+            init: Init::Ones,
+            storage: Storage::Scale,
+        }),
+    ]
 }
 
 fn state_specs(compiled: &Compiled) -> Result<Vec<TokenStream>, String> {

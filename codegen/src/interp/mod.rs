@@ -51,6 +51,83 @@ impl Trace {
     }
 }
 
+/// One call of a function in a run: where it stands in the tree, and its values.
+#[derive(Clone, Debug)]
+pub struct Visit<'t> {
+    /// Path of the instance; empty for the entry.
+    pub path: String,
+    /// The function that ran.
+    pub function: FuncId,
+    /// Its values.
+    pub trace: &'t Trace,
+}
+
+impl Visit<'_> {
+    /// What it was called with, in the order of its inputs.
+    ///
+    /// # Errors
+    /// If the trace is of another module.
+    pub fn inputs(&self, module: &Module) -> Result<Vec<Array>, EvalError> {
+        let function = module.function(self.function);
+        function.inputs().map(|(_, value)| self.trace.value(value).cloned()).collect()
+    }
+
+    /// What it returned.
+    ///
+    /// # Errors
+    /// If the trace is of another module.
+    pub fn outputs(&self, module: &Module) -> Result<Vec<Array>, EvalError> {
+        results(module.function(self.function), self.trace)
+    }
+}
+
+/// All calls of a run in the order in which they ended, the entry last.
+pub fn visits<'t>(module: &Module, trace: &'t Trace) -> Vec<Visit<'t>> {
+    let mut found = Vec::new();
+    visit(module, module.entry, String::new(), trace, &mut found);
+    found
+}
+
+fn visit<'t>(
+    module: &Module,
+    id: FuncId,
+    path: String,
+    trace: &'t Trace,
+    found: &mut Vec<Visit<'t>>,
+) {
+    let function = module.function(id);
+    for (node, traces) in &trace.calls {
+        let sub = match &function.node(*node).op {
+            Op::Call(op) => op.sub,
+            Op::Stack(op) => op.sub,
+            _ => continue,
+        };
+        for (layer, trace) in traces.iter().enumerate() {
+            if let Ok((callee, below)) = target(function, sub, layer, &path) {
+                visit(module, callee, below, trace, found);
+            }
+        }
+    }
+    found.push(Visit { path, function: id, trace });
+}
+
+/// Runs one function as if it stood at a path: its parameters are those below that path.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_at(
+    module: &Module,
+    function: FuncId,
+    path: &str,
+    inputs: &[Array],
+    store: &Store,
+) -> Result<Run, EvalError> {
+    let mut updates = Tensors::new();
+    let trace = call(module, function, path, inputs, store, &mut updates)?;
+    let outputs = results(module.function(function), &trace)?;
+    Ok(Run { outputs, updates, trace })
+}
+
 /// A finished forward run.
 #[derive(Clone, Debug)]
 pub struct Run {
@@ -141,6 +218,13 @@ fn call(
         updates.insert(join(path, name), trace.value(*value)?.clone());
     }
     Ok(trace)
+}
+
+/// The mean of the penalties that the layers of a stack have, if any has one.
+fn mean_of(penalties: &[Array]) -> Option<Array> {
+    let (first, rest) = penalties.split_first()?;
+    let total = rest.iter().fold(first.clone(), |total, penalty| total + penalty);
+    Some(total * (1.0 / penalties.len() as f64))
 }
 
 /// Binds size names to the lengths of the inputs' axes.
@@ -318,9 +402,9 @@ impl BackwardRun<'_> {
         layers: &[BackwardId],
         args: Vec<Array>,
     ) -> Result<Vec<Array>, EvalError> {
-        let sub = match &declared.node(call).op {
-            Op::Call(op) => op.sub,
-            Op::Stack(op) => op.sub,
+        let (sub, is_stack) = match &declared.node(call).op {
+            Op::Call(op) => (op.sub, false),
+            Op::Stack(op) => (op.sub, true),
             other => {
                 let mnemonic = other.def().mnemonic();
                 return Err(EvalError(format!("`{mnemonic}` is not a call")));
@@ -328,13 +412,30 @@ impl BackwardRun<'_> {
         };
         let traces = forward.calls.get(&call).map(Vec::as_slice).unwrap_or(&[]);
         let mut cotangents = args;
+        let shares = if is_stack { self.penalty_shares(layers) } else { Vec::new() };
+        let n_shares = shares.iter().filter(|share| **share).count();
+        let share = is_stack.then(|| cotangents.drain(1..).next()).flatten();
+        let share = share.map(|d| d * (1.0 / n_shares as f64));
         for (layer, backward) in layers.iter().enumerate().rev() {
+            if shares.get(layer) == Some(&true) {
+                cotangents.extend(share.clone());
+            }
             let (_, below) = target(declared, sub, layer, path)?;
             let trace = traces.get(layer);
             let trace = trace.ok_or_else(|| EvalError("a call left no trace".into()))?;
             cotangents = self.call(*backward, trace, &below, &cotangents)?;
         }
         Ok(cotangents)
+    }
+
+    /// Which layers have a penalty whose cotangent they take: each gets its share of that of the
+    /// mean.
+    fn penalty_shares(&self, layers: &[BackwardId]) -> Vec<bool> {
+        let seeded = |id: &BackwardId| {
+            let backward = self.module.backward.get(id.0 as usize);
+            backward.is_some_and(|b| b.seeds.get(1) == Some(&true))
+        };
+        layers.iter().map(seeded).collect()
     }
 
     fn add(&mut self, path: String, gradient: &Array) {

@@ -3,7 +3,7 @@
 //! Every state is kept, and gradients are those of the recurrence without its rounding. That a
 //! state can be had back from the next two is a matter of memory, not of meaning.
 
-use super::{BackwardRun, Trace, call, results, target};
+use super::{BackwardRun, Trace, call, mean_of, results, target};
 use crate::interp::{Store, Tensors};
 use crate::ir::{BackwardId, FuncId, Function, Module, Node, NodeId};
 use crate::ops::{Array, EvalError, Stack, StackBackward};
@@ -51,11 +51,14 @@ impl Layers<'_> {
     ) -> Result<(Vec<Array>, Vec<Trace>), EvalError> {
         let mut state = args;
         let mut traces = Vec::new();
+        let mut penalties = Vec::new();
         for layer in 0..n_layers(self.function, sub) {
             let (callee, trace) = self.layer(sub, layer, &state)?;
             state = results(self.module.function(callee), &trace)?;
+            penalties.extend(state.drain(1..));
             traces.push(trace);
         }
+        state.extend(mean_of(&penalties));
         Ok((state, traces))
     }
 
@@ -72,6 +75,7 @@ impl Layers<'_> {
         let mut before = x.mapv(|x| fixed::quantize(x, bits).0);
         let mut now = before.clone();
         let mut traces = Vec::new();
+        let mut penalties = Vec::new();
         for (layer, gate) in gates.iter().enumerate() {
             let p = value(&now);
             let (callee, trace) = self.layer(sub, layer, std::slice::from_ref(&p))?;
@@ -83,9 +87,10 @@ impl Layers<'_> {
                 *next = step.forward(*next, *now, gate * (y - p)).next;
             });
             (before, now) = (now, next);
+            penalties.extend(results.get(1).cloned());
             traces.push(trace);
         }
-        Ok((vec![value(&now)], traces))
+        Ok((std::iter::once(value(&now)).chain(mean_of(&penalties)).collect(), traces))
     }
 }
 
@@ -150,6 +155,9 @@ impl BackwardRun<'_> {
         let dy = args.first().ok_or_else(|| EvalError("a stack has no cotangent".into()))?;
         let gates = gates(midpoint, args.get(1..).unwrap_or(&[]))?;
         let traces = forward.calls.get(&call).map(Vec::as_slice).unwrap_or(&[]);
+        let shares = self.penalty_shares(layers);
+        let share = args.get(1 + midpoint.gated().count());
+        let share = share.map(|d| d * (1.0 / shares.iter().filter(|has| **has).count() as f64));
         // Cotangents of the last state and, so far, of the one before it.
         let (mut last, mut earlier) = (dy.clone(), dy.mapv(|_| 0.0));
         let mut d_gates = Vec::new();
@@ -166,7 +174,9 @@ impl BackwardRun<'_> {
                 d_gates.push(ArrayD::from_elem(vec![], weight * (&last * &force).sum()));
             }
             let seed = last.mapv(|d| weight * gate * d);
-            let through = self.call(*id, trace, &below, std::slice::from_ref(&seed))?;
+            let mut seeds = vec![seed.clone()];
+            seeds.extend(share.clone().filter(|_| shares.get(layer) == Some(&true)));
+            let through = self.call(*id, trace, &below, &seeds)?;
             let through = through.first().ok_or_else(|| EvalError("a layer is cut".into()))?;
             let now = earlier + last.mapv(|d| (1.0 - a) * d) - &seed + through;
             earlier = last.mapv(|d| a * d);

@@ -3,7 +3,7 @@
 use super::types::Type;
 use crate::ops::{Op, TypeError};
 use lightc_dsl::ast::DType;
-use lightc_dsl::model::{InitLaw, MemberRef, Storage};
+use lightc_dsl::model::{Active, InitLaw, MemberRef, Storage};
 use lightc_dsl::source::Span;
 use std::fmt;
 
@@ -60,6 +60,8 @@ pub struct Param {
     pub init: InitLaw,
     /// How it is kept.
     pub storage: Storage,
+    /// How much of it one token uses; all of it where absent.
+    pub active: Option<Active>,
     /// `///` text.
     pub doc: Option<String>,
     /// Where it is declared.
@@ -105,6 +107,15 @@ pub struct Sub {
     pub training_only: bool,
     /// Where it is declared.
     pub span: Option<Span>,
+}
+
+/// The name of the last output of a function that has penalties: their sum, which its caller adds
+/// to what training minimises. No output of the source can have it.
+pub const PENALTIES: &str = "penalties";
+
+/// Whether a function gives penalties to its caller, as its last output.
+pub fn has_penalties(function: &Function) -> bool {
+    function.outputs.last().is_some_and(|output| output.name.as_deref() == Some(PENALTIES))
 }
 
 /// A named result of a function.

@@ -33,7 +33,7 @@ pub mod types;
 pub mod verify;
 
 pub use graph::{
-    Backward, BackwardId, FuncId, Function, Module, Node, NodeId, Output, Param, State, Sub, Table,
-    Value, ValueId, promote,
+    Backward, BackwardId, FuncId, Function, Module, Node, NodeId, Output, PENALTIES, Param, State,
+    Sub, Table, Value, ValueId, has_penalties, promote,
 };
 pub use types::Type;

@@ -6,13 +6,16 @@
 //! 2. Function names are unique, and so are the names of a function's parameters, states,
 //!    tables and subs.
 //! 3. Every declared parameter and sub is in `order` exactly once, and nothing else is.
+//!    A quantized parameter is `act` and has an axis; active positions are those of one of the
+//!    parameter's axes.
 //! 4. Nodes define each value exactly once; every argument is defined by an earlier node.
 //! 5. The types of a node's results are those that the op's shape rule infers; those of inputs
 //!    are free, those of parameters, states and tables are the declared ones.
 //! 6. No type has an axis twice.
 //! 7. A call gives the callee's inputs arguments of fitting precision class, number of axes and
 //!    sizes, and has the callee's output types under the size names that the arguments bind.
-//! 8. Layers of a stack give what they take; its integrator has a step per layer, and it has a
+//! 8. Layers of a stack give what they take, and perhaps a penalty; the stack then gives the mean
+//!    of the penalties that its layers have. Its integrator has a step per layer, and it has a
 //!    gate, one number, for each layer that the integrator says has one.
 //! 9. Every size name in a type is bound by an input of the function (backward functions: of
 //!    the forward).
@@ -149,6 +152,9 @@ impl Check<'_> {
         if listed != wanted {
             self.fail("`order` does not list every parameter and sub exactly once");
         }
+        for param in &function.params {
+            self.storage(param);
+        }
         for sub in &function.subs {
             for callee in &sub.callees {
                 if callee.0 as usize >= index {
@@ -158,6 +164,19 @@ impl Check<'_> {
                     ));
                 }
             }
+        }
+    }
+
+    /// Quantized parameters have rows of activations; active positions are of a known axis.
+    fn storage(&mut self, param: &super::Param) {
+        let quantized = matches!(param.storage, Storage::Quantized(_));
+        if quantized && (param.ty.dtype != DType::Act || param.ty.axes.is_empty()) {
+            self.fail(format!("`{}` is {} and cannot be quantized", param.name, param.ty));
+        }
+        if let Some(active) = &param.active
+            && !param.ty.has(&active.of)
+        {
+            self.fail(format!("`{}` has no axis `{}` to be active in", param.name, active.of));
         }
     }
 
@@ -312,14 +331,21 @@ impl Check<'_> {
         if gates.len() != stack.integrator.gated().len() || gates.iter().any(|ty| **ty != gate) {
             self.fail("its gates are not one number per layer that has one");
         }
+        let mut penalty = None;
         for layer in 0..layers {
-            let types = self.call_types(function, sub, layer, &[&ty])?;
+            let mut types = self.call_types(function, sub, layer, &[&ty])?;
+            if types.len() > 1 {
+                penalty = types.pop();
+            }
             let call = Op::Call(crate::ops::Call { sub });
             if !same_types(&types, std::slice::from_ref(&ty), &call) {
                 self.fail(format!("layer {layer} does not give what it takes"));
             }
         }
-        Some(vec![ty])
+        if penalty.as_ref().is_some_and(|ty| *ty != Type::scalar(DType::F32)) {
+            self.fail("the penalty of a layer is not one f32");
+        }
+        Some(std::iter::once(ty).chain(penalty).collect())
     }
 
     fn stack_backward_types(
@@ -330,13 +356,17 @@ impl Check<'_> {
     ) -> Option<Vec<Type>> {
         let node = forward?.nodes.get(op.call.0 as usize)?;
         let Op::Stack(stack) = &node.op else { return None };
-        let gates: Vec<Type> = args.get(1..)?.iter().map(|ty| (*ty).clone()).collect();
-        if stack.integrator != op.integrator || gates.len() + 1 != node.args.len() {
+        let n_gates = op.integrator.gated().len();
+        if stack.integrator != op.integrator || n_gates + 1 != node.args.len() {
             self.fail("its integrator and gates are not those of the forward's stack");
         }
-        let mut types = self.backward_types(forward, op.call, &op.layers, args.get(..1)?)?;
+        let (first, rest) = args.split_first()?;
+        let (gates, penalty) = rest.split_at_checked(n_gates)?;
+        let cotangents: Vec<&Type> =
+            std::iter::once(*first).chain(penalty.iter().copied()).collect();
+        let mut types = self.backward_types(forward, op.call, &op.layers, &cotangents)?;
         types.truncate(1);
-        types.extend(gates);
+        types.extend(gates.iter().map(|ty| (*ty).clone()));
         Some(types)
     }
 
@@ -349,9 +379,9 @@ impl Check<'_> {
     ) -> Option<Vec<Type>> {
         let forward = forward?;
         let node = forward.nodes.get(call.0 as usize)?;
-        let sub = match &node.op {
-            Op::Call(op) => op.sub,
-            Op::Stack(op) => op.sub,
+        let (sub, is_stack) = match &node.op {
+            Op::Call(op) => (op.sub, false),
+            Op::Stack(op) => (op.sub, true),
             _ => return None,
         };
         let callees: &[FuncId] = &forward.subs.get(sub)?.callees;
@@ -368,7 +398,9 @@ impl Check<'_> {
             }
             let seeded = node.results.iter().zip(&backward.seeds).filter(|(_, seeded)| **seeded);
             let wanted: Vec<&Type> = seeded.map(|(result, _)| forward.ty(*result)).collect();
-            if wanted != args {
+            // A layer without a penalty has no use for the cotangent of the stack's.
+            let given = if is_stack { args.get(..wanted.len()) } else { Some(args) };
+            if given != Some(wanted.as_slice()) {
                 self.fail("its arguments are not the cotangents of the call's results");
             }
             let inputs = node.args.iter().zip(&backward.inputs).filter(|(_, d)| d.is_some());
@@ -455,7 +487,7 @@ impl Check<'_> {
             if !seen.insert(*index) {
                 self.fail(format!("`{}` has two gradients", param.name));
             }
-            if param.storage != Storage::Trained {
+            if !param.storage.learns() {
                 self.fail(format!("`{}` does not learn, but has a gradient", param.name));
             } else if param.ty != *backward.body.ty(*value) {
                 self.fail(format!("the gradient of `{}` has another type than it", param.name));

@@ -4,10 +4,10 @@ use super::builtins;
 use super::mentions::mentions;
 use super::scope::{size_of, unknown_axis_message};
 use super::{Lowerer, at, declare, forward_of, pattern_text};
-use crate::ir::{FuncId, Function, Output, Type, ValueId};
+use crate::ir::{FuncId, Function, Output, PENALTIES, Type, ValueId, has_penalties};
 use crate::ops::{
-    Affine, Binary, BinaryFn, Call, Cast, Const, Input, Op, ParamRef, Permute, Stack, StateRef,
-    TableRef, TypeError,
+    Affine, Binary, BinaryFn, Call, Cast, Const, IndexAffine, IndexBinary, IndexFn, Input, Op,
+    ParamRef, Permute, Stack, StateRef, TableRef, TypeError,
 };
 use lightc_dsl::ast::{self, AxisPattern, BinaryOp, DType, Expr, ExprKind, Stmt};
 use lightc_dsl::diag::Diag;
@@ -43,6 +43,10 @@ pub(super) struct Body<'l, 'm> {
     /// Values and numbers in scope. `None` where the definition failed.
     values: BTreeMap<String, (Option<Item>, Span)>,
     used: BTreeMap<String, bool>,
+    /// Penalties so far that `penalties()` has not taken: this body's and those of its calls.
+    penalties: Vec<ValueId>,
+    /// Where penalties of this body are named.
+    penalty_names: BTreeMap<String, Span>,
 }
 
 impl Lowerer<'_> {
@@ -62,12 +66,15 @@ impl Lowerer<'_> {
             updated: BTreeMap::new(),
             values: BTreeMap::new(),
             used: BTreeMap::new(),
+            penalties: Vec::new(),
+            penalty_names: BTreeMap::new(),
         };
         body.inputs(&forward, types);
         for statement in &forward.body {
             body.statement(statement);
         }
         body.result(&forward);
+        body.hand_up_penalties(forward.span);
         let failed = body.lowerer.failures > before;
         body.check_used(&forward, failed);
         Some(body.function)
@@ -145,6 +152,51 @@ impl Body<'_, '_> {
             Stmt::Axis(def) => self.axis(def),
             Stmt::Let { targets, value } => self.bind_targets(targets, value),
             Stmt::Update { name, value } => self.update(name, value),
+            Stmt::Penalty { name, value } => self.penalty(name, value),
+        }
+    }
+
+    fn penalty(&mut self, name: &ast::Ident, value: &Expr) {
+        if let Some(before) = self.penalty_names.insert(name.name.clone(), name.span) {
+            let message = format!("penalty `{}` is named twice", name.name);
+            self.report(
+                Diag::error("E0409", message, name.span, "named again here")
+                    .with_related(before, "first named here")
+                    .with_help("give the second penalty a name of its own, or join the two"),
+            );
+            return;
+        }
+        let Some(item) = self.item(value) else { return };
+        let Some(number) = self.value_of(item, DType::F32, value.span) else { return };
+        let ty = self.function.ty(number).clone();
+        if !ty.axes.is_empty() || !ty.is_float() {
+            let message = format!("penalty `{}` is {ty}, but a penalty is one number", name.name);
+            self.report(
+                Diag::error("E0441", message, value.span, "not one number")
+                    .with_help("reduce it over its axes, as `mean(x, over (b, t))` does"),
+            );
+            return;
+        }
+        let Some(wide) = self.cast(number, DType::F32, value.span) else { return };
+        self.function.name_value(wide, &name.name);
+        self.penalties.push(wide);
+    }
+
+    /// The sum of the penalties that nothing has taken yet; 0 where there are none.
+    pub(super) fn take_penalties(&mut self, span: Span) -> Option<Item> {
+        let mut parts = std::mem::take(&mut self.penalties).into_iter();
+        let Some(mut total) = parts.next() else { return Some(Item::Number(0.0)) };
+        for part in parts {
+            total = self.push(Binary { function: BinaryFn::Add }, vec![total, part], span)?;
+        }
+        Some(Item::Value(total))
+    }
+
+    /// What is not taken here is a further output, which the caller adds to its own.
+    fn hand_up_penalties(&mut self, span: Span) {
+        if let Some(Item::Value(value)) = self.take_penalties(span) {
+            let name = Some(PENALTIES.to_owned());
+            self.function.outputs.push(Output { name, value });
         }
     }
 
@@ -603,12 +655,20 @@ impl Body<'_, '_> {
 
     fn binary(&mut self, op: BinaryOp, left: Item, right: Item, span: Span) -> Option<Item> {
         use Item::{Number, Value};
+        if let Some(function) = index_function(op)
+            && self.common_dtype(&[left, right]) == DType::Index
+        {
+            return self.index_binary(function, left, right, span).map(Value);
+        }
         let affine = |mul, add| Affine { mul, add };
         let simple = match (op, left, right) {
             (BinaryOp::Add, Number(a), Number(b)) => return Some(Number(a + b)),
             (BinaryOp::Sub, Number(a), Number(b)) => return Some(Number(a - b)),
             (BinaryOp::Mul, Number(a), Number(b)) => return Some(Number(a * b)),
             (BinaryOp::Div, Number(a), Number(b)) => return Some(Number(a / b)),
+            (BinaryOp::Add, Value(x), Number(0.0)) | (BinaryOp::Add, Number(0.0), Value(x)) => {
+                return Some(Value(x));
+            }
             (BinaryOp::Add, Value(x), Number(c)) | (BinaryOp::Add, Number(c), Value(x)) => {
                 Some((x, affine(1.0, c)))
             }
@@ -634,6 +694,38 @@ impl Body<'_, '_> {
             BinaryOp::GreaterEqual => BinaryFn::GreaterEqual,
         };
         self.two_values(function, left, right, span).map(Value)
+    }
+
+    /// Arithmetic of positions. With a number it is a factor and a sum, which the number must be
+    /// whole for.
+    fn index_binary(
+        &mut self,
+        function: IndexFn,
+        left: Item,
+        right: Item,
+        span: Span,
+    ) -> Option<ValueId> {
+        use Item::{Number, Value};
+        let (x, number) = match (left, right) {
+            (Value(left), Value(right)) => {
+                return self.push(IndexBinary { function }, vec![left, right], span);
+            }
+            (Value(x), Number(c)) | (Number(c), Value(x)) => (x, c),
+            (Number(_), Number(_)) => return None,
+        };
+        let Some(c) = whole(number) else {
+            let message = format!("positions are counted in whole numbers, here is {number}");
+            let error = TypeError::new("E0404", message);
+            self.report(at(error.with_help("`f32(..)` makes numbers of whole numbers"), span));
+            return None;
+        };
+        let (mul, add) = match (function, left) {
+            (IndexFn::Mul, _) => (c, 0),
+            (IndexFn::Add, _) => (1, c),
+            (IndexFn::Sub, Value(_)) => (1, -c),
+            (IndexFn::Sub, Number(_)) => (-1, c),
+        };
+        self.push(IndexAffine { mul, add }, vec![x], span)
     }
 
     /// A two-operand op in which a number takes the precision class of the other operand.
@@ -732,7 +824,12 @@ impl Body<'_, '_> {
     ) -> Option<Vec<ValueId>> {
         let (id, args, types) = self.prepare(target, args, span)?;
         self.set_callees(index, vec![id], &args, span)?;
-        let results = self.function.push_typed(Call { sub: index }.into(), args, types, Some(span));
+        let has_penalties = has_penalties(self.lowerer.module.function(id));
+        let mut results =
+            self.function.push_typed(Call { sub: index }.into(), args, types, Some(span));
+        if has_penalties {
+            self.penalties.extend(results.pop());
+        }
         Some(results)
     }
 
@@ -834,9 +931,13 @@ impl Body<'_, '_> {
     ) -> Option<ValueId> {
         let mut callees = Vec::new();
         let mut x = x;
+        let mut penalty = None;
         for (layer, target) in targets.iter().enumerate() {
-            let (id, args, types) = self.prepare(target, vec![(x, x_span)], span)?;
+            let (id, args, mut types) = self.prepare(target, vec![(x, x_span)], span)?;
             x = args.first().copied()?;
+            if has_penalties(self.lowerer.module.function(id)) {
+                penalty = types.pop();
+            }
             let ty = self.function.ty(x).clone();
             if types != [ty.clone()] {
                 let has: Vec<String> = types.iter().map(ToString::to_string).collect();
@@ -858,9 +959,12 @@ impl Body<'_, '_> {
         }
         self.set_callees(stack.sub, callees, &[x], span)?;
         let ty = self.function.ty(x).clone();
+        let types = std::iter::once(ty.clone()).chain(penalty).collect();
         let mut args = vec![x];
         args.extend(self.gates(&stack, &ty, span)?);
-        self.function.push_typed(stack.into(), args, vec![ty], Some(span)).first().copied()
+        let results = self.function.push_typed(stack.into(), args, types, Some(span));
+        self.penalties.extend(results.get(1));
+        results.first().copied()
     }
 
     /// The gates of a stack whose states have this type.
@@ -892,6 +996,22 @@ impl Body<'_, '_> {
             .ok_or_else(|| super::scope::unknown_axis(name, &self.axes))?;
         Ok(Axis { name: name.to_owned(), size })
     }
+}
+
+/// The arithmetic that positions have.
+fn index_function(op: BinaryOp) -> Option<IndexFn> {
+    match op {
+        BinaryOp::Add => Some(IndexFn::Add),
+        BinaryOp::Sub => Some(IndexFn::Sub),
+        BinaryOp::Mul => Some(IndexFn::Mul),
+        _ => None,
+    }
+}
+
+/// The whole number that a number is; up to 2^53, every one is an f64 and no other.
+#[allow(clippy::cast_possible_truncation)]
+fn whole(number: f64) -> Option<i64> {
+    (number.fract() == 0.0 && number.abs() <= 9_007_199_254_740_992.0).then_some(number as i64)
 }
 
 /// The rule's error with the word that stands in the source.

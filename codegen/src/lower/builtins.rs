@@ -6,10 +6,10 @@ use super::body::{Body, Item};
 use super::scope::size_of;
 use crate::ir::ValueId;
 use crate::ops::{
-    BinaryFn, Broadcast, Causal, CausalConv, Clamp, Concat, Contract, GatedDeltaRule, GatherSum,
-    LinearCrossEntropy, Lookup, MaskedAttention, Mean, Merge, Op, Pick, Place, Position, Rename,
-    Rotary, SelectTop, Sinkhorn, SizeValue, Slice, Split, StopGradient, Sum, TypeError, Unary,
-    UnaryFn, Where,
+    Below, BinaryFn, Broadcast, Causal, CausalConv, Clamp, Concat, Contract, Count, ExpertDot,
+    GatedDeltaRule, GatherSum, Hadamard, LinearCrossEntropy, LogSumExp, Lookup, MaskedAttention,
+    Mean, Merge, Op, Pick, Place, Position, Rename, Rotary, SelectTop, Sinkhorn, SizeValue, Slice,
+    Split, StopGradient, Sum, SumRanks, Take, Top, TypeError, Unary, UnaryFn, Where,
 };
 use lightc_dsl::ast::{Arg, DType, Expr, ExprKind, Ident};
 use lightc_dsl::diag::Diag;
@@ -224,13 +224,18 @@ fn dispatch(body: &mut Body<'_, '_>, args: &Args<'_>) -> Lowered {
         "where" => choose(body, args),
         "f32" => cast(body, args, DType::F32),
         "act" => cast(body, args, DType::Act),
+        "index" => cast(body, args, DType::Index),
         "stop_gradient" => {
             args.expect(1, &[], "stop_gradient(x)")?;
             with_values(body, args, |_| StopGradient.into())
         }
-        "sum" | "mean" => reduce(body, args),
+        "sum" | "mean" | "logsumexp" => reduce(body, args),
         "dot" => dot(body, args),
         "size" => size(body, args),
+        "penalties" => {
+            args.expect(0, &[], "penalties()")?;
+            Ok(body.take_penalties(args.span))
+        }
         "rename" | "split" | "merge" => map_axes(body, args),
         "slice" => slice(body, args),
         "concat" => concat(body, args),
@@ -238,6 +243,9 @@ fn dispatch(body: &mut Body<'_, '_>, args: &Args<'_>) -> Lowered {
         "broadcast" => broadcast(body, args),
         "position" => position(body, args),
         "causal" => causal(body, args),
+        "top" | "take" | "count" | "below" | "expert_dot" | "hadamard" | "sum_ranks" => {
+            selection(body, args)
+        }
         _ => special(body, args),
     }
 }
@@ -396,8 +404,12 @@ fn reduce(body: &mut Body<'_, '_>, args: &Args<'_>) -> Lowered {
     let usage = format!("{}(x, over axis)", args.name);
     args.expect(1, &[], &usage)?;
     let over = args.over_names(&usage)?;
-    let is_sum = args.name == "sum";
-    with_values(body, args, |_| if is_sum { Sum { over }.into() } else { Mean { over }.into() })
+    let name = args.name;
+    with_values(body, args, |_| match name {
+        "sum" => Sum { over }.into(),
+        "mean" => Mean { over }.into(),
+        _ => LogSumExp { over }.into(),
+    })
 }
 
 fn dot(body: &mut Body<'_, '_>, args: &Args<'_>) -> Lowered {
@@ -572,6 +584,70 @@ fn causal(body: &mut Body<'_, '_>, args: &Args<'_>) -> Lowered {
     let query = body.axis_named(&args.axis("query", usage)?)?;
     let key = body.axis_named(&args.axis("key", usage)?)?;
     Ok(body.push(Causal { query, key }, vec![], args.span).map(Item::Value))
+}
+
+/// The one axis after `over`.
+fn over_one(args: &Args<'_>, usage: &str) -> Result<String, Wrong> {
+    match args.over_names(usage)?.as_slice() {
+        [axis] => Ok(axis.clone()),
+        _ => Err(args.wrong(usage)),
+    }
+}
+
+/// Choosing by index, and what is computed with what was chosen.
+fn selection(body: &mut Body<'_, '_>, args: &Args<'_>) -> Lowered {
+    match args.name {
+        "top" => {
+            let usage = "top(score, e -> p)";
+            args.expect(1, &[], usage)?;
+            let [Arg::Map { from, to, .. }] = args.other() else { return Err(args.wrong(usage)) };
+            let ([axis], [slots]) = (from.as_slice(), to.as_slice()) else {
+                return Err(args.wrong(usage));
+            };
+            let op = Top { axis: axis.name.clone(), slots: axis_at(body, slots)? };
+            with_values(body, args, |_| op.into())
+        }
+        "take" => {
+            let usage = "take(x, ids, over e)";
+            args.expect(2, &[], usage)?;
+            let axis = over_one(args, usage)?;
+            with_values(body, args, |_| Take { axis }.into())
+        }
+        "count" => {
+            let usage = "count(ids, e)";
+            args.expect(2, &[], usage)?;
+            let [ids, axis] = args.values.as_slice() else { return Err(args.wrong(usage)) };
+            let ExprKind::Name(name) = &axis.kind else { return Err(args.wrong(usage)) };
+            let axis = body.axis_named(name).map_err(|error| Wrong::at(error, axis.span))?;
+            let Some(ids) = body.value(ids) else { return Ok(None) };
+            Ok(body.push(Count { axis }, vec![ids], args.span).map(Item::Value))
+        }
+        "below" => {
+            let usage = "below(ids, 20)";
+            args.expect(2, &[], usage)?;
+            let [ids, limit] = args.values.as_slice() else { return Err(args.wrong(usage)) };
+            let limit = size_at(body, limit)?;
+            let Some(ids) = body.value(ids) else { return Ok(None) };
+            Ok(body.push(Below { limit }, vec![ids], args.span).map(Item::Value))
+        }
+        "expert_dot" => {
+            let usage = "expert_dot(x, w, ids, expert: e, over d)";
+            args.expect(3, &["expert"], usage)?;
+            let (expert, over) = (args.axis("expert", usage)?, over_one(args, usage)?);
+            with_values(body, args, |_| ExpertDot { expert, over }.into())
+        }
+        "hadamard" => {
+            let usage = "hadamard(x, over d, seed: 42)";
+            args.expect(1, &["seed"], usage)?;
+            let axis = over_one(args, usage)?;
+            let Some(seed) = whole(body, args, "seed", usage)? else { return Ok(None) };
+            with_values(body, args, |_| Hadamard { axis, seed, inverse: false }.into())
+        }
+        _ => {
+            args.expect(1, &[], "sum_ranks(x)")?;
+            with_values(body, args, |_| SumRanks.into())
+        }
+    }
 }
 
 /// Ops that no equation can express.

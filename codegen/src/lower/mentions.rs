@@ -9,7 +9,7 @@ pub(super) fn mentions(forward: &Forward) -> BTreeSet<&str> {
     for statement in &forward.body {
         match statement {
             Stmt::Axis(def) => expression(&def.size, &mut found),
-            Stmt::Let { value, .. } => expression(value, &mut found),
+            Stmt::Let { value, .. } | Stmt::Penalty { value, .. } => expression(value, &mut found),
             Stmt::Update { name, value } => {
                 let _ = found.insert(name.name.as_str());
                 expression(value, &mut found);

@@ -10,7 +10,7 @@ mod builtins;
 mod mentions;
 mod scope;
 
-use crate::ir::{FuncId, Function, Module, Param, State, Sub, Table, Type};
+use crate::ir::{FuncId, Function, Module, Param, State, Sub, Table, Type, has_penalties};
 use crate::ops::TypeError;
 use lightc_dsl::ast::{self, DType};
 use lightc_dsl::diag::Diag;
@@ -38,10 +38,33 @@ pub fn lower(model: &StageModel) -> Result<Module, Vec<Diag>> {
     match entry {
         Some(entry) if lowerer.diags.is_empty() => {
             lowerer.module.entry = entry;
-            Ok(lowerer.module)
+            match penalties_lost(&lowerer.module) {
+                Some(diag) => Err(vec![diag]),
+                None => Ok(lowerer.module),
+            }
         }
         _ => Err(lowerer.diags),
     }
+}
+
+/// The root has a loss and has not taken the penalties of what it calls.
+fn penalties_lost(module: &Module) -> Option<Diag> {
+    let root = module.entry_function();
+    let has_loss = root.outputs.iter().any(|output| output.name.as_deref() == Some("loss"));
+    if !has_loss || !has_penalties(root) {
+        return None;
+    }
+    let message = format!("`{}` does not take the penalties of what it calls", root.name);
+    let diag = Diag::error("E0440", message, root.span?, "minimises a loss without them")
+        .with_help("add `penalties()` to the loss, after the calls that they come from");
+    let first = module.functions.iter().flat_map(|function| {
+        let total = function.outputs.last().filter(|_| has_penalties(function));
+        total.and_then(|output| function.definition(output.value).span)
+    });
+    Some(match first.into_iter().next() {
+        Some(place) => diag.with_related(place, "a penalty is stated here"),
+        None => diag,
+    })
 }
 
 /// The code, message and help of a rule's error, at a place.
@@ -55,6 +78,7 @@ pub(crate) fn at(error: TypeError, span: Span) -> Diag {
         "E0405" => "not in this form",
         "E0406" => "one axis twice",
         "E0407" => "not known here",
+        "E0450" => "a score that can be narrow",
         _ => "here",
     };
     let diag = Diag::error(error.code, error.message, span, label);
@@ -222,7 +246,7 @@ fn counted(n: usize, word: &str) -> String {
 
 /// Whether errors of this code depend on the axes and precision classes of what a call hands in.
 fn is_about_types(code: &str) -> bool {
-    ["E0401", "E0402", "E0403", "E0404", "E0406"].contains(&code)
+    ["E0401", "E0402", "E0403", "E0404", "E0406", "E0450"].contains(&code)
 }
 
 /// The forward of a block; the resolver has made sure that there is one.
@@ -383,6 +407,7 @@ fn declare(instance: &Instance) -> Function {
         ty: Type::new(p.dtype, p.axes.clone()),
         init: p.init.clone(),
         storage: p.storage.clone(),
+        active: p.active.clone(),
         doc: p.doc.clone(),
         span: Some(p.span),
     });

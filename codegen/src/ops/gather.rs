@@ -61,7 +61,12 @@ pub struct LookupGrad {
 
 /// The row of an index, `None` for an empty slot where slots can be empty.
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
-fn row_of(what: &str, index: f64, n_rows: usize, empty: bool) -> Result<Option<usize>, EvalError> {
+pub(super) fn row_of(
+    what: &str,
+    index: f64,
+    n_rows: usize,
+    empty: bool,
+) -> Result<Option<usize>, EvalError> {
     if empty && index < 0.0 {
         return Ok(None);
     }
@@ -73,21 +78,21 @@ fn row_of(what: &str, index: f64, n_rows: usize, empty: bool) -> Result<Option<u
 
 /// Adds the row `from` of `source` to the row `to` of `target`, rows being `n` long.
 #[allow(clippy::indexing_slicing)]
-fn add_row(target: &mut [f64], to: usize, source: &[f64], from: usize, n: usize) {
+pub(super) fn add_row(target: &mut [f64], to: usize, source: &[f64], from: usize, n: usize) {
     for (t, s) in target[to * n..(to + 1) * n].iter_mut().zip(&source[from * n..(from + 1) * n]) {
         *t += s;
     }
 }
 
 /// The axes of the rows of dy: what it has beside the axes in front, which must be there.
-fn rest_of(what: &str, dy: &Type, front: &[Axis]) -> Result<Vec<Axis>, TypeError> {
+pub(super) fn rest_of(what: &str, dy: &Type, front: &[Axis]) -> Result<Vec<Axis>, TypeError> {
     let rest = dy.axes.get(front.len()..).unwrap_or_default().to_vec();
     exactly(what, "the cotangent", dy, &[front, &rest].concat())?;
     Ok(rest)
 }
 
 /// The axes of `first` in its order, then the others of `ty`; `None` if one is missing.
-fn with_first(ty: &Type, first: &[String]) -> Option<Vec<String>> {
+pub(super) fn with_first(ty: &Type, first: &[String]) -> Option<Vec<String>> {
     let rest = ty.names().into_iter().filter(|name| !first.contains(name));
     first.iter().all(|name| ty.has(name)).then(|| first.iter().cloned().chain(rest).collect())
 }
@@ -167,7 +172,12 @@ impl OpDef for GatherSum {
 }
 
 /// `flops`, one reading of the indices and of `gathered` elements, one writing of the result.
-fn gather_cost(flops: Size, index: Option<&&Type>, gathered: Size, written: Size) -> Cost {
+pub(super) fn gather_cost(
+    flops: Size,
+    index: Option<&&Type>,
+    gathered: Size,
+    written: Size,
+) -> Cost {
     let index = index.map(|ty| count(ty)).unwrap_or_default();
     let elements_read = gathered.checked_add(&index).unwrap_or(gathered);
     Cost { flops, elements_read, elements_written: written }

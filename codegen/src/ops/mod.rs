@@ -9,26 +9,35 @@ mod attention;
 mod attrs;
 mod contract;
 mod delta;
+mod expert;
 mod gather;
+mod hadamard;
+mod index;
 mod loss;
 mod pointwise;
+mod ranks;
 mod reduce;
 mod sequence;
 mod shape;
 mod sinkhorn;
 mod structure;
+mod take;
 
 pub use attention::{MaskedAttention, MaskedAttentionGrad, SelectTop};
 pub use attrs::{Attr, Attrs};
 pub use contract::Contract;
 pub use delta::{GatedDeltaRule, GatedDeltaRuleGrad};
+pub use expert::{ExpertDot, ExpertDotWeightGrad};
 pub use gather::{GatherSum, GatherSumGrad, Lookup, LookupGrad};
+pub use hadamard::Hadamard;
+pub use index::{Below, Count, IndexAffine, IndexBinary, IndexFn, Top};
 pub use loss::{LinearCrossEntropy, LinearCrossEntropyGrad};
 pub use pointwise::{
     Affine, Binary, BinaryFn, Cast, Clamp, ClampGrad, Const, SizeValue, StopGradient, Unary,
     UnaryFn, UnaryGrad, Where,
 };
-pub use reduce::{Mean, Sum};
+pub use ranks::SumRanks;
+pub use reduce::{LogSumExp, Mean, Sum};
 pub use sequence::{
     Causal, CausalConv, CausalConvInputGrad, CausalConvWeightGrad, Position, Rotary,
 };
@@ -37,6 +46,7 @@ pub use sinkhorn::{Sinkhorn, SinkhornGrad};
 pub use structure::{
     Call, CallBackward, Input, ParamRef, Saved, Stack, StackBackward, StateRef, TableRef,
 };
+pub use take::{Take, TakeGrad};
 
 use crate::autodiff::Vjp;
 use crate::emit::EmitCall;
@@ -276,12 +286,14 @@ macro_rules! ops {
 ops! {
     Input, ParamRef, StateRef, TableRef, Saved, Call, Stack, CallBackward, StackBackward,
     Const, SizeValue, Affine, Unary, UnaryGrad, Binary, Clamp, ClampGrad, Where, Cast, StopGradient,
-    Sum, Mean, Contract,
+    Sum, Mean, LogSumExp, Contract,
     Broadcast, Permute, Rename, Split, Merge, Slice, Pad, Concat, Place, Pick,
     CausalConv, CausalConvInputGrad, CausalConvWeightGrad, Rotary, Causal, Position,
     GatedDeltaRule, GatedDeltaRuleGrad, SelectTop, MaskedAttention, MaskedAttentionGrad,
     Sinkhorn, SinkhornGrad, LinearCrossEntropy, LinearCrossEntropyGrad,
-    GatherSum, GatherSumGrad, Lookup, LookupGrad,
+    GatherSum, GatherSumGrad, Lookup, LookupGrad, Take, TakeGrad,
+    IndexAffine, IndexBinary, Below, Count, Top,
+    ExpertDot, ExpertDotWeightGrad, Hadamard, SumRanks,
 }
 
 impl Op {
@@ -298,6 +310,10 @@ impl Op {
             "gt" => ">",
             "ge" => ">=",
             "affine" => "+ - * /",
+            "index_affine" => "+ - *",
+            "index_add" => "+",
+            "index_sub" => "-",
+            "index_mul" => "*",
             mnemonic => mnemonic,
         }
     }

@@ -281,7 +281,7 @@ pub struct Where;
 /// The same numbers in another precision class.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Cast {
-    /// `act` or `f32`.
+    /// `act`, `f32`, or `index` for whole numbers.
     pub to: DType,
 }
 
@@ -365,6 +365,7 @@ impl OpDef for Const {
         let kind = call.kind();
         match self.dtype {
             DType::F32 => quote!(ops::constant_f32(#value, #kind)?),
+            DType::Index => quote!(ops::constant_index(#value, #kind)?),
             _ => quote!(ops::constant(#value, #kind)?),
         }
     }
@@ -821,6 +822,9 @@ impl OpDef for Cast {
         if x.dtype == DType::Index && self.to == DType::F32 {
             return Ok(vec![x.with_dtype(self.to)]);
         }
+        if self.to == DType::Index {
+            return index_of(x);
+        }
         float("cast", x)?;
         if !matches!(self.to, DType::Act | DType::F32) {
             return Err(TypeError::new("E0404", "`cast` goes to act or f32"));
@@ -829,10 +833,17 @@ impl OpDef for Cast {
     }
 
     fn eval(&self, call: &EvalCall<'_>) -> Result<Vec<Array>, EvalError> {
-        Ok(vec![call.arg(0)?.clone()])
+        let x = call.arg(0)?;
+        match x.iter().find(|x| self.to == DType::Index && x.fract() != 0.0) {
+            Some(x) => Err(EvalError(format!("{x} is not a whole number"))),
+            None => Ok(vec![x.clone()]),
+        }
     }
 
     fn vjp(&self, vjp: &mut Vjp<'_>) -> Result<Vec<Option<ValueId>>, TypeError> {
+        if self.to == DType::Index {
+            return Ok(vec![None]);
+        }
         let dy = vjp.dy()?;
         match vjp.arg_type(0)?.dtype {
             DType::Index => Ok(vec![None]),
@@ -845,9 +856,19 @@ impl OpDef for Cast {
         let kind = call.kind();
         match self.to {
             DType::F32 => quote!(ops::to_f32(#x, #kind)?),
+            DType::Index => quote!(ops::to_index(#x)?),
             _ => quote!(ops::to_act(#x, #kind.kind())?),
         }
     }
+}
+
+/// Positions are whole numbers of f32: narrower ones hold them only up to 256.
+fn index_of(x: &Type) -> Result<Vec<Type>, TypeError> {
+    if x.dtype == DType::F32 {
+        return Ok(vec![x.with_dtype(DType::Index)]);
+    }
+    let message = format!("`index` takes whole numbers in f32, here is {x}");
+    Err(TypeError::new("E0404", message).with_help("compute them from `f32(..)`"))
 }
 
 impl ParseOp for Cast {

@@ -2,11 +2,12 @@
 
 use super::{
     Affine, Array, Attrs, Binary, BinaryFn, Broadcast, Cost, EvalCall, EvalError, OpDef, ParseOp,
-    SizeValue, TypeError, count, float, need_axis, numbers, one, sized,
+    SizeValue, TypeError, Unary, UnaryFn, count, float, need_axis, numbers, one, sized,
 };
 use crate::autodiff::Vjp;
 use crate::emit::EmitCall;
 use crate::ir::{Type, ValueId};
+use lightc_dsl::ast::DType;
 use lightc_dsl::size::Size;
 use ndarray::Axis as Dim;
 use proc_macro2::{Literal, TokenStream};
@@ -23,6 +24,14 @@ pub struct Sum {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Mean {
     /// Axes that are averaged.
+    pub over: Vec<String>,
+}
+
+/// `y[rest] = ln(sum over the named axes of e^x)` in f32, without overflow: with m the largest x
+/// along them, `m + ln(sum of e^(x - m))`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LogSumExp {
+    /// Axes that are summed.
     pub over: Vec<String>,
 }
 
@@ -166,5 +175,72 @@ impl ParseOp for Mean {
             return Ok(None);
         }
         Ok(Some(Mean { over: attrs.take_words("over")? }))
+    }
+}
+
+impl OpDef for LogSumExp {
+    fn mnemonic(&self) -> &'static str {
+        "logsumexp"
+    }
+
+    fn attrs(&self) -> Attrs {
+        Attrs::default().words("over", &self.over)
+    }
+
+    fn infer(&self, args: &[&Type]) -> Result<Vec<Type>, TypeError> {
+        let reduced = infer_reduction("logsumexp", &self.over, args)?;
+        Ok(reduced.into_iter().map(|ty| ty.with_dtype(DType::F32)).collect())
+    }
+
+    fn eval(&self, call: &EvalCall<'_>) -> Result<Vec<Array>, EvalError> {
+        let (x, ty) = (call.arg(0)?, call.arg_type(0)?);
+        let dims = || positions(&self.over, ty).into_iter().rev();
+        let mut largest = x.clone();
+        for dim in dims() {
+            // `f64::max` would leave out what is not a number.
+            let max = |m: &f64, x: &f64| if *x > *m || x.is_nan() { *x } else { *m };
+            largest = largest.fold_axis(Dim(dim), f64::NEG_INFINITY, max);
+        }
+        // All of them -inf: e^(x - m) would not be a number.
+        let shift = largest.mapv(|m| if m.is_infinite() { 0.0 } else { m });
+        let mut along = shift.clone();
+        for position in positions(&self.over, ty) {
+            along = along.insert_axis(Dim(position));
+        }
+        let mut sum = (x - &along).mapv(f64::exp);
+        for dim in dims() {
+            sum = sum.sum_axis(Dim(dim));
+        }
+        Ok(vec![sum.mapv(f64::ln) + shift])
+    }
+
+    /// `dy e^(x - y)`: the softmax, scaled.
+    fn vjp(&self, vjp: &mut Vjp<'_>) -> Result<Vec<Option<ValueId>>, TypeError> {
+        let (dy, x, y) = (vjp.dy()?, vjp.arg(0)?, vjp.result(0)?);
+        let below = vjp.push(Binary { function: BinaryFn::Sub }, &[x, y])?;
+        let share = vjp.push(Unary { function: UnaryFn::Exp }, &[below])?;
+        let dx = vjp.push(Binary { function: BinaryFn::Mul }, &[share, dy])?;
+        Ok(vec![Some(vjp.reduce_to_arg(0, dx)?)])
+    }
+
+    fn cost(&self, args: &[&Type], results: &[&Type]) -> Cost {
+        let x = args.first().map(|x| count(x)).unwrap_or_default();
+        Cost::streaming(super::product(&[&x, &Size::constant(4)]), args, results)
+    }
+
+    fn emit_cpu(&self, call: &EmitCall<'_>) -> TokenStream {
+        let (x, dims) = (call.arg(0), emitted_dims(&self.over, call));
+        let narrow = call.arg_types.first().is_some_and(|ty| ty.dtype == DType::Act);
+        let x = if narrow { quote!(&ops::to_f32(#x, like)?) } else { x };
+        quote!(ops::logsumexp(#x, &[#(#dims),*])?)
+    }
+}
+
+impl ParseOp for LogSumExp {
+    fn parse(mnemonic: &str, attrs: &mut Attrs) -> Result<Option<Self>, String> {
+        if mnemonic != "logsumexp" {
+            return Ok(None);
+        }
+        Ok(Some(LogSumExp { over: attrs.take_words("over")? }))
     }
 }

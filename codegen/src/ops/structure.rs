@@ -75,7 +75,8 @@ pub struct CallBackward {
 }
 
 /// In a backward function: the backward of a stack, last layer first. Arguments are the cotangent
-/// of the stack's result and its gates; results are the cotangents of its input and of the gates.
+/// of the stack's result, its gates, and the cotangent of its penalty where that has one; results
+/// are the cotangents of its input and of the gates.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StackBackward {
     /// The forward's stack node.

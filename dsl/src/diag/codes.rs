@@ -44,6 +44,18 @@ pub const NO_FORWARD: &str = "E0213";
 /// A block with two.
 pub const DOUBLED_FORWARD: &str = "E0214";
 
+/// A `require` that an instance does not meet.
+pub const REQUIREMENT: &str = "E0240";
+/// A `require` that compares nothing.
+pub const NOT_A_COMPARISON: &str = "E0241";
+/// A format of `quantized` that does not exist.
+pub const UNKNOWN_FORMAT: &str = "E0242";
+/// A parameter that has no 8-bit form.
+pub const CANNOT_QUANTIZE: &str = "E0243";
+/// `active .. of` an axis that the parameter lacks.
+pub const ACTIVE_AXIS: &str = "E0244";
+/// More active positions than there are.
+pub const ACTIVE_COUNT: &str = "E0245";
 /// An integrator, or a bootstrap of one, that does not exist.
 pub const UNKNOWN_INTEGRATOR: &str = "E0260";
 /// A step of an integrator without an exact inverse.
@@ -128,9 +140,12 @@ pub const PAGES: &[Page] = pages! {
     "E0101" "E0102" "E0103" "E0104" "E0105"
     "E0201" "E0202" "E0203" "E0204" "E0205" "E0206" "E0207" "E0208" "E0209" "E0210" "E0211"
     "E0212" "E0213" "E0214"
+    "E0240" "E0241" "E0242" "E0243" "E0244" "E0245"
     "E0260" "E0261" "E0262" "E0263" "E0264"
     "E0301" "E0302" "E0303" "E0304" "E0305" "E0306" "E0307" "E0308" "E0309" "E0310"
     "E0401" "E0402" "E0403" "E0404" "E0405" "E0406" "E0407" "E0408" "E0409" "E0410"
+    "E0440" "E0441"
+    "E0450"
     "E0501" "E0502" "E0503" "E0504" "E0505" "E0506" "E0507" "E0508"
     "E0511" "E0512" "E0513" "E0514" "E0515" "E0516"
     "E0701"

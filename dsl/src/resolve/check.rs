@@ -7,10 +7,12 @@ use super::integrate::{NONE, bootstrap_help, form, unknown_integrator};
 use super::{BlockDef, Program};
 use crate::ast::{
     Arg, BinaryOp, Block, Expr, ExprKind, Formal, FormalKind, Forward, Ident, Init, Member, Param,
-    Stage, Table, Text,
+    Require, Stage, StorageClause, Table, Text,
 };
 use crate::diag::{Diag, codes};
-use crate::names::{BUILTINS, INITS, INTEGRATORS, NUMBER_FUNCTIONS, TABLE_SOURCES, closest};
+use crate::names::{
+    BUILTINS, FORMATS, INITS, INTEGRATORS, NUMBER_FUNCTIONS, TABLE_SOURCES, closest,
+};
 use crate::source::Span;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -717,7 +719,7 @@ impl<'a> BlockCheck<'a> {
         for member in &self.block.members {
             match member {
                 Member::Axis(def) => once(&mut scope, &def.name, "axis", diags),
-                Member::Forward(_) => {}
+                Member::Forward(_) | Member::Require(_) => {}
                 member => {
                     if let Some((name, what)) = member_name(member) {
                         once(&mut values, name, what, diags);
@@ -771,6 +773,7 @@ impl<'a> BlockCheck<'a> {
                 let program = self.program;
                 ExprCheck { program, names: Some(&names), diags }.block(&stack.block);
             }
+            Member::Require(require) => self.require(require, diags),
             Member::Forward(forward) => ports(forward, diags),
         }
     }
@@ -836,7 +839,17 @@ impl<'a> BlockCheck<'a> {
                 }
             }
         }
-        if let Some(Text { value, span }) = &param.frozen
+        match &param.storage {
+            Some(StorageClause::Quantized(format)) => quantized(param, format, diags),
+            Some(StorageClause::Adapter(_) | StorageClause::Frozen(_)) | None => {}
+        }
+        if let Some(active) = &param.active {
+            self.exprs(diags).scalar(&active.count, FormalKind::Axis);
+            if !param.axes.iter().any(|axis| axis.name == active.of.name) {
+                diags.push(not_its_axis(param, &active.of));
+            }
+        }
+        if let Some(StorageClause::Frozen(Text { value, span })) = &param.storage
             && value.trim().is_empty()
         {
             diags.push(
@@ -848,6 +861,26 @@ impl<'a> BlockCheck<'a> {
                 )
                 .with_help("say why it does not learn, as in `frozen \"the indexer is fixed\"`"),
             );
+        }
+    }
+
+    fn require(&self, require: &Require, diags: &mut Vec<Diag>) {
+        for condition in &require.conditions {
+            match &condition.kind {
+                ExprKind::Binary(op, left, right) if is_comparison(*op) => {
+                    self.exprs(diags).scalar(left, FormalKind::Number);
+                    self.exprs(diags).scalar(right, FormalKind::Number);
+                }
+                _ => diags.push(
+                    Diag::error(
+                        codes::NOT_A_COMPARISON,
+                        "a requirement compares numbers",
+                        condition.span,
+                        "compares nothing",
+                    )
+                    .with_help("write `require a < b, \"reason\"`; join several with `and`"),
+                ),
+            }
         }
     }
 
@@ -902,6 +935,52 @@ impl<'a> BlockCheck<'a> {
     }
 }
 
+/// A quantized parameter has a known format and rows of activations.
+fn quantized(param: &Param, format: &Ident, diags: &mut Vec<Diag>) {
+    if crate::model::Format::from_word(&format.name).is_none() {
+        let diag = Diag::error(
+            codes::UNKNOWN_FORMAT,
+            format!("there is no format `{}`", format.name),
+            format.span,
+            "unknown format",
+        );
+        diags.push(match closest(&format.name, FORMATS) {
+            Some(near) => diag.with_help(format!("`{near}` exists")),
+            None => diag.with_help(format!("formats: {}", FORMATS.join(", "))),
+        });
+    }
+    let what = match (param.axes.is_empty(), param.dtype) {
+        (true, _) => "it has no axes, so it has no rows",
+        (_, Some(crate::ast::DType::F32)) => "it is `f32`, which is never below 32 bits",
+        _ => return,
+    };
+    diags.push(
+        Diag::error(
+            codes::CANNOT_QUANTIZE,
+            format!("parameter `{}` cannot be quantized: {what}", param.name.name),
+            format.span,
+            "kept in 8 bits",
+        )
+        .with_related(param.name.span, "declared here")
+        .with_help("keep it as it is: leave `quantized` away, or say `frozen \"reason\"`"),
+    );
+}
+
+fn not_its_axis(param: &Param, of: &Ident) -> Diag {
+    let names: Vec<&str> = param.axes.iter().map(|axis| axis.name.as_str()).collect();
+    let diag = Diag::error(
+        codes::ACTIVE_AXIS,
+        format!("`{}` is not an axis of parameter `{}`", of.name, param.name.name),
+        of.span,
+        "not one of its axes",
+    )
+    .with_related(param.name.span, format!("has [{}]", names.join(", ")));
+    match closest(&of.name, names.iter().copied()) {
+        Some(near) => diag.with_help(format!("`{near}` is one")),
+        None => diag.with_help("name the axis whose positions take turns, such as the experts"),
+    }
+}
+
 fn ports(forward: &Forward, diags: &mut Vec<Diag>) {
     for (ports, what) in [(&forward.inputs, "input"), (&forward.outputs, "output")] {
         let mut seen: BTreeMap<&str, &Ident> = BTreeMap::new();
@@ -939,7 +1018,7 @@ fn member_name(member: &Member) -> Option<(&Ident, &'static str)> {
         Member::Table(table) => (&table.name, "table"),
         Member::Sub(sub) => (&sub.name, "sub-block"),
         Member::Stack(stack) => (&stack.name, "stack"),
-        Member::Axis(_) | Member::Forward(_) => return None,
+        Member::Axis(_) | Member::Require(_) | Member::Forward(_) => return None,
     })
 }
 
@@ -1009,6 +1088,20 @@ fn stage(program: &Program, stage: &Stage, diags: &mut Vec<Diag>) {
         let kind = kind_of(program, &binding.value, &|_| None)
             .unwrap_or_else(|| likely_kind(&binding.value));
         ExprCheck { program, names: None, diags }.value(&binding.value, kind);
+    }
+    probe(program, stage, diags);
+}
+
+/// A probe overrides what its stage has.
+fn probe(program: &Program, stage: &Stage, diags: &mut Vec<Diag>) {
+    let (Some(probe), Ok(known)) = (&stage.probe, program.bindings(&stage.name.name)) else {
+        return;
+    };
+    for binding in &probe.bindings {
+        let name = &binding.name;
+        if !known.contains_key(name.name.as_str()) && !program.is_damaged(&stage.name.name) {
+            diags.push(unknown_name(&name.name, name.span, known.keys().copied().collect(), true));
+        }
     }
 }
 

@@ -2,12 +2,15 @@
 
 use super::eval::{Resolver, kind_words};
 use super::scope::{AxisValue, Bound, Closure, Found, Origin, Scope, ScopeId, StageScope};
-use super::{Program, check};
-use crate::ast::{Arg, AxisDef, DType, Expr, Formal, FormalKind, Ident, Member, Param, Stack, Sub};
+use super::{FormalValue, FormalValues, MapDef, Program, Sizes, check};
+use crate::ast::{
+    Active, Arg, AxisDef, BinaryOp, DType, Expr, ExprKind, Formal, FormalKind, Ident, Member,
+    Param, Require, Stack, StorageClause, Sub,
+};
 use crate::diag::{Diag, codes};
 use crate::model::{
-    Axis, InitLaw, Instance, InstanceId, Integrator, MemberRef, ParamDef, StageModel, StateDef,
-    Storage, SubDef, SubKind, TableDef, Target, gate_name,
+    self, Axis, Format, InitLaw, Instance, InstanceId, Integrator, MemberRef, ParamDef, StageModel,
+    StateDef, Storage, SubDef, SubKind, TableDef, Target, gate_name,
 };
 use crate::size::Size;
 use crate::source::Span;
@@ -33,18 +36,51 @@ pub(super) struct Key {
 }
 
 /// A stage with everything bound.
-pub(super) fn stage(program: &Program, name: &str) -> Result<StageModel, Vec<Diag>> {
-    if program.is_damaged(name) {
-        return Err(program.errors.clone());
+pub(super) fn stage(program: &Program, name: &str, sizes: Sizes) -> Result<StageModel, Vec<Diag>> {
+    let mut multiples = BTreeMap::new();
+    let mut attempts = 0;
+    loop {
+        attempts += 1;
+        let mut resolver = Resolver::new(program);
+        resolver.multiples = std::mem::take(&mut multiples);
+        match stage_once(resolver, name, sizes) {
+            Attempt::Again(more) if attempts <= MAX_RETRIES => multiples = more,
+            Attempt::Again(_) => return Err(Vec::new()),
+            Attempt::Done(result) => return result,
+        }
     }
-    let bindings = program.bindings(name).map_err(|d| vec![*d])?;
-    let Some(def) = program.stage(name) else {
-        return Err(Vec::new());
+}
+
+/// A resolution, or what it has to be repeated with.
+enum Attempt {
+    Again(BTreeMap<String, Size>),
+    Done(Result<StageModel, Vec<Diag>>),
+}
+
+fn stage_once(mut resolver: Resolver<'_>, name: &str, sizes: Sizes) -> Attempt {
+    let program = resolver.program;
+    if program.is_damaged(name) {
+        return Attempt::Done(Err(program.errors.clone()));
+    }
+    let mut bindings = match program.bindings(name) {
+        Ok(bindings) => bindings,
+        Err(diag) => return Attempt::Done(Err(vec![*diag])),
     };
-    let mut resolver = Resolver::new(program);
+    let Some(def) = program.stage(name) else {
+        return Attempt::Done(Err(Vec::new()));
+    };
+    let probe = if sizes == Sizes::Bound { BTreeMap::new() } else { program.probe(name) };
+    bindings.extend(&probe);
     let broken = resolver.report_cycles(&bindings);
     let model = bindings.get("model").copied();
-    let scope = resolver.add(Scope::Stage(StageScope { bindings, broken, ..Default::default() }));
+    let mut stage = StageScope { bindings, broken, ..Default::default() };
+    if sizes == Sizes::Symbolic {
+        for name in probe.keys() {
+            let multiple = resolver.multiples.get(*name).cloned().unwrap_or(Size::constant(1));
+            stage.sizes.insert(name, Size::symbol(*name).checked_mul(&multiple));
+        }
+    }
+    let scope = resolver.add(Scope::Stage(stage));
     resolver.check_bindings(scope);
     let Some(model) = model else {
         resolver.diags.push(
@@ -56,13 +92,56 @@ pub(super) fn stage(program: &Program, name: &str) -> Result<StageModel, Vec<Dia
             )
             .with_help("bind it to the root block, as in `model = LanguageModel()`"),
         );
-        return Err(resolver.failed());
+        return Attempt::Done(Err(resolver.failed()));
     };
     let root = resolver
         .binding_block(scope, model)
         .and_then(|closure| resolver.instantiate(closure, scope))
         .map(|target| target.instance);
-    resolver.finish(name, def.ast.doc.clone(), def.ast.name.span, root)
+    if resolver.retry && resolver.diags.is_empty() {
+        return Attempt::Again(resolver.multiples);
+    }
+    let sizes = if resolver.diags.is_empty() { resolver.sizes_of(scope) } else { BTreeMap::new() };
+    let result = resolver.finish(name, def.ast.doc.clone(), def.ast.name.span, root);
+    Attempt::Done(result.map(|model| StageModel { sizes, ..model }))
+}
+
+/// The two sides of a map between blocks.
+pub(super) fn blocks(
+    program: &Program,
+    map: &MapDef,
+    values: &FormalValues,
+) -> Result<(StageModel, StageModel), Vec<Diag>> {
+    let mut multiples = BTreeMap::new();
+    let mut attempts = 0;
+    loop {
+        attempts += 1;
+        let (mut sides, mut diags, mut retry) = (Vec::new(), Vec::new(), false);
+        for side in [&map.from, &map.to] {
+            let mut resolver = Resolver::new(program);
+            resolver.multiples = multiples;
+            let scope = resolver.formals_of_map(map, values);
+            let closure = resolver.block(side, scope);
+            let target = closure.and_then(|closure| resolver.instantiate(closure, scope));
+            retry |= resolver.retry;
+            multiples = resolver.multiples.clone();
+            let name = closure.map_or("", |c| c.block.ast.name.name.as_str());
+            let root = target.map(|target| target.instance);
+            match resolver.finish(name, None, side.span, root) {
+                Ok(model) => sides.push(model),
+                Err(found) => diags.extend(found),
+            }
+        }
+        if retry && diags.is_empty() && attempts <= MAX_RETRIES {
+            continue;
+        }
+        crate::diag::normalize(&mut diags);
+        let mut sides = sides.into_iter();
+        return match (sides.next(), sides.next()) {
+            (Some(from), Some(to)) => Ok((from, to)),
+            _ => Err(diags),
+        };
+    }
 }
 
 /// A block on its own, with symbolic sizes.
@@ -132,7 +211,8 @@ impl<'p> Resolver<'p> {
         match root {
             Some(root) if self.diags.is_empty() && self.program.errors.is_empty() => {
                 let instances = self.instances;
-                Ok(StageModel { name: name.to_owned(), doc, span, root, instances })
+                let sizes = BTreeMap::new();
+                Ok(StageModel { name: name.to_owned(), doc, span, root, sizes, instances })
             }
             _ => Err(self.failed()),
         }
@@ -154,6 +234,55 @@ impl<'p> Resolver<'p> {
                 _ => drop(self.binding_number(scope, binding)),
             }
         }
+    }
+
+    /// The bindings of a stage that are sizes.
+    fn sizes_of(&mut self, scope: ScopeId) -> BTreeMap<String, Size> {
+        let bindings: Vec<_> = match self.stage_scope(scope) {
+            Some(stage) => stage.bindings.values().copied().collect(),
+            None => Vec::new(),
+        };
+        let mut sizes = BTreeMap::new();
+        for binding in bindings {
+            let kind = self.kind_of_binding(scope, binding);
+            if kind == Some(FormalKind::Number)
+                && let Some(size) = self.binding_size(scope, binding)
+            {
+                sizes.insert(binding.name.name.clone(), size);
+            }
+        }
+        // A number that is no size is no error here.
+        self.diags.clear();
+        sizes
+    }
+
+    /// The scope in which the sides of a map between blocks are read.
+    fn formals_of_map(&mut self, map: &'p MapDef, values: &FormalValues) -> ScopeId {
+        let scope = self.add(Scope::Block(BTreeMap::new()));
+        for formal in &map.ast.formals {
+            let name = formal.name.name.as_str();
+            let fixed = |size: Size| {
+                let origin = Origin(scope, name.to_owned());
+                Bound::Axis(AxisValue { origin, size, spelled: None })
+            };
+            let value = match (values.get(name), formal.kind, &formal.default) {
+                (Some(FormalValue::Size(size)), FormalKind::Axis, _) => Some(fixed(size.clone())),
+                (Some(FormalValue::Number(value)), FormalKind::Number, _) => {
+                    Some(Bound::Number(*value))
+                }
+                (_, FormalKind::Axis, _) => self.symbol(name, scope),
+                (_, _, Some(default)) => self.given(formal, default, scope, scope),
+                _ => {
+                    let kind = kind_words(formal.kind);
+                    let message = format!("formal `{name}` takes {kind} and has no default");
+                    let diag = Diag::error(codes::NOT_ALONE, message, formal.name.span, "no value");
+                    self.report(diag.with_help("give it a default"));
+                    None
+                }
+            };
+            self.bind(scope, name, value);
+        }
+        scope
     }
 
     /// Bindings that need themselves, by the names in their expressions.
@@ -678,6 +807,7 @@ impl<'p> Resolver<'p> {
                     instance.params.push(gate);
                 }
             }
+            Member::Require(require) => self.require(require, scope),
             Member::Axis(_) | Member::Forward(_) => {}
         }
     }
@@ -732,19 +862,93 @@ impl<'p> Resolver<'p> {
     fn param(&mut self, param: &'p Param, scope: ScopeId) -> Option<ParamDef> {
         let axes = self.axes(&param.axes, scope);
         let init = self.init(param, scope);
-        let storage = match &param.frozen {
-            Some(reason) => Storage::Frozen(reason.value.clone()),
-            None => Storage::Trained,
-        };
+        let storage = self.storage(param);
+        let active = param.active.as_ref().map(|active| self.active(param, active, scope));
         Some(ParamDef {
             name: param.name.name.clone(),
             doc: param.doc.clone(),
             axes: axes?,
             dtype: param.dtype.unwrap_or(DType::Act),
             init: init?,
-            storage,
+            storage: storage?,
+            active: active.map_or(Some(None), |active| active.map(Some))?,
             span: param.span,
         })
+    }
+
+    fn storage(&mut self, param: &Param) -> Option<Storage> {
+        Some(match &param.storage {
+            None => Storage::Trained,
+            Some(StorageClause::Frozen(reason)) => Storage::Frozen(reason.value.clone()),
+            Some(StorageClause::Adapter(_)) => Storage::Adapter,
+            // What does not fit was said when the definition was checked.
+            Some(StorageClause::Quantized(name)) => {
+                Storage::Quantized(Format::from_word(&name.name)?)
+            }
+        })
+    }
+
+    fn active(
+        &mut self,
+        param: &Param,
+        active: &'p Active,
+        scope: ScopeId,
+    ) -> Option<model::Active> {
+        let count = self.size(&active.count, scope)?;
+        let Some(Found::Bound(Bound::Axis(axis))) = self.lookup(scope, &active.of.name) else {
+            return None;
+        };
+        if let (Some(n), Some(all)) = (count.as_constant(), axis.size.as_constant())
+            && !(1..=all).contains(&n)
+        {
+            let of = &active.of.name;
+            self.report(
+                Diag::error(
+                    codes::ACTIVE_COUNT,
+                    format!(
+                        "{n} positions of `{of}` are active in `{}`, and it has {all}",
+                        param.name.name
+                    ),
+                    active.count.span,
+                    format!("this is {n}"),
+                )
+                .with_related(active.of.span, format!("has {all} positions"))
+                .with_help(format!("let between 1 and {all} positions work for one token")),
+            );
+            return None;
+        }
+        Some(model::Active { count, of: active.of.name.clone() })
+    }
+
+    /// Checks a `require` where every size in it is bound.
+    fn require(&mut self, require: &'p Require, scope: ScopeId) {
+        for condition in &require.conditions {
+            let ExprKind::Binary(op, left, right) = &condition.kind else { continue };
+            let before = std::mem::replace(&mut self.symbolic, false);
+            let (a, b) = (self.number(left, scope), self.number(right, scope));
+            let symbolic = self.symbolic;
+            self.symbolic = before || symbolic;
+            let (Some(a), Some(b), false) = (a, b, symbolic) else { continue };
+            let holds = match op {
+                BinaryOp::Less => a < b,
+                BinaryOp::LessEqual => a <= b,
+                BinaryOp::Greater => a > b,
+                BinaryOp::GreaterEqual => a >= b,
+                _ => true,
+            };
+            if !holds {
+                let word = comparison_word(*op);
+                self.report(
+                    Diag::error(
+                        codes::REQUIREMENT,
+                        format!("a requirement does not hold: {}", require.reason.value),
+                        condition.span,
+                        format!("here this is {a} {word} {b}"),
+                    )
+                    .with_help("change the sizes or numbers of the instance so that it holds"),
+                );
+            }
+        }
     }
 
     fn init(&mut self, param: &'p Param, scope: ScopeId) -> Option<InitLaw> {
@@ -789,6 +993,15 @@ impl<'p> Resolver<'p> {
     }
 }
 
+fn comparison_word(op: BinaryOp) -> &'static str {
+    match op {
+        BinaryOp::Less => "<",
+        BinaryOp::LessEqual => "<=",
+        BinaryOp::Greater => ">",
+        _ => ">=",
+    }
+}
+
 fn push_sub(
     instance: &mut Instance,
     name: &Ident,
@@ -814,6 +1027,7 @@ fn gates(stack: &Stack, integrator: &Integrator) -> Vec<ParamDef> {
             dtype: DType::F32,
             init,
             storage: Storage::Trained,
+            active: None,
             span: stack.span,
         })
     };

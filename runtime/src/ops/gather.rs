@@ -109,7 +109,12 @@ pub fn lookup_grad(ids: &Tensor, dy: &Tensor, rows: i64) -> Result<Tensor> {
 }
 
 /// Adds row i of `dy` to the rows that slots `i*p .. (i+1)*p` of `index` name.
-fn scatter_native<T: Real>(index: &Tensor, p: i64, dy: &Tensor, shape: &[i64]) -> Result<Tensor> {
+pub(super) fn scatter_native<T: Real>(
+    index: &Tensor,
+    p: i64,
+    dy: &Tensor,
+    shape: &[i64],
+) -> Result<Tensor> {
     let (index, dy) = (Host::of(&cast(index, Kind::Int64)?)?, Host::of(dy)?);
     let (index, dy) = (index.slice::<i64>(), dy.slice::<T>());
     let width = shape[1..].iter().product::<i64>() as usize;
@@ -126,7 +131,7 @@ fn scatter_native<T: Real>(index: &Tensor, p: i64, dy: &Tensor, shape: &[i64]) -
 }
 
 /// The same by libtorch: a row beyond the last takes what has no target.
-fn scatter_composite(index: &Tensor, dy: &Tensor, shape: &[i64]) -> Result<Tensor> {
+pub(super) fn scatter_composite(index: &Tensor, dy: &Tensor, shape: &[i64]) -> Result<Tensor> {
     let rows = shape.first().copied().unwrap_or(0);
     let flat = cast(index, Kind::Int64)?.f_reshape([-1i64])?;
     let target = flat.f_where_self(&flat.f_ge(0)?, &flat.f_full_like(rows)?)?;
@@ -138,7 +143,7 @@ fn scatter_composite(index: &Tensor, dy: &Tensor, shape: &[i64]) -> Result<Tenso
 
 /// Indices must be integers below `rows`, and not negative unless `none` is
 /// allowed.
-fn check_index(op: &'static str, index: &Tensor, rows: i64, none: bool) -> Result<()> {
+pub(super) fn check_index(op: &'static str, index: &Tensor, rows: i64, none: bool) -> Result<()> {
     ensure(!is_float(index.kind()) && index.kind() != Kind::Bool, op, || {
         format!("the index is {:?}, an integer kind is needed", index.kind())
     })?;

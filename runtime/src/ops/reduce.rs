@@ -1,4 +1,4 @@
-//! Sums and means.
+//! Sums, means, and what the ranks add up.
 
 use tch::{Kind, Tensor};
 
@@ -21,6 +21,20 @@ pub fn mean(x: &Tensor, dims: &[i64]) -> Result<Tensor> {
         return Ok(x.shallow_clone());
     }
     x.f_mean_dim(dims, false, None::<Kind>).named("mean", &[x])
+}
+
+/// `ln(sum of e^x)` over `dims`, which are dropped, without overflow. No dims: `x` itself.
+pub fn logsumexp(x: &Tensor, dims: &[i64]) -> Result<Tensor> {
+    check("logsumexp", x, dims)?;
+    if dims.is_empty() {
+        return Ok(x.shallow_clone());
+    }
+    x.f_logsumexp(dims, false).named("logsumexp", &[x])
+}
+
+/// The sum of `x` over the data-parallel ranks, in their order; see [`crate::ranks`].
+pub fn sum_ranks(x: &Tensor) -> Result<Tensor> {
+    crate::ranks::current().sum(x)
 }
 
 fn check(op: &'static str, x: &Tensor, dims: &[i64]) -> Result<()> {

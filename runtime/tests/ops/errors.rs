@@ -126,3 +126,45 @@ fn indices_outside_the_table() {
     refused("lookup_grad", ops::lookup_grad(&ids(&[3]), &of(&[1, 2]), 3));
     refused("lookup_grad", ops::lookup_grad(&ids(&[0]), &of(&[2, 2]), 3));
 }
+
+#[test]
+fn indexes_and_experts() {
+    let (x, w) = (of(&[2, 3]), of(&[4, 5, 3]));
+    refused("expert_dot", ops::expert_dot(&x, &w, &ids(&[0, 4])));
+    refused("expert_dot", ops::expert_dot(&x, &w, &ids(&[0])));
+    refused("expert_dot", ops::expert_dot(&x, &w, &x));
+    refused("expert_dot", ops::expert_dot(&of(&[2, 4]), &w, &ids(&[0, 1])));
+    refused("expert_dot", ops::expert_dot(&wide(&[2, 3]), &w, &ids(&[0, 1])));
+    let grad = ops::expert_dot_weight_grad;
+    refused("expert_dot_weight_grad", grad(&x, &of(&[2, 5]), &ids(&[0, 4]), 4));
+    refused("expert_dot_weight_grad", grad(&x, &of(&[3, 5]), &ids(&[0, 1]), 4));
+    refused("top", ops::top(&x, 4));
+    refused("top", ops::top(&ids(&[1]), 1));
+    refused("take", ops::take(&x, &ids(&[2]), 0));
+    refused("take", ops::take(&x, &ids(&[0, 3]), 1));
+    refused("take", ops::take(&x, &ids(&[0, 1, 2]), 1));
+    refused("take", ops::take(&x, &ids(&[0]), 2));
+    refused("take_grad", ops::take_grad(&ids(&[0, 1]), &of(&[3]), 1, 2));
+    refused("take_grad", ops::take_grad(&ids(&[0, 2]), &of(&[2]), 1, 2));
+    refused("count", ops::count(&ids(&[0, 2]), 2, &x));
+    refused("below", ops::below(&x, 2));
+    refused("index_add", ops::index_add(&ids(&[1]), &x));
+    refused("index", ops::to_index(&Tensor::from_slice(&[0.5f32])));
+    refused("index", ops::to_index(&Tensor::from_slice(&[f32::NAN])));
+    refused("hadamard", ops::hadamard(&x, 42, false));
+    refused("hadamard", ops::hadamard(&ids(&[1, 2]), 42, false));
+    refused("logsumexp", ops::logsumexp(&x, &[2]));
+}
+
+#[test]
+fn eight_bits() {
+    use lightc_numerics::int8::Format;
+    let (codes, scale) = (of(&[2, 3]).to_kind(Kind::Int8), of(&[2]));
+    refused("quantize", ops::quantize(&Tensor::from_slice(&[1.0f32, f32::NAN]), Format::Int8));
+    refused("quantize", ops::quantize(&ids(&[1]), Format::Int8));
+    refused("dequantize", ops::dequantize(&of(&[2, 3]), &scale, &scale));
+    refused("dequantize", ops::dequantize(&codes, &of(&[3]), &scale));
+    refused("dequantize", ops::dequantize(&codes, &wide(&[2]), &scale));
+    refused("dequantize", ops::dequantize(&codes, &scale, &ids(&[1])));
+    refused("dequantize_quantiles", ops::dequantize_quantiles(&codes, &of(&[3]), &scale));
+}

@@ -17,5 +17,5 @@ mod parse;
 mod print;
 
 pub use parse::{ParseError, parse};
-pub use print::init_text;
+pub use print::{init_text, storage_text};
 pub use print::{print, print_backward, print_function};

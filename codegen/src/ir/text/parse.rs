@@ -6,7 +6,7 @@ use crate::ir::graph::{
 };
 use crate::ir::types::{Type, dtype_from_word};
 use crate::ops::{Attr, Attrs, parse_op};
-use lightc_dsl::model::{Axis, InitLaw, MemberRef, Storage};
+use lightc_dsl::model::{Active, Axis, Format, InitLaw, MemberRef, Storage};
 use lightc_dsl::size::Size;
 use std::fmt;
 
@@ -257,12 +257,25 @@ impl<'a> Cursor<'a> {
         let init = self.init()?;
         let storage = if self.eat_word("frozen") {
             Storage::Frozen(self.quoted()?)
+        } else if self.eat_word("quantized") {
+            let word = self.word()?;
+            let format = Format::from_word(&word);
+            Storage::Quantized(format.ok_or_else(|| format!("`{word}` is not a format"))?)
+        } else if self.eat_word("adapter") {
+            Storage::Adapter
         } else {
             self.expect("trained")?;
             Storage::Trained
         };
+        let active = if self.eat_word("active") {
+            let count = self.size()?;
+            self.expect("of")?;
+            Some(Active { count, of: self.word()? })
+        } else {
+            None
+        };
         let doc = if self.eat_word("doc") { Some(self.quoted()?) } else { None };
-        Ok(Param { name, ty, init, storage, doc, span: None })
+        Ok(Param { name, ty, init, storage, active, doc, span: None })
     }
 
     fn init(&mut self) -> Parsed<InitLaw> {

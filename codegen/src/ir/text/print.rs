@@ -50,12 +50,12 @@ fn declarations(out: &mut String, module: &Module, function: &Function) {
         match member {
             MemberRef::Param(index) => {
                 let Some(param) = function.params.get(*index) else { continue };
-                let storage = match &param.storage {
-                    Storage::Trained => "trained".to_owned(),
-                    Storage::Frozen(reason) => format!("frozen {reason:?}"),
-                };
+                let storage = storage_text(&param.storage);
                 let init = init_text(&param.init);
                 let _ = write!(out, "  param {}: {} ~ {init} {storage}", param.name, param.ty);
+                if let Some(active) = &param.active {
+                    let _ = write!(out, " active {} of {}", active.count, active.of);
+                }
                 if let Some(doc) = &param.doc {
                     let _ = write!(out, " doc {doc:?}");
                 }
@@ -76,6 +76,16 @@ fn declarations(out: &mut String, module: &Module, function: &Function) {
     }
     for table in &function.tables {
         let _ = writeln!(out, "  table {}: {} from {:?}", table.name, table.ty, table.from);
+    }
+}
+
+/// A storage class as `frozen "reason"`.
+pub fn storage_text(storage: &Storage) -> String {
+    match storage {
+        Storage::Trained => "trained".to_owned(),
+        Storage::Frozen(reason) => format!("frozen {reason:?}"),
+        Storage::Quantized(format) => format!("quantized {}", format.word()),
+        Storage::Adapter => "adapter".to_owned(),
     }
 }
 

@@ -1,0 +1,95 @@
+//! The cases of selections by index, expert products and the turn of a row.
+
+use super::Cases;
+use super::Draw::{BelowOrEmpty, Normal, Whole, Wide};
+use super::Length::{AtLeast, AtMost, Power};
+
+pub(super) fn all(cases: &mut Cases) {
+    indexes(cases);
+    choices(cases);
+    products(cases);
+    for over in ["e", "t, b", "b, e, t"] {
+        cases.op(&format!("logsumexp over=[{over}]"), &[("act[b, t, e]", Wide)], &[]);
+        cases.op(&format!("logsumexp over=[{over}]"), &[("f32[e, t, b]", Wide)], &[]);
+    }
+    for (attrs, ty) in [
+        ("seed=42 inverse=false", "act[b, t, d]"),
+        ("seed=0 inverse=true", "f32[d, b]"),
+        ("seed=7 inverse=false", "act[d=64, b]"),
+        ("seed=7 inverse=true", "f32[d]"),
+    ] {
+        cases.op(&format!("hadamard axis=d {attrs}"), &[(ty, Normal)], &[("d", Power)]);
+    }
+    cases.op("sum_ranks", &[("f32[e]", Whole)], &[]);
+    cases.op("sum_ranks", &[("f32[]", Whole)], &[]);
+}
+
+fn indexes(cases: &mut Cases) {
+    cases.op("const value=3.0 dtype=index", &[], &[]);
+    for attrs in ["mul=6 add=2", "mul=1 add=-2", "mul=-1 add=1", "mul=0 add=0"] {
+        cases.op(&format!("index_affine {attrs}"), &[("index[b, t]", Whole)], &[]);
+    }
+    let pairs =
+        [("index[b, t]", "index[t]"), ("index[]", "index[b]"), ("index[t, b]", "index[b, t]")];
+    for (op, (a, b)) in ["index_add", "index_sub", "index_mul"].into_iter().zip(pairs) {
+        cases.op(op, &[(a, Whole), (b, Whole)], &[]);
+    }
+    cases.op("below limit={2}", &[("index[b, t]", Whole)], &[]);
+    cases.op("below limit={b-1}", &[("index[b, t]", Whole)], &[]);
+    cases.op("cast to=index", &[("f32[b, t]", Whole)], &[]);
+    cases.op("cast to=index", &[("f32[]", Whole)], &[]);
+    cases.op("count axis=<e>", &[("index[b, t, p]", BelowOrEmpty("e"))], &[("e", AtLeast(1))]);
+    cases.op("count axis=<e=5>", &[("index[]", BelowOrEmpty("5"))], &[]);
+}
+
+fn choices(cases: &mut Cases) {
+    for (attrs, score, draw, least) in [
+        ("slots=<p=2>", "f32[b, t, e]", Normal, 2),
+        ("slots=<p=3>", "f32[e, t]", Whole, 3),
+        ("slots=<p=e>", "f32[b, e]", Whole, 1),
+        ("slots=<e=1>", "f32[e]", Whole, 1),
+    ] {
+        cases.op(&format!("top axis=e {attrs}"), &[(score, draw)], &[("e", AtLeast(least))]);
+    }
+    let ids = BelowOrEmpty("e");
+    for (x, draw, index) in [
+        ("act[b, t, e]", Normal, "index[b, t, p]"),
+        ("f32[d, e, b]", Normal, "index[p, b]"),
+        ("act[e]", Normal, "index[b, t]"),
+        ("f32[e, d, h]", Normal, "index[]"),
+        ("act[b, e]", Normal, "index[b, e]"),
+        ("index[b, e, d]", Whole, "index[b]"),
+    ] {
+        cases.op("take axis=e", &[(x, draw), (index, ids)], &[]);
+    }
+    for (attrs, index, dy) in [
+        ("batch=[b, t]", "index[b, t, p]", "act[b, t, p, d]"),
+        ("batch=[b]", "index[p, b]", "f32[d, p, b]"),
+        ("batch=[]", "index[t]", "act[t]"),
+        ("batch=[t]", "index[t]", "f32[t, d, h]"),
+    ] {
+        let op = format!("take_grad axis=<e> {attrs}");
+        cases.op(&op, &[(index, ids), (dy, Normal)], &[("e", AtLeast(1))]);
+    }
+}
+
+fn products(cases: &mut Cases) {
+    let ids = BelowOrEmpty("e");
+    let few = [("e", AtMost(5)), ("d", AtMost(7)), ("f", AtMost(7))];
+    for (x, w, index, dy) in [
+        ("act[b, t, d]", "act[e, f, d]", "index[b, t, p]", "act[b, t, p, f]"),
+        ("act[b, t, p, d]", "act[e, f, d]", "index[b, t, p]", "act[b, t, p, f]"),
+        ("f32[d, t, b]", "act[d, e, f]", "index[p, b, t]", "f32[f, p, t, b]"),
+        ("act[p, d]", "f32[e, d, f]", "index[b, p]", "act[b, f, p]"),
+        ("act[d]", "act[e, f, d]", "index[b]", "act[b, f]"),
+        ("f32[b, d]", "f32[e=1, f, d]", "index[b]", "f32[b, f]"),
+    ] {
+        let experts = if w.contains("e=1") { "e=1" } else { "e" };
+        let ids = if experts == "e" { ids } else { BelowOrEmpty("1") };
+        let args = [(x, Normal), (w, Normal), (index, ids)];
+        cases.op("expert_dot expert=e over=d", &args, &few);
+        let args = [(x, Normal), (dy, Normal), (index, ids)];
+        let op = format!("expert_dot_weight_grad expert=<{experts}> over=d");
+        cases.op(&op, &args, &few);
+    }
+}
