@@ -2,9 +2,8 @@
 
 use crate::error::{Error, Result};
 use crate::stage::{Format, ParamSpec, Storage};
-use crate::{Kind, Tensor};
+use crate::{Kind, Tensor, ops};
 use lightc_numerics::draw::Stream;
-use lightc_numerics::quantile;
 
 /// The start values of all parameters of a stage, in their order. A quantized one is the draw of
 /// its path, then quantized.
@@ -14,7 +13,7 @@ pub fn init_params(specs: &[ParamSpec], seed: u64, kind: Kind) -> Result<Vec<Ten
     for spec in specs {
         tensors.push(match spec.storage {
             Storage::Codes(format) => {
-                let (codes, its_scale) = init_quantized(spec, format, seed, kind)?;
+                let (codes, its_scale) = init_quantized(spec, format, seed)?;
                 scale = Some(its_scale);
                 codes
             }
@@ -40,20 +39,8 @@ fn draw(spec: &ParamSpec, path: &str, seed: u64) -> Vec<f64> {
 }
 
 /// Codes and scales of a quantized parameter.
-fn init_quantized(
-    spec: &ParamSpec,
-    format: Format,
-    seed: u64,
-    kind: Kind,
-) -> Result<(Tensor, Tensor)> {
+fn init_quantized(spec: &ParamSpec, format: Format, seed: u64) -> Result<(Tensor, Tensor)> {
     let path = spec.path.strip_suffix(".codes").unwrap_or(spec.path);
-    let values = draw(spec, path, seed);
-    let (row, rows) = spec.shape.split_last().map_or((1, spec.shape), |(n, rows)| (*n, rows));
-    let (codes, scales) = match format {
-        Format::Int8 => int8::quantize(&values, row as usize),
-        Format::Quantile8 => quantile::quantize(&values, row as usize),
-    };
-    let codes = Tensor::f_from_slice(&codes)?.f_reshape(spec.shape)?;
-    let scales = Tensor::f_from_slice(&scales)?.f_reshape(rows)?.f_to_kind(kind)?;
-    Ok((codes, scales))
+    let values = Tensor::f_from_slice(&draw(spec, path, seed))?.f_reshape(spec.shape)?;
+    ops::quantize(&values, format)
 }

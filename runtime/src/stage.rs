@@ -7,6 +7,7 @@
 use std::any::Any;
 
 pub use lightc_numerics::draw::Law as Init;
+pub use lightc_numerics::int8::Format;
 
 use crate::error::Result;
 use crate::trainer::{Batch, StepReport, TrainState};
@@ -21,6 +22,8 @@ pub enum Precision {
     F32,
     /// 8-bit codes, whatever the activation kind.
     Code,
+    /// f32, whatever the activation kind.
+    Scale,
 }
 
 impl Precision {
@@ -31,6 +34,7 @@ impl Precision {
             Precision::F32 if act == Kind::Double => Kind::Double,
             Precision::F32 => Kind::Float,
             Precision::Code => Kind::Int8,
+            Precision::Scale => Kind::Float,
         }
     }
 }
@@ -55,15 +59,6 @@ impl Storage {
     pub fn learns(&self) -> bool {
         matches!(self, Storage::Trained | Storage::Adapter)
     }
-}
-
-/// What a code of a quantized parameter stands for; a row is all positions of the last axis.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
-    /// `code * scale`; see `lightc_numerics::int8`.
-    Int8,
-    /// `level[code] * scale`; see [`lightc_numerics::quantile`].
-    Quantile8,
 }
 
 /// One parameter.

@@ -23,6 +23,8 @@ mod gather;
 mod loss;
 #[path = "ops/pointwise.rs"]
 mod pointwise;
+#[path = "ops/quantized.rs"]
+mod quantized;
 #[path = "ops/repeat.rs"]
 mod repeat;
 #[path = "ops/sequence.rs"]

@@ -115,11 +115,10 @@ impl Meter {
         for compared in outputs {
             self.output(&compared.name, compared);
         }
-        for compared in trial.calls(source, target)? {
-            // The last norm gives the hidden state that the heads read.
-            if compared.name == "final_norm" {
-                self.output("hidden", &compared);
-            }
+        // The last norm gives the hidden state that the heads read.
+        let calls = trial.calls(source, target)?;
+        if let Some(hidden) = calls.iter().find(|call| call.name == "final_norm") {
+            self.output("hidden", hidden);
         }
         self.blocks(source, target, trial)?;
         self.routers(map, source, target, trial)
@@ -249,8 +248,7 @@ fn replaced(source: &Side, target: &Side) -> BTreeSet<String> {
         let float = |side: &Side| {
             function_at(side, path).is_some_and(|id| {
                 let function = side.module.function(id);
-                function.outputs.len() == 1
-                    && function.outputs.iter().all(|o| function.ty(o.value).is_float())
+                function.outputs.first().is_some_and(|o| function.ty(o.value).is_float())
             })
         };
         float(source) && float(target)

@@ -3,6 +3,8 @@
 //! [`run`] evaluates a module's forward and keeps every value in a [`Trace`]; [`gradients`] runs
 //! the backward functions over such a trace.
 
+mod stack;
+
 use crate::ir::paths::{join, sub_path};
 use crate::ir::{BackwardId, FuncId, Function, Module, NodeId, Type, ValueId};
 use crate::ops::{Array, EvalCall, EvalError, Op};
@@ -198,20 +200,11 @@ fn call(
                 outputs
             }
             Op::Stack(op) => {
-                let mut state = arguments(&trace, &node.args)?;
-                let layers = function.subs.get(op.sub).map_or(0, |sub| sub.callees.len());
-                let mut traces = Vec::new();
-                let mut penalties = Vec::new();
-                for layer in 0..layers {
-                    let (callee, below) = target(function, op.sub, layer, path)?;
-                    let inner = call(module, callee, &below, &state, store, updates)?;
-                    state = results(module.function(callee), &inner)?;
-                    penalties.extend(state.drain(1..));
-                    traces.push(inner);
-                }
+                let args = arguments(&trace, &node.args)?;
+                let mut layers = stack::Layers { module, function, path, store, updates };
+                let (outputs, traces) = layers.run(op, args)?;
                 trace.calls.insert(node_id, traces);
-                state.extend(mean_of(&penalties));
-                state
+                outputs
             }
             op => evaluate(op, function, &trace, &node.args, &node.results)?,
         };
@@ -383,7 +376,7 @@ impl BackwardRun<'_> {
                 }
                 Op::StackBackward(op) => {
                     let args = arguments(&trace, &node.args)?;
-                    self.below(declared, op.call, forward, path, &op.layers, args)?
+                    self.stack(declared, op, forward, path, &args)?
                 }
                 op => evaluate(op, body, &trace, &node.args, &node.results)?,
             };
@@ -419,12 +412,7 @@ impl BackwardRun<'_> {
         };
         let traces = forward.calls.get(&call).map(Vec::as_slice).unwrap_or(&[]);
         let mut cotangents = args;
-        // Each layer that has a penalty gets its share of the cotangent of their mean.
-        let seeded = |id: &BackwardId| {
-            let backward = self.module.backward.get(id.0 as usize);
-            is_stack && backward.is_some_and(|b| b.seeds.get(1) == Some(&true))
-        };
-        let shares: Vec<bool> = layers.iter().map(seeded).collect();
+        let shares = if is_stack { self.penalty_shares(layers) } else { Vec::new() };
         let n_shares = shares.iter().filter(|share| **share).count();
         let share = is_stack.then(|| cotangents.drain(1..).next()).flatten();
         let share = share.map(|d| d * (1.0 / n_shares as f64));
@@ -438,6 +426,16 @@ impl BackwardRun<'_> {
             cotangents = self.call(*backward, trace, &below, &cotangents)?;
         }
         Ok(cotangents)
+    }
+
+    /// Which layers have a penalty whose cotangent they take: each gets its share of that of the
+    /// mean.
+    fn penalty_shares(&self, layers: &[BackwardId]) -> Vec<bool> {
+        let seeded = |id: &BackwardId| {
+            let backward = self.module.backward.get(id.0 as usize);
+            backward.is_some_and(|b| b.seeds.get(1) == Some(&true))
+        };
+        layers.iter().map(seeded).collect()
     }
 
     fn add(&mut self, path: String, gradient: &Array) {

@@ -155,3 +155,16 @@ fn indexes_and_experts() {
     refused("hadamard", ops::hadamard(&ids(&[1, 2]), 42, false));
     refused("logsumexp", ops::logsumexp(&x, &[2]));
 }
+
+#[test]
+fn eight_bits() {
+    use lightc_numerics::int8::Format;
+    let (codes, scale) = (of(&[2, 3]).to_kind(Kind::Int8), of(&[2]));
+    refused("quantize", ops::quantize(&Tensor::from_slice(&[1.0f32, f32::NAN]), Format::Int8));
+    refused("quantize", ops::quantize(&ids(&[1]), Format::Int8));
+    refused("dequantize", ops::dequantize(&of(&[2, 3]), &scale, &scale));
+    refused("dequantize", ops::dequantize(&codes, &of(&[3]), &scale));
+    refused("dequantize", ops::dequantize(&codes, &wide(&[2]), &scale));
+    refused("dequantize", ops::dequantize(&codes, &scale, &ids(&[1])));
+    refused("dequantize_quantiles", ops::dequantize_quantiles(&codes, &of(&[3]), &scale));
+}

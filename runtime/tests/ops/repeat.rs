@@ -24,7 +24,20 @@ fn bits_repeat() -> Outcome {
     let index = integers(&index);
     let targets = index.select(2, 0).clamp_min(0);
     let mask = ops::select_top(&score, &budget, 2, 64)?;
+    let (experts, chosen) =
+        (rng.normal(&[9, 64, 256], kind).tensor(kind), ops::top(&score.narrow(2, 0, 9), 4)?);
     let runs: Vec<Run<'_>> = vec![
+        ("top", Box::new(|| Ok(vec![ops::top(&score, 12)?]))),
+        ("expert dot", Box::new(|| Ok(vec![ops::expert_dot(&x, &experts, &chosen)?]))),
+        (
+            "expert weight grad",
+            Box::new(|| {
+                let dy = ops::expert_dot(&dx, &experts, &chosen)?;
+                Ok(vec![ops::expert_dot_weight_grad(&x, &dy, &chosen, 9)?])
+            }),
+        ),
+        ("take grad", Box::new(|| Ok(vec![ops::take_grad(&chosen, &chosen.to_kind(kind), 2, 9)?]))),
+        ("hadamard", Box::new(|| Ok(vec![ops::hadamard(&x, 42, false)?]))),
         ("delta", Box::new(|| Ok(vec![ops::gated_delta_rule(&q, &key, &v, &g, &beta)?]))),
         (
             "delta grad",

@@ -1,0 +1,59 @@
+//! Weights in 8 bits, as `lightc_numerics::int8` has them: `codes[.., n]` of int8 and one f32
+//! `scale[..]` per row.
+
+use lightc_numerics::int8::{self, Format, Levels};
+use tch::{Kind, Tensor};
+
+use super::native::{Host, Output};
+use super::support::{cast, ensure, ensure_kind, ensure_shape, is_float, op_error, wide_kind};
+use crate::Result;
+
+/// The codes and scales of rows along the last dimension, on the device of `x`. `x` is rounded to
+/// f32 first.
+pub fn quantize(x: &Tensor, format: Format) -> Result<(Tensor, Tensor)> {
+    ensure(is_float(x.kind()), "quantize", || format!("the value is {:?}", x.kind()))?;
+    let size = x.size();
+    let split = size.split_last();
+    let (n, lead) = split.ok_or_else(|| op_error("quantize", "the value has no dimensions"))?;
+    let host = Host::of(&cast(x, Kind::Float)?)?;
+    let quantized = int8::quantize(format, host.slice::<f32>(), *n as usize)
+        .map_err(|error| op_error("quantize", error.to_string()))?;
+    let (mut codes, mut scales) = (Output::zeros::<i8>(&size)?, Output::zeros::<f32>(lead)?);
+    codes.slice::<i8>().copy_from_slice(&quantized.codes);
+    scales.slice::<f32>().copy_from_slice(&quantized.scales);
+    let device = x.device();
+    Ok((codes.into_tensor().f_to_device(device)?, scales.into_tensor().f_to_device(device)?))
+}
+
+/// `scale * codes`, of the kind of `like`: rounded once to f32 (or f64), then to that kind.
+pub fn dequantize(codes: &Tensor, scale: &Tensor, like: &Tensor) -> Result<Tensor> {
+    let kind = check("dequantize", codes, scale, like)?;
+    scaled(&cast(codes, kind)?, scale, like)
+}
+
+/// `scale * level[codes]` with the quantile levels of the rows' length, of the kind of `like`.
+pub fn dequantize_quantiles(codes: &Tensor, scale: &Tensor, like: &Tensor) -> Result<Tensor> {
+    let kind = check("dequantize_quantiles", codes, scale, like)?;
+    let n = codes.size().last().map_or(1, |n| *n as usize);
+    let levels = Tensor::f_from_slice(Levels::of_length(n).all())?;
+    let levels = levels.f_to_device(codes.device())?.f_to_kind(kind)?;
+    let index = cast(codes, Kind::Int64)?.f_add_scalar(128)?.f_reshape([-1i64])?;
+    scaled(&levels.f_index_select(0, &index)?.f_reshape(codes.size())?, scale, like)
+}
+
+/// The kind in which the product is taken.
+fn check(op: &'static str, codes: &Tensor, scale: &Tensor, like: &Tensor) -> Result<Kind> {
+    ensure_kind(op, "codes", codes, Kind::Int8)?;
+    ensure_kind(op, "scale", scale, Kind::Float)?;
+    ensure(is_float(like.kind()), op, || format!("{:?} is no floating kind", like.kind()))?;
+    let size = codes.size();
+    let split = size.split_last();
+    let (_, lead) = split.ok_or_else(|| op_error(op, "the codes have no dimensions"))?;
+    ensure_shape(op, "scale", scale, lead)?;
+    Ok(wide_kind(like.kind()))
+}
+
+fn scaled(unit: &Tensor, scale: &Tensor, like: &Tensor) -> Result<Tensor> {
+    let product = unit.f_mul(&cast(scale, unit.kind())?.f_unsqueeze(-1)?)?;
+    cast(&product, like.kind())
+}
