@@ -5,8 +5,21 @@ use proc_macro2::{Ident, Span};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Names that emitted functions use for themselves, and what no pattern can bind.
-const TAKEN: &[&str] =
-    &["weights", "next", "saved", "grads", "like", "ops", "self", "Ok", "Err", "Some", "None"];
+const TAKEN: &[&str] = &[
+    "weights",
+    "next",
+    "saved",
+    "grads",
+    "like",
+    "ops",
+    "layer_penalty",
+    "penalty_share",
+    "self",
+    "Ok",
+    "Err",
+    "Some",
+    "None",
+];
 
 /// A Rust identifier for a source name: keywords and our own names get an underscore, and so do
 /// names that end in one, which keeps different names apart.
