@@ -6,7 +6,7 @@ use safetensors::{Dtype, SafeTensors};
 use serde::Serialize;
 
 use crate::error::{Error, Result};
-use crate::format::{LATEST_FILE, MANIFEST_FILE, TensorEntry};
+use crate::format::{FileEntry, LATEST_FILE, MANIFEST_FILE, TensorEntry, whole_name};
 use crate::read::Checkpoint;
 use crate::store::Store;
 
@@ -53,11 +53,21 @@ pub fn hash(path: &Path) -> Result<HashReport> {
 }
 
 fn report(checkpoint: &Checkpoint) -> HashReport {
+    of_files(&checkpoint.manifest().files)
+}
+
+fn of_files(files: &[FileEntry]) -> HashReport {
     let mut tensors = Vec::new();
-    for file in &checkpoint.manifest().files {
-        tensors.extend(file.tensors.iter().map(|entry| from_entry(&file.name, entry)));
+    for file in files {
+        let whole = whole_name(&file.name);
+        tensors.extend(file.tensors.iter().map(|entry| from_entry(&whole, entry)));
     }
     finish(tensors)
+}
+
+/// The root digest of a checkpoint with these files. How a file is cut into shards does not count.
+pub fn root_of(files: &[FileEntry]) -> String {
+    of_files(files).root
 }
 
 fn from_entry(file: &str, entry: &TensorEntry) -> TensorHash {

@@ -26,10 +26,12 @@ pub mod hash;
 pub mod read;
 pub mod sealed;
 pub mod store;
+pub mod stream;
 
 pub use error::{Error, Result};
-pub use format::{FileEntry, Head, Manifest, TensorEntry};
+pub use format::{FileEntry, Grown, Head, Manifest, TensorEntry};
 pub use hash::{HashReport, hash};
 pub use read::{Checkpoint, Expected, ExpectedTensor, TensorRef};
 pub use safetensors::Dtype;
-pub use store::{FileContents, Store, TensorData};
+pub use store::{FileContents, Store, TensorData, resolve};
+pub use stream::{Piecewise, Streamed, Wanted};

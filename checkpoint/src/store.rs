@@ -223,6 +223,20 @@ impl Store {
     }
 }
 
+/// The folder of a checkpoint by its own path, or by that of a run or of the folder of its
+/// checkpoints: then the one that `latest` names. Which files are in it is not guessed.
+pub fn resolve(path: &Path) -> Result<PathBuf> {
+    for root in [path.to_owned(), path.join("checkpoints")] {
+        if root.join(LATEST_FILE).is_file() {
+            let store = Store::new(root);
+            let latest = store.latest()?;
+            let found = latest.map(|name| store.root.join(name));
+            return found.ok_or_else(|| Error::NotFound { path: path.to_owned() });
+        }
+    }
+    Ok(path.to_owned())
+}
+
 fn check_finite(files: &[FileContents<'_>]) -> Result<()> {
     for file in files {
         for tensor in &file.tensors {

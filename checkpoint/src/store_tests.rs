@@ -17,6 +17,8 @@ fn head(step: u64) -> Head {
         tokenizer_hash: "tttt".to_owned(),
         corpus_digest: "cccc".to_owned(),
         settings: BTreeMap::from([("data.batch".to_owned(), "4".to_owned())]),
+        integrators: BTreeMap::new(),
+        grown: None,
     }
 }
 

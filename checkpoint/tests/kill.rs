@@ -21,6 +21,8 @@ fn save(store: &Store, step: u64) {
         tokenizer_hash: String::new(),
         corpus_digest: String::new(),
         settings: BTreeMap::new(),
+        integrators: BTreeMap::new(),
+        grown: None,
     };
     let bytes: Vec<u8> =
         (0..50_000u32).flat_map(|i| ((i as f32) + step as f32).to_le_bytes()).collect();

@@ -79,6 +79,15 @@ impl Stream {
         (0..n_elements).map(|_| value(law, self.next_pair())).collect()
     }
 
+    /// A random order of `n` positions: by the raw draw of each, of equal ones the smaller position
+    /// first. Its first `k` are a random subset, and that of `k + 1` contains that of `k`.
+    pub fn permutation(&mut self, n: usize) -> Vec<u64> {
+        self.rng.set_word_pos(0);
+        let mut order: Vec<(u64, u64)> = (0..n as u64).map(|i| (self.next_pair().0, i)).collect();
+        order.sort_unstable();
+        order.into_iter().map(|(_, position)| position).collect()
+    }
+
     fn next_pair(&mut self) -> Pair {
         (self.rng.next_u64() >> 11, self.rng.next_u64() >> 11)
     }
@@ -129,6 +138,18 @@ mod tests {
                 assert_eq!(stream.at(law, index).to_bits(), all[index as usize].to_bits());
             }
         }
+    }
+
+    #[test]
+    fn a_permutation_has_every_position_once() {
+        let order = Stream::new(1, "p").permutation(100);
+        let mut sorted = order.clone();
+        sorted.sort_unstable();
+        assert_eq!(sorted, (0..100).collect::<Vec<_>>());
+        assert_ne!(order, sorted);
+        assert_ne!(order, Stream::new(1, "q").permutation(100));
+        assert_eq!(order, Stream::new(1, "p").permutation(100));
+        assert_eq!(Stream::new(1337, "p").permutation(8), [0, 1, 4, 6, 2, 7, 3, 5]);
     }
 
     #[test]

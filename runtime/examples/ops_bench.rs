@@ -45,6 +45,7 @@ fn main() -> Result<()> {
     delta()?;
     attention()?;
     sinkhorn()?;
+    experts()?;
     loss_and_gather()
 }
 
@@ -124,6 +125,26 @@ fn sinkhorn() -> Result<()> {
     time("sinkhorn composite", || ops::sinkhorn_composite(&x, 20, 1e-6))?;
     time("sinkhorn_grad", || ops::sinkhorn_grad(&x, &dy, 20, 1e-6))?;
     time("sinkhorn_grad composite", || ops::sinkhorn_grad_composite(&x, &dy, 20, 1e-6))
+}
+
+/// Two of 20 experts per token, with the experts of the tiny stage.
+fn experts() -> Result<()> {
+    const E: i64 = 20;
+    let x = random(&[B, T, D])?;
+    let w = random(&[E, D, D])?;
+    let score = random(&[B, T, E])?;
+    let ids = ops::top(&score, 2)?;
+    let dy = ops::expert_dot(&x, &w, &ids)?;
+    time("top 2 of 20", || ops::top(&score, 2))?;
+    time("take p=2", || ops::take(&score, &ids, 2))?;
+    time("count", || ops::count(&ids, E, &x))?;
+    time("expert_dot p=2 e=20", || ops::expert_dot(&x, &w, &ids))?;
+    time("expert_dot input grad", || ops::expert_dot(&dy, &w.f_transpose(1, 2)?, &ids))?;
+    time("expert_dot_weight_grad", || ops::expert_dot_weight_grad(&x, &dy, &ids, E))?;
+    time("hadamard", || ops::hadamard(&x, 42, false))?;
+    time("hadamard composite", || ops::hadamard_composite(&x, 42, false))?;
+    let (codes, scale) = ops::quantize(&w, lightc_numerics::int8::Format::Int8)?;
+    time("dequantize", || ops::dequantize(&codes, &scale, &x))
 }
 
 fn loss_and_gather() -> Result<()> {

@@ -62,6 +62,8 @@ pub fn head(
         tokenizer_hash: corpus.tokenizer.hash().to_owned(),
         corpus_digest: corpus.digest.clone(),
         settings,
+        integrators: BTreeMap::new(),
+        grown: None,
     }
 }
 

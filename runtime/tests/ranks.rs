@@ -1,5 +1,7 @@
 //! Ranks in one process: sums in a fixed order, and ranks that leave or disagree.
 
+#![allow(clippy::expect_used, reason = "a failed step is a failed test")]
+
 use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
 use std::thread;

@@ -55,9 +55,10 @@ use lightc_codegen::ir::{BackwardId, Module, Type, text, verify};
 use lightc_codegen::ops::{Array, Op};
 use lightc_dsl::ast::DType;
 use lightc_dsl::model::Storage;
-use lightc_runtime::Precision;
+use lightc_runtime::{Precision, ranks};
 use lightc_tests::{Random, largest, to_array, to_tensor, worst_difference};
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 use tch::{Kind, Tensor};
 
 /// Random shapes per case, besides one for each size name.
@@ -316,6 +317,29 @@ fn emitted_code_computes_what_the_interpreter_does() {
         }
     }
     assert!(failed.is_empty(), "{} cases differ: {failed:?}", failed.len());
+}
+
+/// Emitted code reaches the communicator of its thread, and no other.
+#[test]
+fn emitted_code_adds_up_over_the_ranks_of_its_thread() {
+    let cases = cases::all();
+    let found = cases.iter().zip(EMITTED).find(|(case, _)| case.name.starts_with("sum_ranks"));
+    let (case, emitted) = found.expect("a case of sum_ranks");
+    let run = || {
+        let mut random = Random::new(5);
+        let example = example(case, &case.module, 3, &mut random);
+        let call = call(&example, &case.module, Kind::Float, &mut random);
+        to_array(&(emitted.run)(&call).expect("it runs").outputs[0])
+    };
+    let alone = run();
+    let sums: Vec<Array> = std::thread::scope(|scope| {
+        let on_rank = |rank| scope.spawn(move || ranks::within(Rc::new(rank), run));
+        let threads: Vec<_> = ranks::threads(8).into_iter().map(on_rank).collect();
+        threads.into_iter().map(|thread| thread.join().expect("a rank ends")).collect()
+    });
+    assert!(alone.iter().any(|x| *x != 0.0));
+    assert_eq!(sums, vec![alone.mapv(|x| 8.0 * x); 8]);
+    assert_eq!(run(), alone);
 }
 
 #[test]

@@ -164,17 +164,8 @@ fn one_position_one_row() {
 
 #[test]
 fn emitted_backward_gives_gradients_of_libtorch_autograd() {
-    check_against_autograd(&Tiny2b, 70);
-}
-
-#[test]
-fn routed_experts_have_the_gradients_of_libtorch_autograd() {
-    check_against_autograd(&Tiny5b, 19);
-    check_against_autograd(&Tiny120b, 19);
-}
-
-fn check_against_autograd(stage: &dyn Stage, t: usize) {
-    let example = example(stage, Random::fresh_seed(), 2, t);
+    let stage = &Tiny2b;
+    let example = example(stage, Random::fresh_seed(), 2, 70);
     let (loss, grads, _) = emitted(stage, &example, Kind::Double, false);
     let (expected, expected_grads, _) = emitted(stage, &example, Kind::Double, true);
     assert!((loss - expected).abs() < 1e-12, "loss {loss}, under autograd {expected}");
@@ -204,4 +195,40 @@ fn several_threads_give_the_same_bits_twice() {
             assert_eq!(grad, again, "gradient of {}", spec.path);
         }
     }
+}
+
+/// Eight ranks read different tokens and end every step with the same bias, load and running means.
+#[test]
+fn eight_ranks_keep_one_state() {
+    use lightc_runtime::ranks::{threads, within};
+    use std::rc::Rc;
+
+    let start = example(&Tiny120b, 5, 1, 6);
+    let run = &|tokens_seed: u64, steps: usize| -> Vec<Vec<u64>> {
+        let mut own = Example { store: start.store.clone(), ..example(&Tiny120b, 5, 1, 6) };
+        let mut random = Random::new(tokens_seed);
+        for _ in 0..steps {
+            own.tokens = random.array(&[1, 8], |r| r.below(2048) as f64);
+            let (_, _, next) = emitted(&Tiny120b, &own, Kind::Float, false);
+            for (spec, state) in Tiny120b.states().iter().zip(next) {
+                let _ = own.store.states.insert(spec.path.to_owned(), state);
+            }
+        }
+        let bits = |state: &Array| state.iter().map(|x| x.to_bits()).collect();
+        Tiny120b.states().iter().map(|spec| bits(&own.store.states[spec.path])).collect()
+    };
+    let ranks: Vec<Vec<Vec<u64>>> = std::thread::scope(|scope| {
+        let handles: Vec<_> = threads(8)
+            .into_iter()
+            .enumerate()
+            .map(|(rank, communicator)| {
+                scope.spawn(move || within(Rc::new(communicator), || run(rank as u64, 3)))
+            })
+            .collect();
+        handles.into_iter().map(|handle| handle.join().expect("a rank runs")).collect()
+    });
+    for (rank, states) in ranks.iter().enumerate() {
+        assert_eq!(states, &ranks[0], "states of rank {rank}");
+    }
+    assert_ne!(ranks[0], run(0, 3), "one rank alone counts its own tokens only");
 }

@@ -2,6 +2,7 @@
 
 use super::function::{emit_function, entry_backward, has_states};
 use super::names::{crate_name, ident, module_ident, stage_ident};
+use super::replay::has_reversible;
 use crate::analysis::{Carry, Role};
 use crate::ir::{FuncId, Module, Type};
 use crate::pipeline::{Compiled, LOSS, Program};
@@ -246,9 +247,10 @@ fn stage_items(program: &Program<'_>, origin: &Origin) -> Result<TokenStream, St
             }
         }
     });
+    let flat_states = has_states(module, module.entry).then(|| quote!(FlatStates,));
     let doc = format!(" Stage `{name}`: {} parameter tensors.", params.len());
     Ok(quote! {
-        use lightc_runtime::bind::{Empty, FlatSource, FlatStates, ParamGrads};
+        use lightc_runtime::bind::{Empty, FlatSource, #flat_states ParamGrads};
         use lightc_runtime::{
             Batch, CarrySpec, Init, Inputs, Outputs, ParamSpec, Precision, Result, Stage, StateSpec,
             StepReport, Storage, TableSpec, Tensor, TrainState,
@@ -320,8 +322,12 @@ fn forward_method(program: &Program<'_>) -> TokenStream {
     } else {
         quote!(Vec::new())
     };
+    // What an earlier pass told is not of this one.
+    let report =
+        has_reversible(module).then(|| quote!(let _ = lightc_runtime::reversible::take_report();));
     quote! {
         fn forward(&self, inputs: &Inputs<'_>) -> Result<Outputs> {
+            #report
             let weights = #block::Tensors::build(&mut FlatSource::new(inputs))?;
             #next
             let (#(#output_names,)* saved) =

@@ -1,12 +1,30 @@
 //! Growth: maps from the parameters, states and moments of one stage to those of another, and what
 //! they do to the function.
 
+mod apply;
+mod codes;
+mod decide;
+pub mod eval;
+mod expr;
+mod measure;
+mod numbers;
+mod pattern;
+mod prove;
+mod resolve;
 mod rule;
+mod settings;
+mod tree;
+mod trial;
 
+pub use decide::{Counterexample, Decision, Parted, Verdict, decide};
+pub use measure::{Change, Measured, Routing};
+pub use prove::{Verdict as Proof, proof_rules, prove};
 pub use rule::{Factor, Rule, RuleKind};
 
 use crate::ir::Type;
+use lightc_dsl::diag::Diag;
 use lightc_dsl::model::StageModel;
+use lightc_dsl::resolve::{FormalValues, MapDef, Program, Sizes};
 use lightc_dsl::source::Span;
 use serde::Serialize;
 
@@ -24,6 +42,8 @@ pub struct GrowthMap {
     pub source: StageModel,
     /// The stage that comes out.
     pub target: StageModel,
+    /// At which sizes both are.
+    pub sizes: Sizes,
     /// What the author says that it does to the function.
     pub claim: Claim,
     /// Seed of all draws.
@@ -36,6 +56,66 @@ pub struct GrowthMap {
     pub drops: Vec<(String, String)>,
     /// Settings that differ between the stages, each acknowledged: what, from, to, reason.
     pub settings: Vec<SettingChange>,
+    /// Inputs of the target that are not the source's of the same name.
+    pub inputs: Vec<Port>,
+    /// Outputs of the target that are not the source's of the same name.
+    pub outputs: Vec<Port>,
+}
+
+/// How an input or output of the target follows from those of the source: the sources of the rule
+/// are ports. A single unnamed output is `result`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Port {
+    /// Name of the target's port.
+    pub name: String,
+    /// Its value.
+    pub rule: Rule,
+}
+
+/// A map between stages at their own sizes: what the executor runs.
+///
+/// # Errors
+/// All that is wrong with the map, or with one of its stages.
+pub fn bound(program: &Program, name: &str) -> Result<GrowthMap, Vec<Diag>> {
+    at(program, name, Sizes::Bound)
+}
+
+/// A map at the stated sizes: those of the stages, of their probes, or symbolic ones.
+///
+/// # Errors
+/// As [`bound`].
+pub fn at(program: &Program, name: &str, sizes: Sizes) -> Result<GrowthMap, Vec<Diag>> {
+    let def = program.map(name).ok_or_else(|| vec![unknown_map(program, name)])?;
+    Ok(resolve::resolve(program, def, sizes, &FormalValues::new())?.map)
+}
+
+/// A map between blocks at stated sizes of its formals.
+///
+/// # Errors
+/// As [`bound`].
+pub fn with_formals(
+    program: &Program,
+    def: &MapDef,
+    values: &FormalValues,
+) -> Result<GrowthMap, Vec<Diag>> {
+    Ok(resolve::resolve(program, def, Sizes::Bound, values)?.map)
+}
+
+fn unknown_map(program: &Program, name: &str) -> Diag {
+    let place = lightc_dsl::source::Span { source: program.root(), start: 0, end: 0 };
+    let message = format!("there is no growth map `{name}`");
+    let diag = Diag::error(codes::UNKNOWN_MAP, message, place, "in this file or its imports");
+    let names = program.maps().iter().map(|map| map.ast.name.name.as_str());
+    match lightc_dsl::names::closest(name, names.clone()) {
+        Some(near) => diag.with_help(format!("`{near}` exists")),
+        None => {
+            let names: Vec<String> = names.map(|n| format!("`{n}`")).collect();
+            diag.with_help(match names.is_empty() {
+                true => "the file defines no map: write `grow name: stage -> stage { ... }`".into(),
+                false => format!("maps: {}", names.join(", ")),
+            })
+        }
+    }
 }
 
 /// What a map is said to do to the function.

@@ -131,6 +131,8 @@ pub enum RuleKind {
         each: Option<String>,
         /// Name of the stream of the choice: rules with the same key keep the same positions.
         key: String,
+        /// Name of the stream of the new values: of its own for every tensor.
+        values: String,
     },
     /// `of` plus normal noise of `factor` times the standard deviation of `of`, from stream `key`.
     Noise {

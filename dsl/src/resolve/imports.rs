@@ -1,7 +1,7 @@
 //! Reads every file that the root reaches, once each, and collects the definitions.
 
 use super::{BlockDef, MapDef, Program, StageDef, check};
-use crate::ast::{Ident, Item, Text};
+use crate::ast::{Arg, Expr, ExprKind, Ident, Item, Text};
 use crate::diag::{Diag, codes};
 use crate::source::{Loader, SourceId, Sources};
 use crate::syntax;
@@ -121,7 +121,8 @@ fn collect(program: &mut Program, file: SourceId, items: Vec<Item>, diags: &mut 
                     continue;
                 }
                 program.map_index.insert(name.name, program.maps.len());
-                program.maps.push(MapDef { ast: Arc::new(grow), file });
+                let (from, to) = (named_arguments(&grow.from), named_arguments(&grow.to));
+                program.maps.push(MapDef { ast: Arc::new(grow), file, from, to });
             }
             Item::Stage(stage) => {
                 let name = stage.name.clone();
@@ -134,6 +135,22 @@ fn collect(program: &mut Program, file: SourceId, items: Vec<Item>, diags: &mut 
             }
         }
     }
+}
+
+/// `SwiGlu(d, f: 2 * f)` as `SwiGlu(d: d, f: 2 * f)`.
+fn named_arguments(side: &Expr) -> Expr {
+    let mut side = side.clone();
+    if let ExprKind::Call { args, .. } = &mut side.kind {
+        for arg in args {
+            if let Arg::Value(value) = arg
+                && let ExprKind::Name(name) = &value.kind
+            {
+                let name = Ident { name: name.clone(), span: value.span };
+                *arg = Arg::Named(name, value.clone());
+            }
+        }
+    }
+    side
 }
 
 fn doubled(what: &str, second: &Ident, first: &Ident) -> Diag {

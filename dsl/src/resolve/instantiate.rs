@@ -2,15 +2,15 @@
 
 use super::eval::{Resolver, kind_words};
 use super::scope::{AxisValue, Bound, Closure, Found, Origin, Scope, ScopeId, StageScope};
-use super::{Program, check};
+use super::{FormalValue, FormalValues, MapDef, Program, Sizes, check};
 use crate::ast::{
     Active, Arg, AxisDef, BinaryOp, DType, Expr, ExprKind, Formal, FormalKind, Ident, Member,
     Param, Require, Stack, StorageClause, Sub,
 };
 use crate::diag::{Diag, codes};
 use crate::model::{
-    self, Axis, Format, InitLaw, Instance, InstanceId, MemberRef, ParamDef, StageModel, StateDef,
-    Storage, SubDef, SubKind, TableDef, Target,
+    self, Axis, Format, InitLaw, Instance, InstanceId, Integrator, MemberRef, ParamDef, StageModel,
+    StateDef, Storage, SubDef, SubKind, TableDef, Target, gate_name,
 };
 use crate::size::Size;
 use crate::source::Span;
@@ -32,21 +32,55 @@ pub(super) struct Key {
     sizes: BTreeMap<String, Size>,
     numbers: Vec<(String, u64)>,
     subs: Vec<Vec<(InstanceId, BTreeMap<String, String>)>>,
+    integrators: Vec<String>,
 }
 
 /// A stage with everything bound.
-pub(super) fn stage(program: &Program, name: &str) -> Result<StageModel, Vec<Diag>> {
-    if program.is_damaged(name) {
-        return Err(program.errors.clone());
+pub(super) fn stage(program: &Program, name: &str, sizes: Sizes) -> Result<StageModel, Vec<Diag>> {
+    let mut multiples = BTreeMap::new();
+    let mut attempts = 0;
+    loop {
+        attempts += 1;
+        let mut resolver = Resolver::new(program);
+        resolver.multiples = std::mem::take(&mut multiples);
+        match stage_once(resolver, name, sizes) {
+            Attempt::Again(more) if attempts <= MAX_RETRIES => multiples = more,
+            Attempt::Again(_) => return Err(Vec::new()),
+            Attempt::Done(result) => return result,
+        }
     }
-    let bindings = program.bindings(name).map_err(|d| vec![*d])?;
-    let Some(def) = program.stage(name) else {
-        return Err(Vec::new());
+}
+
+/// A resolution, or what it has to be repeated with.
+enum Attempt {
+    Again(BTreeMap<String, Size>),
+    Done(Result<StageModel, Vec<Diag>>),
+}
+
+fn stage_once(mut resolver: Resolver<'_>, name: &str, sizes: Sizes) -> Attempt {
+    let program = resolver.program;
+    if program.is_damaged(name) {
+        return Attempt::Done(Err(program.errors.clone()));
+    }
+    let mut bindings = match program.bindings(name) {
+        Ok(bindings) => bindings,
+        Err(diag) => return Attempt::Done(Err(vec![*diag])),
     };
-    let mut resolver = Resolver::new(program);
+    let Some(def) = program.stage(name) else {
+        return Attempt::Done(Err(Vec::new()));
+    };
+    let probe = if sizes == Sizes::Bound { BTreeMap::new() } else { program.probe(name) };
+    bindings.extend(&probe);
     let broken = resolver.report_cycles(&bindings);
     let model = bindings.get("model").copied();
-    let scope = resolver.add(Scope::Stage(StageScope { bindings, broken, ..Default::default() }));
+    let mut stage = StageScope { bindings, broken, ..Default::default() };
+    if sizes == Sizes::Symbolic {
+        for name in probe.keys() {
+            let multiple = resolver.multiples.get(*name).cloned().unwrap_or(Size::constant(1));
+            stage.sizes.insert(name, Size::symbol(*name).checked_mul(&multiple));
+        }
+    }
+    let scope = resolver.add(Scope::Stage(stage));
     resolver.check_bindings(scope);
     let Some(model) = model else {
         resolver.diags.push(
@@ -58,13 +92,56 @@ pub(super) fn stage(program: &Program, name: &str) -> Result<StageModel, Vec<Dia
             )
             .with_help("bind it to the root block, as in `model = LanguageModel()`"),
         );
-        return Err(resolver.failed());
+        return Attempt::Done(Err(resolver.failed()));
     };
     let root = resolver
         .binding_block(scope, model)
         .and_then(|closure| resolver.instantiate(closure, scope))
         .map(|target| target.instance);
-    resolver.finish(name, def.ast.doc.clone(), def.ast.name.span, root)
+    if resolver.retry && resolver.diags.is_empty() {
+        return Attempt::Again(resolver.multiples);
+    }
+    let sizes = if resolver.diags.is_empty() { resolver.sizes_of(scope) } else { BTreeMap::new() };
+    let result = resolver.finish(name, def.ast.doc.clone(), def.ast.name.span, root);
+    Attempt::Done(result.map(|model| StageModel { sizes, ..model }))
+}
+
+/// The two sides of a map between blocks.
+pub(super) fn blocks(
+    program: &Program,
+    map: &MapDef,
+    values: &FormalValues,
+) -> Result<(StageModel, StageModel), Vec<Diag>> {
+    let mut multiples = BTreeMap::new();
+    let mut attempts = 0;
+    loop {
+        attempts += 1;
+        let (mut sides, mut diags, mut retry) = (Vec::new(), Vec::new(), false);
+        for side in [&map.from, &map.to] {
+            let mut resolver = Resolver::new(program);
+            resolver.multiples = multiples;
+            let scope = resolver.formals_of_map(map, values);
+            let closure = resolver.block(side, scope);
+            let target = closure.and_then(|closure| resolver.instantiate(closure, scope));
+            retry |= resolver.retry;
+            multiples = resolver.multiples.clone();
+            let name = closure.map_or("", |c| c.block.ast.name.name.as_str());
+            let root = target.map(|target| target.instance);
+            match resolver.finish(name, None, side.span, root) {
+                Ok(model) => sides.push(model),
+                Err(found) => diags.extend(found),
+            }
+        }
+        if retry && diags.is_empty() && attempts <= MAX_RETRIES {
+            continue;
+        }
+        crate::diag::normalize(&mut diags);
+        let mut sides = sides.into_iter();
+        return match (sides.next(), sides.next()) {
+            (Some(from), Some(to)) => Ok((from, to)),
+            _ => Err(diags),
+        };
+    }
 }
 
 /// A block on its own, with symbolic sizes.
@@ -134,7 +211,8 @@ impl<'p> Resolver<'p> {
         match root {
             Some(root) if self.diags.is_empty() && self.program.errors.is_empty() => {
                 let instances = self.instances;
-                Ok(StageModel { name: name.to_owned(), doc, span, root, instances })
+                let sizes = BTreeMap::new();
+                Ok(StageModel { name: name.to_owned(), doc, span, root, sizes, instances })
             }
             _ => Err(self.failed()),
         }
@@ -151,9 +229,60 @@ impl<'p> Resolver<'p> {
             match kind.unwrap_or_else(|| check::likely_kind(&binding.value)) {
                 FormalKind::Block => drop(self.binding_block(scope, binding)),
                 FormalKind::Blocks => drop(self.binding_list(scope, binding)),
+                FormalKind::Numbers => drop(self.binding_numbers(scope, binding)),
+                FormalKind::Integrator => drop(self.binding_integrator(scope, binding)),
                 _ => drop(self.binding_number(scope, binding)),
             }
         }
+    }
+
+    /// The bindings of a stage that are sizes.
+    fn sizes_of(&mut self, scope: ScopeId) -> BTreeMap<String, Size> {
+        let bindings: Vec<_> = match self.stage_scope(scope) {
+            Some(stage) => stage.bindings.values().copied().collect(),
+            None => Vec::new(),
+        };
+        let mut sizes = BTreeMap::new();
+        for binding in bindings {
+            let kind = self.kind_of_binding(scope, binding);
+            if kind == Some(FormalKind::Number)
+                && let Some(size) = self.binding_size(scope, binding)
+            {
+                sizes.insert(binding.name.name.clone(), size);
+            }
+        }
+        // A number that is no size is no error here.
+        self.diags.clear();
+        sizes
+    }
+
+    /// The scope in which the sides of a map between blocks are read.
+    fn formals_of_map(&mut self, map: &'p MapDef, values: &FormalValues) -> ScopeId {
+        let scope = self.add(Scope::Block(BTreeMap::new()));
+        for formal in &map.ast.formals {
+            let name = formal.name.name.as_str();
+            let fixed = |size: Size| {
+                let origin = Origin(scope, name.to_owned());
+                Bound::Axis(AxisValue { origin, size, spelled: None })
+            };
+            let value = match (values.get(name), formal.kind, &formal.default) {
+                (Some(FormalValue::Size(size)), FormalKind::Axis, _) => Some(fixed(size.clone())),
+                (Some(FormalValue::Number(value)), FormalKind::Number, _) => {
+                    Some(Bound::Number(*value))
+                }
+                (_, FormalKind::Axis, _) => self.symbol(name, scope),
+                (_, _, Some(default)) => self.given(formal, default, scope, scope),
+                _ => {
+                    let kind = kind_words(formal.kind);
+                    let message = format!("formal `{name}` takes {kind} and has no default");
+                    let diag = Diag::error(codes::NOT_ALONE, message, formal.name.span, "no value");
+                    self.report(diag.with_help("give it a default"));
+                    None
+                }
+            };
+            self.bind(scope, name, value);
+        }
+        scope
     }
 
     /// Bindings that need themselves, by the names in their expressions.
@@ -332,6 +461,7 @@ impl<'p> Resolver<'p> {
             sizes: instance.sizes.clone(),
             numbers: numbers.collect(),
             subs: subs.collect(),
+            integrators: instance.subs.iter().map(|sub| sub.integrator.to_string()).collect(),
         };
         if let Some(id) = self.known.get(&key) {
             return *id;
@@ -408,6 +538,8 @@ impl<'p> Resolver<'p> {
             FormalKind::Number => self.number(value, at).map(Bound::Number),
             FormalKind::Block => self.block(value, at).map(Bound::Block),
             FormalKind::Blocks => self.list(value, at).map(Bound::Blocks),
+            FormalKind::Numbers => self.numbers(value, at).map(Bound::Numbers),
+            FormalKind::Integrator => self.integrator(value, at).map(Bound::Integrator),
         };
         for diag in self.diags.iter_mut().skip(n_before) {
             if diag.code == codes::WRONG_KIND && diag.primary.span == value.span {
@@ -494,6 +626,12 @@ impl<'p> Resolver<'p> {
             }
             (FormalKind::Blocks, Found::Binding(stage, binding)) => {
                 self.binding_list(stage, binding).map(Bound::Blocks)
+            }
+            (FormalKind::Numbers, Found::Binding(stage, binding)) => {
+                self.binding_numbers(stage, binding).map(Bound::Numbers)
+            }
+            (FormalKind::Integrator, Found::Binding(stage, binding)) => {
+                self.binding_integrator(stage, binding).map(Bound::Integrator)
             }
             (_, Found::Bound(bound)) => Some(bound),
         }
@@ -646,35 +784,32 @@ impl<'p> Resolver<'p> {
             }
             Member::Sub(sub) => {
                 let target = self.sub(sub, scope);
-                self.push_sub(
-                    target.map(|t| (SubKind::One(t), sub.training_only)),
-                    &sub.name,
-                    sub.span,
-                    instance,
-                );
+                if let Some(target) = target {
+                    let kind = SubKind::One(target);
+                    push_sub(instance, &sub.name, kind, Integrator::Plain, sub.span);
+                    if let Some(def) = instance.subs.last_mut() {
+                        def.training_only = sub.training_only;
+                    }
+                }
             }
             Member::Stack(stack) => {
+                // Both are read, so that both report their errors.
+                let how = stack.integrator.as_ref().map(|how| self.integrator(how, scope));
                 let layers = self.stack(stack, scope);
-                let kind = layers.map(|layers| (SubKind::Stack(layers), false));
-                self.push_sub(kind, &stack.name, stack.span, instance);
+                let (Some(layers), None | Some(Some(_))) = (layers, &how) else { return };
+                let Some(how) = self.stack_integrator(stack, how.flatten(), &layers) else {
+                    return;
+                };
+                let gates = gates(stack, &how);
+                push_sub(instance, &stack.name, SubKind::Stack(layers), how, stack.span);
+                for gate in gates {
+                    instance.order.push(MemberRef::Param(instance.params.len()));
+                    instance.params.push(gate);
+                }
             }
             Member::Require(require) => self.require(require, scope),
             Member::Axis(_) | Member::Forward(_) => {}
         }
-    }
-
-    fn push_sub(
-        &self,
-        kind: Option<(SubKind, bool)>,
-        name: &Ident,
-        span: Span,
-        instance: &mut Instance,
-    ) {
-        let Some((kind, training_only)) = kind else {
-            return;
-        };
-        instance.order.push(MemberRef::Sub(instance.subs.len()));
-        instance.subs.push(SubDef { name: name.name.clone(), kind, training_only, span });
     }
 
     fn sub(&mut self, sub: &'p Sub, scope: ScopeId) -> Option<Target> {
@@ -865,6 +1000,38 @@ fn comparison_word(op: BinaryOp) -> &'static str {
         BinaryOp::Greater => ">",
         _ => ">=",
     }
+}
+
+fn push_sub(
+    instance: &mut Instance,
+    name: &Ident,
+    kind: SubKind,
+    integrator: Integrator,
+    span: Span,
+) {
+    instance.order.push(MemberRef::Sub(instance.subs.len()));
+    let name = name.name.clone();
+    instance.subs.push(SubDef { name, kind, integrator, training_only: false, span });
+}
+
+/// The trained scalars on the forces of a stack's layers.
+fn gates(stack: &Stack, integrator: &Integrator) -> Vec<ParamDef> {
+    let Integrator::Midpoint(midpoint) = integrator else { return Vec::new() };
+    let gate = |(layer, step): (usize, &crate::model::Step)| {
+        let start = step.gate?;
+        let init = if start == 0.0 { InitLaw::Zeros } else { InitLaw::Constant { value: start } };
+        Some(ParamDef {
+            name: gate_name(&stack.name.name, layer),
+            doc: Some(format!("Multiplies the force of layer {layer} of `{}`.", stack.name.name)),
+            axes: Vec::new(),
+            dtype: DType::F32,
+            init,
+            storage: Storage::Trained,
+            active: None,
+            span: stack.span,
+        })
+    };
+    midpoint.steps.iter().enumerate().filter_map(gate).collect()
 }
 
 /// A number to twelve digits: `0.02 * 460` is 9.2 to a reader.

@@ -6,6 +6,7 @@
 //! | `check` | what can be said about a definition without instantiating it |
 //! | `scope` | what a name means at a place, and which axes are the same axis |
 //! | `eval` | sizes, numbers, blocks and lists of blocks |
+//! | `integrate` | lists of numbers, integrators of stacks |
 //! | `instantiate` | a block with its formals bound, and all blocks below it |
 //!
 //! Errors that hold for a definition whatever uses it come from [`load_program`]; errors that
@@ -22,6 +23,7 @@ mod check;
 mod eval;
 mod imports;
 mod instantiate;
+mod integrate;
 mod scope;
 
 pub use imports::load_program;
@@ -51,6 +53,33 @@ pub struct MapDef {
     pub ast: Arc<ast::Grow>,
     /// Where.
     pub file: SourceId,
+    /// What is grown; arguments that repeat the name of their formal have it.
+    pub from: ast::Expr,
+    /// What comes out, likewise.
+    pub to: ast::Expr,
+}
+
+/// At which sizes a stage or the blocks of a map are resolved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sizes {
+    /// Those of the stage.
+    Bound,
+    /// Those of its `probe` over them.
+    Probe,
+    /// The names that its `probe` lists stay symbols; numbers are those of the probe.
+    Symbolic,
+}
+
+/// Values of the formals of a map between blocks.
+pub type FormalValues = BTreeMap<String, FormalValue>;
+
+/// The value of one formal of a map between blocks.
+#[derive(Clone, Debug, PartialEq)]
+pub enum FormalValue {
+    /// Of an axis formal.
+    Size(crate::size::Size),
+    /// Of a number formal.
+    Number(f64),
 }
 
 /// All definitions that one root file reaches. Names are unique: a definition whose name is
@@ -141,7 +170,48 @@ impl Program {
     /// with errors has no models: where there are no further errors, those of
     /// [`load_program`] come again.
     pub fn resolve_stage(&self, name: &str) -> Result<StageModel, Vec<Diag>> {
-        instantiate::stage(self, name)
+        instantiate::stage(self, name, Sizes::Bound)
+    }
+
+    /// A stage at sizes other than its own.
+    ///
+    /// # Errors
+    /// As for [`Program::resolve_stage`].
+    pub fn resolve_stage_at(&self, name: &str, sizes: Sizes) -> Result<StageModel, Vec<Diag>> {
+        instantiate::stage(self, name, sizes)
+    }
+
+    /// The bindings of a stage's `probe`, its own over those of the stages it extends.
+    pub fn probe(&self, stage: &str) -> BTreeMap<&str, &ast::Binding> {
+        let mut bindings = BTreeMap::new();
+        let mut seen = BTreeSet::new();
+        let mut at = self.stage(stage);
+        while let Some(def) = at {
+            if !seen.insert(def.ast.name.name.as_str()) {
+                break;
+            }
+            for binding in def.ast.probe.iter().flat_map(|p| &p.bindings) {
+                bindings.entry(binding.name.name.as_str()).or_insert(binding);
+            }
+            at = def.ast.extends.as_ref().and_then(|parent| self.stage(&parent.name));
+        }
+        bindings
+    }
+
+    /// The two sides of a map between blocks. A formal that `values` lacks is a symbolic size of
+    /// its name; a number formal takes its default.
+    ///
+    /// # Errors
+    /// As for [`Program::resolve_stage`].
+    pub fn resolve_blocks(
+        &self,
+        map: &MapDef,
+        values: &FormalValues,
+    ) -> Result<(StageModel, StageModel), Vec<Diag>> {
+        match self.map(&map.ast.name.name) {
+            Some(map) => instantiate::blocks(self, map, values),
+            None => Err(Vec::new()),
+        }
     }
 
     /// A block on its own: axis formals are symbolic sizes of the same name, all other formals

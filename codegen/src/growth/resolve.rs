@@ -1,0 +1,774 @@
+//! A map as written to one rule per target tensor.
+
+use super::codes;
+use super::expr::Builder;
+use super::numbers::Names;
+use super::pattern::{self, Captures, Pattern};
+use super::settings;
+use super::tree::Side;
+use super::{Claim, GrowthMap, Moments, Port, Rule, TargetRule, apply};
+use crate::ir::Type;
+use lightc_dsl::ast::{ClauseKind, Expr, ExprKind, Loop, Path, RuleExpr, RuleExprKind, Text};
+use lightc_dsl::diag::{self, Diag};
+use lightc_dsl::names::closest;
+use lightc_dsl::resolve::{FormalValues, MapDef, Program, Sizes};
+use lightc_dsl::source::Span;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Deepest nesting of maps that apply maps.
+const MAX_NESTING: usize = 16;
+
+/// A map with its sides.
+pub(super) struct Resolved {
+    pub(super) map: GrowthMap,
+    pub(super) source: Side,
+    pub(super) target: Side,
+}
+
+/// Resolves a map at the stated sizes. A map between blocks is resolved for symbolic sizes, or for
+/// those that `formals` gives.
+pub(super) fn resolve(
+    program: &Program,
+    def: &MapDef,
+    sizes: Sizes,
+    formals: &FormalValues,
+) -> Result<Resolved, Vec<Diag>> {
+    let is_stage =
+        |side: &Expr| matches!(&side.kind, ExprKind::Name(name) if program.stage(name).is_some());
+    let name = |side: &Expr| match &side.kind {
+        ExprKind::Name(name) => name.clone(),
+        ExprKind::Call { callee, .. } => callee.name.clone(),
+        _ => String::new(),
+    };
+    let (from, to) = (&def.from, &def.to);
+    let (source, target) = match (is_stage(from), is_stage(to)) {
+        (true, true) => both(
+            program.resolve_stage_at(&name(from), sizes),
+            program.resolve_stage_at(&name(to), sizes),
+        )?,
+        (false, false) => {
+            let unknown: Vec<Diag> = [from, to]
+                .into_iter()
+                .filter(|side| program.block(&name(side)).is_none())
+                .map(|side| unknown_side(program, &name(side), side.span))
+                .collect();
+            if !unknown.is_empty() {
+                return Err(unknown);
+            }
+            program.resolve_blocks(def, formals)?
+        }
+        (one, _) => {
+            let (stage, block) = if one { (from, to) } else { (to, from) };
+            if program.block(&name(block)).is_none() {
+                return Err(vec![unknown_side(program, &name(block), block.span)]);
+            }
+            return Err(vec![
+                Diag::error(
+                    codes::UNKNOWN_SIDE,
+                    format!("`{}` is a block, and `{}` is a stage", name(block), name(stage)),
+                    block.span,
+                    "a block",
+                )
+                .with_related(stage.span, "a stage")
+                .with_help("a map goes between two stages, or between two blocks"),
+            ]);
+        }
+    };
+    let (source, target) = both(Side::new(source), Side::new(target))?;
+    let mut names = Names { formals: formals.clone(), ..Names::default() };
+    names.sizes.clone_from(&target.model.sizes);
+    formals_as_symbols(def, &mut names);
+    let mut work = Work::new(program, def, &source, &target, sizes);
+    work.run(&names);
+    work.finish().map(|map| Resolved { map, source, target })
+}
+
+fn both<T>(a: Result<T, Vec<Diag>>, b: Result<T, Vec<Diag>>) -> Result<(T, T), Vec<Diag>> {
+    match (a, b) {
+        (Ok(a), Ok(b)) => Ok((a, b)),
+        (a, b) => {
+            let mut diags = a.err().unwrap_or_default();
+            diags.extend(b.err().unwrap_or_default());
+            Err(diags)
+        }
+    }
+}
+
+/// A formal that has no value is a size of its name.
+fn formals_as_symbols(def: &MapDef, names: &mut Names) {
+    use lightc_dsl::ast::FormalKind;
+    use lightc_dsl::resolve::FormalValue;
+    for formal in &def.ast.formals {
+        let name = &formal.name.name;
+        if names.formals.contains_key(name) {
+            continue;
+        }
+        let value = match (formal.kind, &formal.default) {
+            (FormalKind::Number, Some(default)) => match names.number(default) {
+                Ok(number) => FormalValue::Number(number),
+                Err(_) => continue,
+            },
+            _ => FormalValue::Size(lightc_dsl::size::Size::symbol(name)),
+        };
+        names.formals.insert(name.clone(), value);
+    }
+}
+
+fn unknown_side(program: &Program, name: &str, span: Span) -> Diag {
+    let message = format!("there is no stage or block `{name}`");
+    let diag = Diag::error(codes::UNKNOWN_SIDE, message, span, "not defined");
+    let stages = program.stages().iter().map(|s| s.ast.name.name.as_str());
+    let blocks = program.blocks().iter().map(|b| b.ast.name.name.as_str());
+    match closest(name, stages.chain(blocks)) {
+        Some(near) => diag.with_help(format!("`{near}` exists")),
+        None => diag.with_help("define it, or import the file that defines it"),
+    }
+}
+
+/// The rule of one target tensor, and where it is written.
+struct Entry {
+    rule: Option<Rule>,
+    span: Span,
+}
+
+/// A `rest = src` and the sub-blocks that it covers.
+struct Rest {
+    target: String,
+    source: String,
+    span: Span,
+}
+
+/// One map that is being resolved, with the maps that it applies.
+pub(super) struct Work<'a> {
+    program: &'a Program,
+    def: &'a MapDef,
+    source: &'a Side,
+    target: &'a Side,
+    sizes: Sizes,
+    entries: BTreeMap<String, Entry>,
+    rests: Vec<Rest>,
+    used: BTreeSet<String>,
+    drops: BTreeMap<String, (String, Span)>,
+    draws: Option<Span>,
+    inputs: Vec<Port>,
+    outputs: Vec<Port>,
+    diags: Vec<Diag>,
+    /// A clause is in error, so what seems to have no rule has perhaps one there.
+    lost: bool,
+    /// A rule is in error, so what seems to be unused is perhaps used there.
+    partial: bool,
+}
+
+/// Where the clauses of a map act.
+#[derive(Clone)]
+pub(super) struct Frame {
+    pub(super) target: String,
+    pub(super) source: String,
+    pub(super) names: Names,
+    /// Maps that are being applied, outermost first, with the place that applies them.
+    pub(super) chain: Vec<(String, Span)>,
+}
+
+impl<'a> Work<'a> {
+    fn new(
+        program: &'a Program,
+        def: &'a MapDef,
+        source: &'a Side,
+        target: &'a Side,
+        sizes: Sizes,
+    ) -> Self {
+        Work {
+            program,
+            def,
+            source,
+            target,
+            sizes,
+            entries: BTreeMap::new(),
+            rests: Vec::new(),
+            used: BTreeSet::new(),
+            drops: BTreeMap::new(),
+            draws: None,
+            inputs: Vec::new(),
+            outputs: Vec::new(),
+            diags: Vec::new(),
+            lost: false,
+            partial: false,
+        }
+    }
+
+    fn run(&mut self, names: &Names) {
+        let frame = Frame {
+            target: String::new(),
+            source: String::new(),
+            names: names.clone(),
+            chain: vec![(self.def.ast.name.name.clone(), self.def.ast.name.span)],
+        };
+        self.clauses(self.def, &frame);
+        self.rest();
+    }
+
+    /// The rules and drops of a map, also of one that is applied.
+    fn clauses(&mut self, def: &'a MapDef, frame: &Frame) {
+        for clause in &def.ast.clauses {
+            match &clause.kind {
+                ClauseKind::Rule { target, value, loops } => {
+                    self.rule_clause(target, value, loops, frame);
+                }
+                ClauseKind::Drop { path, reason, loops } => {
+                    self.drop_clause(path, reason, loops, frame);
+                }
+                ClauseKind::Rest => self.rests.push(Rest {
+                    target: frame.target.clone(),
+                    source: frame.source.clone(),
+                    span: clause.span,
+                }),
+                ClauseKind::Given { name, value } if frame.chain.len() == 1 => {
+                    let port = self.port(Some(name.name.as_str()), value, true, frame);
+                    self.inputs.extend(port);
+                }
+                ClauseKind::Gives { name, value } if frame.chain.len() == 1 => {
+                    let name = name.as_ref().map(|n| n.name.as_str());
+                    let port = self.port(name, value, false, frame);
+                    self.outputs.extend(port);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Reports what keeps a clause from being read.
+    fn lose(&mut self, diag: Diag, frame: &Frame) {
+        self.lost = true;
+        self.report(diag, frame);
+    }
+
+    fn report(&mut self, mut diag: Diag, frame: &Frame) {
+        for (map, span) in frame.chain.iter().skip(1).rev().take(2) {
+            diag = diag.with_related(*span, format!("where `{map}` is applied"));
+        }
+        self.diags.push(diag);
+    }
+
+    fn rounds(&mut self, loops: &[Loop], frame: &Frame) -> Vec<Names> {
+        match pattern::rounds(loops, &frame.names) {
+            Ok(rounds) => rounds,
+            Err(diags) => {
+                diags.into_iter().for_each(|diag| self.lose(diag, frame));
+                Vec::new()
+            }
+        }
+    }
+
+    fn rule_clause(&mut self, target: &Path, value: &RuleExpr, loops: &[Loop], frame: &Frame) {
+        let n_before = self.diags.len();
+        for names in self.rounds(loops, frame) {
+            let frame = Frame { names, ..frame.clone() };
+            match Pattern::new(&frame.target, target, &frame.names) {
+                Ok(pattern) => self.rule_round(&pattern, value, &frame),
+                Err(diag) => self.lose(*diag, &frame),
+            }
+            // What is wrong in one round is most often wrong in all.
+            if self.diags.len() >= n_before + 4 {
+                break;
+            }
+        }
+    }
+
+    fn rule_round(&mut self, pattern: &Pattern, value: &RuleExpr, frame: &Frame) {
+        if pattern.wildcards() == 0 && self.target.nodes.contains_key(&pattern.text()) {
+            self.application(&pattern.text(), pattern.span, value, frame);
+            return;
+        }
+        if let Some(diag) = self.motif(pattern, value, frame) {
+            self.lose(diag, frame);
+            return;
+        }
+        let matched: Vec<(usize, Captures)> = self
+            .target
+            .tensors
+            .iter()
+            .enumerate()
+            .filter_map(|(i, tensor)| Some((i, pattern.matches(&tensor.path)?)))
+            .collect();
+        if matched.is_empty() {
+            let root = pattern.root();
+            let known = pattern.wildcards() > 0 && self.target.nodes.contains_key(&root);
+            let diag = if known {
+                Diag::error(
+                    codes::UNKNOWN_PATH,
+                    format!(
+                        "`{}` matches no tensor of `{}`",
+                        pattern.text(),
+                        self.target.model.name
+                    ),
+                    pattern.span,
+                    "matches nothing",
+                )
+                .with_help("remove the rule, or name a sub-block that has parameters")
+            } else {
+                pattern::unknown(self.target, &root, pattern.span)
+            };
+            self.lose(diag, frame);
+            return;
+        }
+        for (index, captures) in matched {
+            self.tensor_rule(index, &captures, value, pattern.span, frame);
+        }
+    }
+
+    /// A rule for a whole sub-block is a map between blocks that is applied there.
+    fn application(&mut self, target: &str, span: Span, value: &RuleExpr, frame: &Frame) {
+        let (program, source, to) = (self.program, self.source, self.target);
+        match apply::application(program, source, to, target, span, value, frame) {
+            Ok((def, below)) if frame.chain.len() < MAX_NESTING => self.clauses(def, &below),
+            Ok((def, _)) => {
+                let message = format!("`{}` applies itself", def.ast.name.name);
+                let diag = Diag::error(codes::APPLICATION, message, value.span, "applied again");
+                self.lose(diag.with_help("maps are applied to smaller blocks"), frame);
+            }
+            Err(diag) => self.lose(*diag, frame),
+        }
+    }
+
+    fn tensor_rule(
+        &mut self,
+        index: usize,
+        captures: &Captures,
+        value: &RuleExpr,
+        span: Span,
+        frame: &Frame,
+    ) {
+        let Some(tensor) = self.target.tensors.get(index) else { return };
+        let prefix = match frame.target.as_str() {
+            "" => String::new(),
+            path => format!("{path}."),
+        };
+        let mut builder = Builder::new(
+            self.source,
+            &frame.source,
+            &prefix,
+            &frame.names,
+            captures,
+            tensor,
+            &self.target.model.name,
+        );
+        let rule = builder.rule(value);
+        let (diags, used, draws) = (builder.diags, builder.used, builder.draws);
+        self.used.extend(used);
+        self.draws = self.draws.or(draws);
+        self.partial |= rule.is_none();
+        diags.into_iter().for_each(|diag| self.report(diag, frame));
+        let path = tensor.path.clone();
+        if let Some(first) = self.entries.get(&path) {
+            let first = first.span;
+            let mut diag = Diag::error(
+                codes::DOUBLED,
+                format!("`{path}` of `{}` has two rules", self.target.model.name),
+                span,
+                "second rule",
+            )
+            .with_related(first, "first rule");
+            if let Some(declared) = tensor.span {
+                diag = diag.with_related(declared, "declared here");
+            }
+            self.report(diag.with_help("narrow one of the two paths"), frame);
+            return;
+        }
+        self.entries.insert(path, Entry { rule, span });
+    }
+
+    /// A rule that copies all of a block goes between blocks of one kind.
+    fn motif(&self, pattern: &Pattern, value: &RuleExpr, frame: &Frame) -> Option<Diag> {
+        let RuleExprKind::Source(path) = &value.kind else { return None };
+        if pattern.wildcards() == 0 {
+            return None;
+        }
+        let source = Pattern::new(&frame.source, path, &frame.names).ok()?;
+        let (to, from) = (pattern.root(), source.root());
+        if self.target.nodes.contains_key(&to) && !self.source.nodes.contains_key(&from) {
+            return Some(pattern::unknown(self.source, &from, path.span));
+        }
+        self.other_kind(&to, &from, value.span)
+    }
+
+    fn other_kind(&self, to: &str, from: &str, span: Span) -> Option<Diag> {
+        let (a, b) = (self.target.instance(to)?, self.source.instance(from)?);
+        if a.block != b.block {
+            let (stage, source) = (&self.target.model.name, &self.source.model.name);
+            let mut diag = Diag::error(
+                codes::MOTIF,
+                format!(
+                    "`{to}` of `{stage}` is a `{}`, and `{from}` of `{source}` is a `{}`",
+                    a.block, b.block
+                ),
+                span,
+                format!("a `{}` for a `{}`", b.block, a.block),
+            );
+            for (side, path) in [(self.target, to), (self.source, from)] {
+                if let Some(declared) = side.nodes.get(path).and_then(|place| place.span) {
+                    diag =
+                        diag.with_related(declared, format!("`{path}` of `{}`", side.model.name));
+                }
+            }
+            return Some(diag.with_help(
+                "copy between layers of one kind, or name the tensors that the two have in common",
+            ));
+        }
+        for sub in &a.subs {
+            if !b.subs.iter().any(|other| other.name == sub.name) {
+                continue;
+            }
+            let join = crate::ir::paths::join;
+            let (to, from) = (join(to, &sub.name), join(from, &sub.name));
+            if let Some(diag) = self.other_kind(&to, &from, span) {
+                return Some(diag);
+            }
+        }
+        None
+    }
+
+    fn drop_clause(&mut self, path: &Path, reason: &Text, loops: &[Loop], frame: &Frame) {
+        if reason.value.trim().is_empty() {
+            let diag = Diag::error(
+                codes::BAD_DROP,
+                "a drop has no reason",
+                reason.span,
+                "say why it goes nowhere",
+            );
+            self.report(diag.with_help("write `drop src.path \"the reason\"`"), frame);
+        }
+        for names in self.rounds(loops, frame) {
+            let pattern = match Pattern::new(&frame.source, path, &names) {
+                Ok(pattern) => pattern,
+                Err(diag) => {
+                    self.lose(*diag, frame);
+                    continue;
+                }
+            };
+            let paths = self.source.tensors.iter().map(|t| t.path.clone());
+            let found: Vec<String> = paths.filter(|p| pattern.matches(p).is_some()).collect();
+            if found.is_empty() {
+                let diag = pattern::unknown(self.source, &pattern.text(), path.span);
+                self.lose(diag, frame);
+            }
+            for path in found {
+                self.drops.insert(path, (reason.value.clone(), pattern.span));
+            }
+        }
+    }
+
+    /// How inputs or outputs correspond: a rule whose sources are the other side's ports.
+    fn port(
+        &mut self,
+        name: Option<&str>,
+        value: &RuleExpr,
+        is_input: bool,
+        frame: &Frame,
+    ) -> Option<Port> {
+        let target = apply::ports(self.target, is_input);
+        let wanted = name.map_or_else(|| apply::RESULT.to_owned(), str::to_owned);
+        let Some(tensor) = target.iter().find(|port| port.path == wanted) else {
+            let what = if is_input { "input" } else { "output" };
+            let message = format!("`{}` has no {what} `{wanted}`", self.target.model.name);
+            let names: Vec<String> = target.iter().map(|p| format!("`{}`", p.path)).collect();
+            let diag = Diag::error(codes::UNKNOWN_PATH, message, value.span, "unknown");
+            self.report(diag.with_help(format!("there are {}", names.join(", "))), frame);
+            return None;
+        };
+        let mut source = self.source.clone();
+        source.replace_tensors(apply::ports(self.source, is_input));
+        let none = Vec::new();
+        let (names, stage) = (&frame.names, &self.target.model.name);
+        let mut builder = Builder::new(&source, "", "", names, &none, tensor, stage);
+        let rule = builder.rule(value);
+        let diags = builder.diags;
+        diags.into_iter().for_each(|diag| self.report(diag, frame));
+        Some(Port { name: wanted, rule: rule? })
+    }
+
+    /// `rest = src`: what has no rule is copied from the same path.
+    fn rest(&mut self) {
+        let rests = std::mem::take(&mut self.rests);
+        for tensor in &self.target.tensors {
+            if self.entries.contains_key(&tensor.path) {
+                continue;
+            }
+            for rest in &rests {
+                let Some(below) = below(&tensor.path, &rest.target) else { continue };
+                let path = crate::ir::paths::join(&rest.source, below);
+                if self.source.tensor(&path).is_none() {
+                    continue;
+                }
+                let value = RuleExpr {
+                    kind: RuleExprKind::Source(Path {
+                        segments: named(&path, rest.span),
+                        span: rest.span,
+                    }),
+                    span: rest.span,
+                };
+                let frame = Frame {
+                    target: String::new(),
+                    source: String::new(),
+                    names: Names::default(),
+                    chain: Vec::new(),
+                };
+                let index = self.target.position(&tensor.path).unwrap_or_default();
+                self.tensor_rule(index, &Vec::new(), &value, rest.span, &frame);
+                break;
+            }
+        }
+    }
+
+    fn missing(&mut self) {
+        let mut groups: BTreeMap<(Option<Span>, String), Vec<String>> = BTreeMap::new();
+        for tensor in &self.target.tensors {
+            if !self.entries.contains_key(&tensor.path) {
+                let kind = tensor.kind().to_owned();
+                groups.entry((tensor.span, kind)).or_default().push(tensor.path.clone());
+            }
+        }
+        let (map, stage) = (self.def.ast.name.clone(), &self.target.model.name);
+        for ((declared, kind), paths) in groups {
+            let mut diag = Diag::error(
+                codes::MISSING,
+                format!("{kind} {} of `{stage}` has no rule in map `{}`", listed(&paths), map.name),
+                map.span,
+                "not every tensor of the target has a rule",
+            );
+            if let Some(declared) = declared {
+                diag = diag.with_related(declared, format!("declared here in `{stage}`"));
+            }
+            let source = &self.source.model;
+            diag =
+                diag.with_related(source.span, format!("`{}` has none at that path", source.name));
+            let first = paths.first().map_or("", String::as_str);
+            self.diags.push(diag.with_help(format!(
+                "add a rule such as `{first} = zeros`, or `rest = src` for what stays the same"
+            )));
+        }
+    }
+
+    fn unused(&mut self) {
+        let mut groups: BTreeMap<Option<Span>, Vec<String>> = BTreeMap::new();
+        for tensor in &self.source.tensors {
+            if !self.used.contains(&tensor.path) && !self.drops.contains_key(&tensor.path) {
+                groups.entry(tensor.span).or_default().push(tensor.path.clone());
+            }
+        }
+        let (map, stage) = (self.def.ast.name.clone(), &self.source.model.name);
+        for (declared, paths) in groups {
+            let mut diag = Diag::error(
+                codes::UNUSED,
+                format!("{} of `{stage}` goes nowhere in map `{}`", listed(&paths), map.name),
+                map.span,
+                "not every tensor of the source is used",
+            );
+            if let Some(declared) = declared {
+                diag = diag.with_related(declared, format!("declared here in `{stage}`"));
+            }
+            let target = &self.target.model;
+            diag = diag.with_related(target.span, "no rule of this stage reads it");
+            let first = paths.first().map_or("", String::as_str);
+            self.diags.push(diag.with_help(format!(
+                "use it in a rule, or say why not: `drop src.{first} \"the reason\"`"
+            )));
+        }
+        for (path, (_, span)) in &self.drops {
+            if self.used.contains(path) {
+                let message = format!("`{path}` of `{stage}` is dropped and used");
+                let diag = Diag::error(codes::BAD_DROP, message, *span, "dropped here");
+                self.diags.push(diag.with_help("remove the drop, or the rule that reads it"));
+            }
+        }
+    }
+
+    fn finish(mut self) -> Result<GrowthMap, Vec<Diag>> {
+        let stage_map = self.program.stage(&self.source.model.name).is_some();
+        let head = Head::read(self.def, stage_map, self.draws, &mut self.diags);
+        if !self.lost {
+            self.missing();
+        }
+        if !self.lost && !self.partial {
+            self.unused();
+        }
+        let rules: BTreeMap<&str, &Rule> = self
+            .entries
+            .iter()
+            .filter_map(|(path, entry)| Some((path.as_str(), entry.rule.as_ref()?)))
+            .collect();
+        let settings = settings::check(self.def, self.source, self.target, &rules, &mut self.diags);
+        if !self.diags.is_empty() {
+            diag::normalize(&mut self.diags);
+            return Err(self.diags);
+        }
+        let (mut params, mut states) = (Vec::new(), Vec::new());
+        for tensor in &self.target.tensors {
+            let Some(rule) = self.entries.remove(&tensor.path).and_then(|entry| entry.rule) else {
+                continue;
+            };
+            let (path, ty) = (tensor.path.clone(), tensor.ty.clone());
+            let rule = TargetRule { path, ty, rule, moments: head.moments.clone() };
+            if tensor.storage.is_some() { params.push(rule) } else { states.push(rule) }
+        }
+        Ok(GrowthMap {
+            name: self.def.ast.name.name.clone(),
+            doc: self.def.ast.doc.clone(),
+            span: self.def.ast.name.span,
+            source: self.source.model.clone(),
+            target: self.target.model.clone(),
+            sizes: self.sizes,
+            claim: head.claim,
+            seed: head.seed,
+            params,
+            states,
+            drops: self.drops.into_iter().map(|(path, (reason, _))| (path, reason)).collect(),
+            settings,
+            inputs: self.inputs,
+            outputs: self.outputs,
+        })
+    }
+}
+
+/// What a map says once.
+struct Head {
+    claim: Claim,
+    seed: u64,
+    moments: Moments,
+}
+
+impl Head {
+    fn read(def: &MapDef, stage_map: bool, draws: Option<Span>, diags: &mut Vec<Diag>) -> Head {
+        let names = Names::default();
+        let (mut claim, mut seed, mut moments) = (None, None, None);
+        for clause in &def.ast.clauses {
+            let span = clause.span;
+            match &clause.kind {
+                ClauseKind::Exactly => once(&mut claim, Claim::Exactly, span, "claim", diags),
+                ClauseKind::Within(bound) => match names.number(bound) {
+                    Ok(bound) if bound > 0.0 => {
+                        once(&mut claim, Claim::Within { bound }, span, "claim", diags);
+                    }
+                    Ok(bound) => {
+                        let message = format!("a bound is above 0, and this is {bound}");
+                        let diag = Diag::error(codes::CLAIMS, message, span, "no bound");
+                        diags.push(
+                            diag.with_help("`preserves exactly` claims that nothing changes"),
+                        );
+                        claim = claim.or(Some((Claim::Exactly, span)));
+                    }
+                    Err(diag) => diags.push(*diag),
+                },
+                ClauseKind::Changes(reason) => {
+                    let stated = !reason.value.trim().is_empty();
+                    if !stated {
+                        let message = "a claim that the function changes has no reason";
+                        let diag = Diag::error(codes::CLAIMS, message, reason.span, "empty");
+                        diags.push(diag.with_help("write `changes \"what changes, and why\"`"));
+                    }
+                    let reason = reason.value.clone();
+                    once(&mut claim, Claim::Changes { reason }, span, "claim", diags);
+                }
+                ClauseKind::Seed(value) => match names.index(value) {
+                    Ok(value) => once(&mut seed, value, span, "seed", diags),
+                    Err(diag) => diags.push(*diag),
+                },
+                ClauseKind::Moments { reset } => {
+                    let rule = match reset {
+                        Some(reason) => Moments::Reset { reason: reason.value.clone() },
+                        None => Moments::Follow,
+                    };
+                    if reset.as_ref().is_some_and(|reason| reason.value.trim().is_empty()) {
+                        let message = "a reset of the moments has no reason";
+                        let diag = Diag::error(codes::NO_MOMENTS, message, span, "empty reason");
+                        diags.push(diag.with_help("write `moments reset \"the reason\"`"));
+                    }
+                    once(&mut moments, rule, span, "rule of moments", diags);
+                }
+                _ => {}
+            }
+        }
+        let name = &def.ast.name;
+        if claim.is_none() {
+            diags.push(
+                Diag::error(
+                    codes::CLAIMS,
+                    format!("map `{}` does not say what it does to the function", name.name),
+                    name.span,
+                    "no claim",
+                )
+                .with_help(
+                    "add `preserves exactly`, `preserves within 1e-3` or `changes \"the reason\"`",
+                ),
+            );
+        }
+        if moments.is_none() && stage_map {
+            diags.push(
+                Diag::error(
+                    codes::NO_MOMENTS,
+                    format!(
+                        "map `{}` does not say what becomes of the optimizer's moments",
+                        name.name
+                    ),
+                    name.span,
+                    "no rule of moments",
+                )
+                .with_help("add `moments follow`, or `moments reset \"the reason\"`"),
+            );
+        }
+        if let (None, Some(span), true) = (&seed, draws, stage_map) {
+            diags.push(
+                Diag::error(
+                    codes::NO_SEED,
+                    format!("map `{}` draws numbers and has no seed", name.name),
+                    span,
+                    "drawn here",
+                )
+                .with_related(name.span, "in this map")
+                .with_help("add a line `seed 42`: with it the result is the same on every machine"),
+            );
+        }
+        Head {
+            claim: claim.map_or(Claim::Exactly, |(claim, _)| claim),
+            seed: seed.map_or(0, |(seed, _)| seed),
+            moments: moments.map_or(Moments::Follow, |(moments, _)| moments),
+        }
+    }
+}
+
+fn once<T>(slot: &mut Option<(T, Span)>, value: T, span: Span, what: &str, diags: &mut Vec<Diag>) {
+    match slot {
+        Some((_, first)) => diags.push(
+            Diag::error(codes::CLAIMS, format!("the map has two {what}s"), span, "second")
+                .with_related(*first, "first")
+                .with_help("remove one of them"),
+        ),
+        None => *slot = Some((value, span)),
+    }
+}
+
+/// What a path is called below another; itself below the root.
+fn below<'p>(path: &'p str, prefix: &str) -> Option<&'p str> {
+    if prefix.is_empty() {
+        return Some(path);
+    }
+    path.strip_prefix(prefix)?.strip_prefix('.')
+}
+
+fn named(path: &str, span: Span) -> Vec<lightc_dsl::ast::Segment> {
+    let ident = |name: &str| lightc_dsl::ast::Ident { name: name.to_owned(), span };
+    path.split('.').map(|name| lightc_dsl::ast::Segment::Name(ident(name))).collect()
+}
+
+/// `` `a`, `b` and 6 more ``
+fn listed(paths: &[String]) -> String {
+    let shown: Vec<String> = paths.iter().take(3).map(|p| format!("`{p}`")).collect();
+    match paths.len() {
+        n if n > 3 => format!("{} and {} more", shown.join(", "), n - 3),
+        _ => shown.join(", "),
+    }
+}
+
+/// The type of a port of a block as a tensor.
+pub(super) fn port_tensor(path: &str, ty: &Type, span: Option<Span>) -> super::tree::Tensor {
+    super::tree::Tensor { path: path.to_owned(), ty: ty.clone(), storage: None, span }
+}
