@@ -13,7 +13,6 @@ const STAGES: &[(&str, &str)] = &[
     ("models/tiny/tiny.llm", "tiny_9b"),
     ("models/tiny/tiny.llm", "tiny_120b"),
     ("models/lightning/lightning.llm", "lightning_2b"),
-    ("models/lightning/lightning.llm", "lightning_120b"),
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

@@ -19,6 +19,4 @@ stages! {
     tiny_120b,
     /// Generated from `models/lightning/lightning.llm`.
     lightning_2b,
-    /// Generated from `models/lightning/lightning.llm`.
-    lightning_120b,
 }
