@@ -24,7 +24,7 @@ use lightc_codegen::ops::{
     parse_op,
 };
 use lightc_dsl::ast::DType;
-use lightc_dsl::model::{Axis, InitLaw, MemberRef, Storage};
+use lightc_dsl::model::{Axis, InitLaw, Integrator, MemberRef, Storage};
 use lightc_dsl::size::Size;
 use rand_chacha::ChaCha8Rng;
 use rand_core::{RngCore, SeedableRng};
@@ -1005,6 +1005,7 @@ fn one_of_each() -> Vec<Op> {
         (word("t"), word("e"), word("j"), word("s"), word("h"), word("k"), word("m"));
     let size = minus(&Size::symbol("u"), 2);
     let sized = Axis { name: word("u"), size: size.clone() };
+    let integrator: Integrator = "midpoint(h: 0.25, a: [1/2] * 2, gates: [none] * 1 + [0.0] * 1, bootstrap: full, fraction_bits: 20)".parse().unwrap();
     let mut ops: Vec<Op> = vec![
         Input { name: word("tokens") }.into(),
         ParamRef { index: 3 }.into(),
@@ -1012,11 +1013,13 @@ fn one_of_each() -> Vec<Op> {
         TableRef { index: 1 }.into(),
         Saved { value: ValueId(7) }.into(),
         Call { sub: 2 }.into(),
-        Stack { sub: 4 }.into(),
+        Stack { sub: 4, integrator: Integrator::Plain }.into(),
+        Stack { sub: 4, integrator: integrator.clone() }.into(),
         CallBackward { call: lightc_codegen::ir::NodeId(5), backward: lightc_codegen::ir::BackwardId(1) }.into(),
         StackBackward {
             call: lightc_codegen::ir::NodeId(5),
             layers: vec![lightc_codegen::ir::BackwardId(1), lightc_codegen::ir::BackwardId(0)],
+            integrator,
         }.into(),
         Const { value: -0.1, dtype: DType::F32 }.into(),
         SizeValue { size: size.clone() }.into(),

@@ -74,6 +74,10 @@ pub enum FormalKind {
     Block,
     /// `motif: blocks`
     Blocks,
+    /// `pace: numbers`
+    Numbers,
+    /// `how: integrator`
+    Integrator,
 }
 
 /// One formal of a block.
@@ -238,7 +242,7 @@ pub struct Sub {
     pub span: Span,
 }
 
-/// `stack name = block_expr for item in list`
+/// `stack name = block_expr for item in list integrate how`
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Stack {
     /// `///` lines.
@@ -251,6 +255,8 @@ pub struct Stack {
     pub item: Ident,
     /// A list of blocks.
     pub list: Expr,
+    /// How the layers are joined; one after the other where absent.
+    pub integrator: Option<Expr>,
     /// The whole member.
     pub span: Span,
 }
@@ -364,7 +370,7 @@ pub enum ExprKind {
         /// In source order.
         args: Vec<Arg>,
     },
-    /// `[a, b]`: a list of blocks.
+    /// `[a, b]`: a list of blocks or of numbers.
     List(Vec<Expr>),
 }
 

@@ -333,7 +333,11 @@ fn member_rest(member: &Member, indent: usize, column: usize) -> String {
             let block = expr_at(&stack.block, 0, indent, column, reserve.min(WIDTH / 2));
             let start = last_line_width(&block, column) + reserve - list.chars().count();
             let list = expr_at(&stack.list, 0, indent, start, 0);
-            format!("{head}{block} for {} in {list}", stack.item.name)
+            let text = format!("{head}{block} for {} in {list}", stack.item.name);
+            let Some(integrator) = &stack.integrator else { return text };
+            let text = text + " integrate ";
+            let start = last_line_width(&text, indent);
+            text + &expr_at(integrator, 0, indent, start, 0)
         }
         // Printed as the head of its body.
         Member::Forward(_) => String::new(),
@@ -401,6 +405,8 @@ fn formal(formal: &Formal) -> String {
         FormalKind::Number => ": number",
         FormalKind::Block => ": block",
         FormalKind::Blocks => ": blocks",
+        FormalKind::Numbers => ": numbers",
+        FormalKind::Integrator => ": integrator",
     };
     let default = formal.default.as_ref().map(|d| format!(" = {}", flat(d, 0)));
     format!("{}{kind}{}", formal.name.name, default.unwrap_or_default())

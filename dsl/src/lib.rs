@@ -15,6 +15,7 @@
 pub mod ast;
 pub mod diag;
 pub mod format;
+pub mod integrator;
 mod layout;
 pub mod model;
 pub mod names;

@@ -5,6 +5,7 @@
 //! reports.
 
 use crate::ast;
+pub use crate::integrator::{Bootstrap, Integrator, Midpoint, Step, gate_name};
 use crate::size::Size;
 use crate::source::Span;
 use serde::Serialize;
@@ -228,6 +229,9 @@ pub struct SubDef {
     pub name: String,
     /// `One` or the layers of a stack.
     pub kind: SubKind,
+    /// How the layers of a stack are joined. The gates that it has are parameters of the instance
+    /// that holds the stack, named by [`gate_name`].
+    pub integrator: Integrator,
     /// Absent from inference.
     pub training_only: bool,
     /// Where it is declared.

@@ -1,7 +1,7 @@
 //! Words with a fixed meaning, and the nearest known word to an unknown one.
 
 /// Words that cannot name anything.
-pub const KEYWORDS: [&str; 20] = [
+pub const KEYWORDS: [&str; 21] = [
     "import",
     "block",
     "stage",
@@ -22,6 +22,7 @@ pub const KEYWORDS: [&str; 20] = [
     "training_only",
     "penalty",
     "require",
+    "integrate",
 ];
 
 /// Functions of forward bodies. A block, value, sub-block or stage binding cannot take their
@@ -86,6 +87,17 @@ pub const FORMATS: [&str; 2] = ["int8", "quantile8"];
 
 /// Functions of number expressions.
 pub const NUMBER_FUNCTIONS: [&str; 4] = ["sqrt", "exp", "ln", "size"];
+
+/// Functions that give an integrator, with the names of their arguments: those that must be given,
+/// then those that can be.
+pub const INTEGRATORS: [(&str, &[&str], &[&str]); 3] = [
+    ("plain", &[], &[]),
+    ("midpoint", &["h", "a"], &["gates", "bootstrap", "fraction_bits"]),
+    ("leapfrog", &["h"], &["gates", "bootstrap", "fraction_bits"]),
+];
+
+/// First steps of an integrator.
+pub const BOOTSTRAPS: [&str; 2] = ["half_euler", "full"];
 
 /// Distributions after `~`, with the names of their arguments.
 pub const INITS: [(&str, &[&str]); 6] = [

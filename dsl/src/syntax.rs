@@ -649,7 +649,7 @@ fn rule_words(rule: Rule) -> Option<&'static str> {
         Rule::text => "text in quotes",
         Rule::formals => "`(`",
         Rule::formal => "a formal",
-        Rule::formal_kind => "`number`, `block` or `blocks`",
+        Rule::formal_kind => "`number`, `numbers`, `block`, `blocks` or `integrator`",
         Rule::axes => "axes in brackets",
         Rule::pattern | Rule::output => "axes in brackets",
         Rule::dtype => "`f32`, `act`, `index` or `bool`",
@@ -700,6 +700,7 @@ fn rule_words(rule: Rule) -> Option<&'static str> {
         Rule::kw_for => "`for`",
         Rule::kw_in => "`in`",
         Rule::kw_training_only => "`training_only`",
+        Rule::kw_integrate => "`integrate`",
         _ => return None,
     })
 }
@@ -738,6 +739,7 @@ fn parts(pair: Pair<'_, Rule>) -> impl Iterator<Item = Pair<'_, Rule>> {
                 | Rule::kw_update
                 | Rule::kw_over
                 | Rule::kw_for
+                | Rule::kw_integrate
                 | Rule::kw_in
                 | Rule::kw_from
                 | Rule::kw_frozen
@@ -905,6 +907,8 @@ impl Builder {
             if part.as_rule() == Rule::formal_kind {
                 formal.kind = match part.as_str() {
                     "number" => FormalKind::Number,
+                    "numbers" => FormalKind::Numbers,
+                    "integrator" => FormalKind::Integrator,
                     "block" => FormalKind::Block,
                     _ => FormalKind::Blocks,
                 };
@@ -942,7 +946,12 @@ impl Builder {
                 let block = self.expr(parts.next()?)?;
                 let item = self.ident(&parts.next()?);
                 let list = self.expr(parts.next()?)?;
-                Member::Stack(Stack { doc, name, block, item, list, span })
+                let integrator = parts.next().map(|p| self.expr(p));
+                let integrator = match integrator {
+                    Some(integrator) => Some(integrator?),
+                    None => None,
+                };
+                Member::Stack(Stack { doc, name, block, item, list, integrator, span })
             }
             _ => return None,
         })

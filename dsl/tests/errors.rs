@@ -38,6 +38,227 @@ macro_rules! errors {
 }
 
 errors! {
+    unknown_integrator: "block Turn(d) {
+    param w[d] ~ ones
+    forward(x[.., d]) -> [.., d] {
+        tanh(x * w)
+    }
+}
+
+block Tower(d, how: integrator) {
+    stack layers = m for m in [Turn()] * 4 integrate how
+    forward(x[.., d]) -> [.., d] {
+        layers(x)
+    }
+}
+
+stage s {
+    d     = 4
+    how   = midpont(h: 1/4, a: 1/2)
+    model = Tower()
+}
+";
+    unknown_bootstrap: "block Turn(d) {
+    param w[d] ~ ones
+    forward(x[.., d]) -> [.., d] {
+        tanh(x * w)
+    }
+}
+
+block Tower(d, how: integrator) {
+    stack layers = m for m in [Turn()] * 4 integrate how
+    forward(x[.., d]) -> [.., d] {
+        layers(x)
+    }
+}
+
+stage s {
+    d     = 4
+    how   = midpoint(h: 1/4, a: 1/2, bootstrap: ful)
+    model = Tower()
+}
+";
+    arguments_of_an_integrator: "block Turn(d) {
+    param w[d] ~ ones
+    forward(x[.., d]) -> [.., d] {
+        tanh(x * w)
+    }
+}
+
+block Tower(d, how: integrator) {
+    stack layers = m for m in [Turn()] * 4 integrate how
+    forward(x[.., d]) -> [.., d] {
+        layers(x)
+    }
+}
+
+stage s {
+    d     = 4
+    how   = midpoint(h: 1/4, aa: 1/2, 3, h: 1)
+    model = Tower()
+}
+";
+    a_factor_that_is_not_dyadic: "block Turn(d) {
+    param w[d] ~ ones
+    forward(x[.., d]) -> [.., d] {
+        tanh(x * w)
+    }
+}
+
+block Tower(d, how: integrator) {
+    stack layers = m for m in [Turn()] * 4 integrate how
+    forward(x[.., d]) -> [.., d] {
+        layers(x)
+    }
+}
+
+stage s {
+    d     = 4
+    how   = midpoint(h: 1/4, a: 1/3)
+    model = Tower()
+}
+";
+    a_factor_of_zero: "block Turn(d) {
+    param w[d] ~ ones
+    forward(x[.., d]) -> [.., d] {
+        tanh(x * w)
+    }
+}
+
+block Tower(d, how: integrator) {
+    stack layers = m for m in [Turn()] * 4 integrate how
+    forward(x[.., d]) -> [.., d] {
+        layers(x)
+    }
+}
+
+stage s {
+    d     = 4
+    pace  = [1/2] * 3 + [0]
+    how   = midpoint(h: 1/4, a: pace)
+    model = Tower()
+}
+";
+    factors_that_grow: "block Turn(d) {
+    param w[d] ~ ones
+    forward(x[.., d]) -> [.., d] {
+        tanh(x * w)
+    }
+}
+
+block Tower(d, how: integrator) {
+    stack layers = m for m in [Turn()] * 4 integrate how
+    forward(x[.., d]) -> [.., d] {
+        layers(x)
+    }
+}
+
+stage s {
+    d     = 4
+    how   = midpoint(h: 1/4, a: [3/2, -1/2, none, 1/512])
+    model = Tower()
+}
+";
+    fewer_factors_than_layers: "block Turn(d) {
+    param w[d] ~ ones
+    forward(x[.., d]) -> [.., d] {
+        tanh(x * w)
+    }
+}
+
+block Tower(d, how: integrator) {
+    stack layers = m for m in [Turn()] * 4 integrate how
+    forward(x[.., d]) -> [.., d] {
+        layers(x)
+    }
+}
+
+stage s {
+    d     = 4
+    how   = midpoint(h: 1/4, a: [1/2] * 3, gates: [none] * 5)
+    model = Tower()
+}
+";
+    a_step_size_of_zero: "block Turn(d) {
+    param w[d] ~ ones
+    forward(x[.., d]) -> [.., d] {
+        tanh(x * w)
+    }
+}
+
+block Tower(d, how: integrator) {
+    stack layers = m for m in [Turn()] * 4 integrate how
+    forward(x[.., d]) -> [.., d] {
+        layers(x)
+    }
+}
+
+stage s {
+    d     = 4
+    how   = leapfrog(h: 0, fraction_bits: 31)
+    model = Tower()
+}
+";
+    a_gate_with_the_path_of_a_member: "block Turn(d) {
+    param gate[d] ~ ones
+    forward(x[.., d]) -> [.., d] {
+        tanh(x * gate)
+    }
+}
+
+block Tower(d, how: integrator) {
+    stack layers = m for m in [Turn()] * 4 integrate how
+    forward(x[.., d]) -> [.., d] {
+        layers(x)
+    }
+}
+
+stage s {
+    d     = 4
+    how   = leapfrog(h: 1, gates: [none] * 3 + [0])
+    model = Tower()
+}
+";
+    an_integrator_of_another_kind: "block Turn(d) {
+    param w[d] ~ ones
+    forward(x[.., d]) -> [.., d] {
+        tanh(x * w)
+    }
+}
+
+block Tower(d, how: integrator) {
+    stack layers = m for m in [Turn()] * 4 integrate how
+    forward(x[.., d]) -> [.., d] {
+        layers(x)
+    }
+}
+
+stage s {
+    d     = 4
+    how   = [1/2]
+    model = Tower()
+}
+";
+    a_list_for_a_number: "block Turn(d) {
+    param w[d] ~ ones
+    forward(x[.., d]) -> [.., d] {
+        tanh(x * w)
+    }
+}
+
+block Tower(d, how: integrator) {
+    stack layers = m for m in [Turn()] * 4 integrate how
+    forward(x[.., d]) -> [.., d] {
+        layers(x)
+    }
+}
+
+stage s {
+    d     = 4
+    how   = midpoint(h: [1/4], a: Turn())
+    model = Tower()
+}
+";
     // Syntax -----------------------------------------------------------------------------------
 
     unexpected_operator: "block A(d) {

@@ -128,6 +128,8 @@ block A(d) {
     param long[d]: f32 ~ zeros
     sub a = B()
     sub abc = B()
+    stack r = B() for m in [a] integrate   how
+    stack q = SomeBlock(first_argument: 10000) for m in motif integrate midpoint(h: 1/4, a: [1/2]*8+[1]*12, gates: [none]*8+[0]*12)
     stack s = B() for m in [a]
     sub d = B()
     forward(x[d]) -> [d] {

@@ -36,7 +36,7 @@ block A(d, n, eps: number = 1e-6, inner: block = B(), motif: blocks = [B(), B(d:
     state ema[d] = 1.0
     table codes[n, d] from "tokenizer.byte_codes"
     sub one = inner training_only
-    stack layers = Wrap(inner: m) for m in motif * 2 + [inner]
+    stack layers = Wrap(inner: m) for m in motif * 2 + [inner] integrate midpoint(h: 1/4, a: 1/2, gates: [none] * 4 + [0])
     forward(x[.., d], y[b, t]: index) -> (out[.., d], z[]) {
         axis s = t - 1
         a, b = layers(dot(x, w, over d), y)
@@ -66,7 +66,7 @@ stage tiny extends base {
 }
 "#;
 
-const TOKENS: [&str; 88] = [
+const TOKENS: [&str; 91] = [
     "import",
     "block",
     "stage",
@@ -77,6 +77,9 @@ const TOKENS: [&str; 88] = [
     "table",
     "sub",
     "stack",
+    "integrate",
+    "integrator",
+    "midpoint",
     "forward",
     "update",
     "over",

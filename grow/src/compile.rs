@@ -6,6 +6,8 @@ use crate::region::at;
 use lightc_codegen::growth::{Rule, RuleKind};
 use lightc_codegen::ir::Type;
 use lightc_numerics::draw::Stream;
+use lightc_numerics::hadamard::Hadamard;
+use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
 /// Makes nodes of the rules of one map.
@@ -64,7 +66,7 @@ impl Compiler<'_> {
             RuleKind::Fill { value } => Kind::Fill(*value),
             RuleKind::Draw { law, key } => Kind::Draw { law: *law, key: key.clone() },
             RuleKind::Scale { of, factor } => {
-                let Some(factor) = value_of(factor) else {
+                let Some(factor) = factor.evaluate(&BTreeMap::new()) else {
                     return self.fault("a factor has an open size");
                 };
                 Kind::Scale { of: self.boxed(of)?, factor }
@@ -99,8 +101,7 @@ impl Compiler<'_> {
             RuleKind::Subset { of, axis, each, key } => {
                 self.subset(rule, &shape, self.boxed(of)?, axis, each.as_deref(), key)?
             }
-            RuleKind::Redraw { of, axis, keep, each, key } => {
-                let values = format!("{key}.values");
+            RuleKind::Redraw { of, axis, keep, each, key, values } => {
                 let Some(n_kept) = keep.as_constant().and_then(|n| usize::try_from(n).ok()) else {
                     return self.fault(format!("`{keep}` positions are kept"));
                 };
@@ -139,11 +140,11 @@ impl Compiler<'_> {
             RuleKind::Rotate { of, axis, seed } => {
                 let axis = self.axis(&rule.ty, axis)?;
                 let size = at(&shape, axis);
-                if !size.is_power_of_two() {
-                    return self.fault(format!("a rotation over {size} positions"));
-                }
-                let signs = Arc::new(signs(*seed, size));
-                Kind::Rotate { of: self.boxed(of)?, axis, signs }
+                let turn = i64::try_from(*seed).ok().and_then(|seed| Hadamard::new(seed, size));
+                let Some(turn) = turn else {
+                    return self.fault(format!("a turn over {size} positions"));
+                };
+                Kind::Rotate { of: self.boxed(of)?, axis, turn: Arc::new(turn) }
             }
         };
         let node = Node { shape, kind };
@@ -207,7 +208,7 @@ impl Compiler<'_> {
                 total == at(shape, *axis) && parts.iter().all(|part| with(part, *axis) == *shape)
             }
             Kind::Tile { of, axis } => {
-                at(shape, *axis) % n_of(of, *axis).max(1) == 0 && with(of, *axis) == *shape
+                at(shape, *axis).is_multiple_of(n_of(of, *axis).max(1)) && with(of, *axis) == *shape
             }
             Kind::Interleave { of, axis, times } => {
                 at(shape, *axis) == n_of(of, *axis) * times && with(of, *axis) == *shape
@@ -245,21 +246,6 @@ impl Compiler<'_> {
     }
 }
 
-fn value_of(factor: &lightc_codegen::growth::Factor) -> Option<f64> {
-    let mut value = factor.number;
-    for (size, half) in &factor.sizes {
-        value *= (size.as_constant()? as f64).powf(f64::from(*half) / 2.0);
-    }
-    Some(value)
-}
-
-/// The signs of a rotation, as the op `hadamard` draws them.
-fn signs(seed: u64, n: usize) -> Vec<f64> {
-    let law = lightc_numerics::draw::Law::Uniform { low: 0.0, high: 1.0 };
-    let draws = Stream::new(seed, &format!("hadamard.{seed}")).fill(law, n);
-    draws.into_iter().map(|draw| if draw < 0.5 { -1.0 } else { 1.0 }).collect()
-}
-
 /// The rule of moments from the rule of values: what is filled or drawn has none, factors count to
 /// the given power. `source` is the moments of a source tensor; `None` is where it has none.
 pub(crate) fn moments(
@@ -283,8 +269,8 @@ pub(crate) fn moments(
         Kind::Keep { of: child, keeps, .. } => {
             Kind::Keep { of: of(child)?, keeps: keeps.clone(), rest: Rest::Zero }
         }
-        Kind::Rotate { of: child, axis, signs } if power == 1 => {
-            Kind::Rotate { of: of(child)?, axis: *axis, signs: Arc::clone(signs) }
+        Kind::Rotate { of: child, axis, turn } if power == 1 => {
+            Kind::Rotate { of: of(child)?, axis: *axis, turn: Arc::clone(turn) }
         }
         // Squares of the entries of a rotation are all 1 / n.
         Kind::Rotate { of: child, axis, .. } | Kind::Mean { of: child, axis } => {
@@ -319,3 +305,7 @@ pub(crate) fn moments(
     };
     Ok(Node { shape: node.shape.clone(), kind })
 }
+
+#[cfg(test)]
+#[path = "compile_tests.rs"]
+mod tests;

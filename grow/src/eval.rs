@@ -496,7 +496,7 @@ fn merge<M: Mode>(
 ) -> Result<()> {
     let (from, len) = region.along(axis);
     let mut boxes = Vec::new();
-    boxes_of(from, from + len, sizes, &mut Vec::new(), &mut boxes);
+    boxes_of(from, from + len, sizes, &mut boxes);
     let part_strides = strides(sizes);
     let expanded = |list: &[usize], values: &[usize]| {
         let mut expanded = list.get(..axis).unwrap_or_default().to_vec();
@@ -522,18 +522,11 @@ fn merge<M: Mode>(
 
 /// Cuts the row-major range `from..to` of a box of `sizes` into boxes, in order: start and length
 /// per axis.
-fn boxes_of(
-    from: usize,
-    to: usize,
-    sizes: &[usize],
-    before: &mut Vec<(usize, usize)>,
-    boxes: &mut Vec<Vec<(usize, usize)>>,
-) {
+fn boxes_of(from: usize, to: usize, sizes: &[usize], boxes: &mut Vec<Vec<(usize, usize)>>) {
     let Some((_, rest)) = sizes.split_first() else { return };
     let inner: usize = rest.iter().product::<usize>().max(1);
     let mut add = |first: usize, n: usize, below: &[(usize, usize)]| {
-        let mut whole = before.clone();
-        whole.push((first, n));
+        let mut whole = vec![(first, n)];
         whole.extend(below);
         boxes.push(whole);
     };
@@ -545,7 +538,7 @@ fn boxes_of(
     let mut at = from;
     while at < to {
         let row = at / inner;
-        if at % inner == 0 && to - at >= inner {
+        if at.is_multiple_of(inner) && to - at >= inner {
             let n = (to - at) / inner;
             add(row, n, &full);
             at += n * inner;
@@ -553,7 +546,7 @@ fn boxes_of(
         }
         let end = to.min((row + 1) * inner);
         let mut below = Vec::new();
-        boxes_of(at - row * inner, end - row * inner, rest, &mut Vec::new(), &mut below);
+        boxes_of(at - row * inner, end - row * inner, rest, &mut below);
         for ranges in below {
             add(row, 1, &ranges);
         }
@@ -587,8 +580,8 @@ fn compute(context: Context<'_>, node: &Node, region: &Region) -> Result<Vec<f64
             each.for_each(|(value, noise)| *value += factor * std * noise);
             Ok(found)
         }
-        Kind::Rotate { of, axis, signs } => {
-            along_axis(context, of, *axis, region, |line| rotate(line, signs))
+        Kind::Rotate { of, axis, turn } => {
+            along_axis(context, of, *axis, region, |line| turn.apply(line))
         }
         Kind::Mean { of, axis } => along_axis(context, of, *axis, region, |line| {
             let mean = line.iter().sum::<f64>() / line.len() as f64;
@@ -632,23 +625,6 @@ fn along_axis(
         }
     }
     Ok(out)
-}
-
-/// Signs, then the fast Hadamard transform over the root of the size.
-fn rotate(line: &mut [f64], signs: &[f64]) {
-    line.iter_mut().zip(signs).for_each(|(value, sign)| *value *= sign);
-    let mut half = 1;
-    while half < line.len() {
-        for block in line.chunks_mut(2 * half) {
-            let (left, right) = block.split_at_mut(half);
-            for (a, b) in left.iter_mut().zip(right) {
-                (*a, *b) = (*a + *b, *a - *b);
-            }
-        }
-        half *= 2;
-    }
-    let scale = (line.len() as f64).sqrt();
-    line.iter_mut().for_each(|value| *value /= scale);
 }
 
 fn keep(

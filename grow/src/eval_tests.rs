@@ -1,6 +1,8 @@
 //! The streamed evaluation against the meaning of each rule, element by element.
 
 use super::*;
+use crate::testing::InMemory;
+use lightc_numerics::hadamard::Hadamard;
 use std::sync::{Arc, OnceLock};
 
 /// Numbers without a pattern, from a seed.
@@ -11,49 +13,6 @@ impl Dice {
         self.0 =
             self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) as usize % n
-    }
-}
-
-struct InMemory {
-    dtype: Dtype,
-    tensors: Vec<(Vec<usize>, Vec<u8>)>,
-}
-
-impl InMemory {
-    fn new(dtype: Dtype, shapes: &[Vec<usize>]) -> Self {
-        let mut tensors = Vec::new();
-        for (index, shape) in shapes.iter().enumerate() {
-            let n: usize = shape.iter().product();
-            let values = Stream::new(index as u64, "source").fill(Law::Normal { std: 1.0 }, n);
-            let mut bytes = vec![0; n * number::width(dtype)];
-            number::write(dtype, &values, &mut bytes);
-            tensors.push((shape.clone(), bytes));
-        }
-        InMemory { dtype, tensors }
-    }
-
-    fn value(&self, tensor: usize, index: &[usize]) -> f64 {
-        let (shape, bytes) = &self.tensors[tensor];
-        let place: usize = index.iter().zip(strides(shape)).map(|(i, s)| i * s).sum();
-        let width = number::width(self.dtype);
-        let mut out = [0.0];
-        number::read(self.dtype, &bytes[place * width..][..width], &mut out);
-        out[0]
-    }
-}
-
-impl Tensors for InMemory {
-    fn shape(&self, tensor: usize) -> &[usize] {
-        &self.tensors[tensor].0
-    }
-
-    fn dtype(&self, _: usize) -> Dtype {
-        self.dtype
-    }
-
-    fn read(&self, tensor: usize, offset: u64, buffer: &mut [u8]) -> Result<()> {
-        buffer.copy_from_slice(&self.tensors[tensor].1[offset as usize..][..buffer.len()]);
-        Ok(())
     }
 }
 
@@ -175,9 +134,9 @@ fn meaning(node: &Node, source: &InMemory, seed: u64, index: &[usize]) -> f64 {
             let (_, std) = stats(child, &|_| true);
             of(child, index) + factor * std * normal(key)
         }
-        Kind::Rotate { of: child, axis, signs } => {
+        Kind::Rotate { of: child, axis, turn } => {
             let mut line = line(child, *axis);
-            rotate(&mut line, signs);
+            turn.apply(&mut line);
             line[index[*axis]]
         }
         Kind::Mean { of: child, axis } => {
@@ -272,8 +231,8 @@ fn any(dice: &mut Dice, source: &InMemory, depth: usize) -> Node {
             (shape.clone(), noise)
         }
         _ if size.is_power_of_two() => {
-            let signs = (0..size).map(|_| [1.0, -1.0][dice.roll(2)]).collect();
-            (shape.clone(), Kind::Rotate { of, axis, signs: Arc::new(signs) })
+            let turn = Arc::new(Hadamard::new(3, size).expect("a power of two"));
+            (shape.clone(), Kind::Rotate { of, axis, turn })
         }
         _ => (shape.clone(), Kind::Mean { of, axis }),
     };

@@ -31,6 +31,8 @@ pub mod plan;
 pub mod receipt;
 mod region;
 pub mod synthetic;
+#[cfg(test)]
+mod testing;
 mod words;
 
 pub use error::{CODES, Error, Result};

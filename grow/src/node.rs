@@ -1,6 +1,7 @@
 //! Rules with every size bound: what is evaluated.
 
 use lightc_numerics::draw::Law;
+use lightc_numerics::hadamard::Hadamard;
 use std::sync::{Arc, OnceLock};
 
 /// A rule whose sizes are numbers and whose axes are positions.
@@ -157,8 +158,8 @@ pub enum Kind {
         of: Box<Node>,
         /// Along which axis.
         axis: usize,
-        /// 1 or -1 per position.
-        signs: Arc<Vec<f64>>,
+        /// Signs and transform.
+        turn: Arc<Hadamard>,
     },
     /// The mean along an axis at each of its positions: what a rotation makes of second moments.
     Mean {

@@ -7,7 +7,6 @@ use crate::node::{Kind, Node};
 use crate::words::words;
 use lightc_codegen::growth::{Claim, GrowthMap, Moments, SettingChange, TargetRule};
 use lightc_codegen::ir::Module;
-use lightc_dsl::model::Storage;
 use std::collections::BTreeMap;
 
 /// The files of a checkpoint that growth reads and writes.
@@ -107,7 +106,7 @@ impl Plan {
             .1
             .placed_params()
             .into_iter()
-            .map(|placed| (placed.path, placed.item.storage == Storage::Trained))
+            .map(|placed| (placed.path, placed.item.storage.learns()))
             .collect();
         let mut targets = Vec::new();
         for rule in &map.params {
@@ -161,7 +160,7 @@ impl Source {
             let shape = shape_of(&placed.path, &placed.item.ty)?;
             let param = source.add(files::PARAMS, &placed.path, &shape);
             source.params.insert(placed.path.clone(), param);
-            if placed.item.storage == Storage::Trained {
+            if placed.item.storage.learns() {
                 let moments = [files::MOMENTS_M, files::MOMENTS_V];
                 let moments = moments.map(|file| source.add(file, &placed.path, &shape));
                 source.moments.insert(param, moments);

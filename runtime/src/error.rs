@@ -433,6 +433,20 @@ pub enum TrainError {
         /// What it said.
         source: std::io::Error,
     },
+    /// A state of a reversible stack left the range in which nothing wraps.
+    #[error("in step {step}, {n_elements} elements of states went beyond half of their range")]
+    OutOfRange {
+        /// The step, from 1.
+        step: u64,
+        /// How many, over all layers.
+        n_elements: i64,
+    },
+    /// The backward pass did not get back the state that the forward pass had.
+    #[error("the states of a reversible stack could not be had back: layer {layer} differs")]
+    NotReconstructed {
+        /// Where it shows.
+        layer: usize,
+    },
     /// A metrics file that cannot be continued.
     #[error("{}:{line}: not a metrics row: {detail}", path.display())]
     Metrics {
@@ -447,12 +461,12 @@ pub enum TrainError {
 
 /// Every code of this crate, in order; those of checkpoints are in
 /// [`lightc_checkpoint::error::CODES`].
-pub const CODES: [&str; 41] = [
+pub const CODES: [&str; 43] = [
     "E0801", "E0802", "E0803", "E0804", "E0805", "E0806", "E0807", "E0808", "E0809", "E0810",
     "E0811", "E0812", "E0901", "E0902", "E0903", "E0904", "E0905", "E0906", "E0907", "E0908",
     "E0909", "E0910", "E0911", "E0912", "E0913", "E0914", "E0915", "E0916", "E0917", "E0918",
     "E0919", "E0920", "E0921", "E1101", "E1102", "E1103", "E1104", "E1105", "E1106", "E1107",
-    "E1108",
+    "E1108", "E1120", "E1121",
 ];
 
 impl Error {
@@ -641,6 +655,8 @@ impl TrainError {
             TrainError::Contract { .. } => "E1106",
             TrainError::Io { .. } => "E1107",
             TrainError::Metrics { .. } => "E1108",
+            TrainError::OutOfRange { .. } => "E1120",
+            TrainError::NotReconstructed { .. } => "E1121",
         }
     }
 
@@ -664,6 +680,14 @@ impl TrainError {
             }
             TrainError::Io { .. } => "check that the path is writable and has free space",
             TrainError::Metrics { .. } => "remove the damaged line, or move the file away",
+            TrainError::OutOfRange { .. } => {
+                "lower the learning rate, or give the integrator fewer `fraction_bits`: one less \
+                 doubles the range"
+            }
+            TrainError::NotReconstructed { .. } => {
+                "an op gave other bits the second time, or memory is faulty: run again; if it \
+                 comes back, please report it with the stage's source"
+            }
         };
         text.to_owned()
     }

@@ -20,6 +20,7 @@ pub mod program;
 pub mod progress;
 pub mod random;
 pub mod ranks;
+pub mod reversible;
 pub mod run;
 pub mod schedule;
 pub mod shards;

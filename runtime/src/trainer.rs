@@ -220,6 +220,10 @@ impl TrainState {
     /// The values of a forward pass as numbers; the first that is not finite is
     /// an error.
     pub(crate) fn finite_values(&self, outputs: &Outputs) -> Result<Vec<(&'static str, f64)>> {
+        let n_elements = crate::reversible::take_report().beyond;
+        if n_elements > 0 {
+            return Err(TrainError::OutOfRange { step: self.step + 1, n_elements }.into());
+        }
         let mut values = Vec::with_capacity(outputs.values.len());
         for (name, tensor) in &outputs.values {
             let value = tensor.f_double_value(&[])?;

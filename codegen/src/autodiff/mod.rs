@@ -272,6 +272,17 @@ impl Build {
         Ok(())
     }
 
+    /// A value of the forward, as it was computed there.
+    fn forward_value(
+        &mut self,
+        forward: &Function,
+        node: NodeId,
+        value: ValueId,
+    ) -> Result<ValueId, TypeError> {
+        let (body, saved, active) = (&mut self.body, &mut self.saved, &self.active);
+        Vjp { forward, node, body, saved, active, dys: vec![] }.forward_value(value)
+    }
+
     fn is_active(&self, value: ValueId) -> bool {
         self.active.get(value.0 as usize) == Some(&true)
     }
@@ -335,7 +346,7 @@ impl<'m> Pass<'m> {
                     forward.params.get(op.index).is_some_and(|p| p.storage.learns())
                 }
                 Op::StopGradient(_) => false,
-                Op::Call(Call { sub }) | Op::Stack(Stack { sub }) => {
+                Op::Call(Call { sub }) | Op::Stack(Stack { sub, .. }) => {
                     below(*sub) || node.args.iter().any(|a| active.get(a.0 as usize) == Some(&true))
                 }
                 _ => node.args.iter().any(|a| active.get(a.0 as usize) == Some(&true)),
@@ -367,7 +378,7 @@ impl<'m> Pass<'m> {
             Op::Input(_) | Op::ParamRef(_) | Op::StateRef(StateRef { .. }) => return Ok(()),
             Op::TableRef(TableRef { .. }) => return Ok(()),
             Op::Call(call) => self.call_backward(forward, id, node, call.sub, &dys, build)?,
-            Op::Stack(stack) => self.stack_backward(forward, id, node, stack.sub, &dys, build)?,
+            Op::Stack(stack) => self.stack_backward(forward, id, node, stack, &dys, build)?,
             op => {
                 let mut vjp = Vjp {
                     forward,
@@ -420,13 +431,13 @@ impl<'m> Pass<'m> {
         forward: &Function,
         id: NodeId,
         node: &crate::ir::Node,
-        sub: usize,
+        stack: &Stack,
         dys: &[Option<ValueId>],
         build: &mut Build,
     ) -> Result<Vec<Option<ValueId>>, AutodiffError> {
         let mut layers = Vec::new();
         let penalty = dys.get(1).copied().flatten();
-        for callee in callees(forward, sub)? {
+        for callee in callees(forward, stack.sub)? {
             let mut seeds = vec![true];
             if self.module.function(callee).outputs.len() > 1 {
                 seeds.push(penalty.is_some());
@@ -441,9 +452,13 @@ impl<'m> Pass<'m> {
             Some(dy) => dy,
             None => zeros(forward, node, build)?,
         };
-        let args = std::iter::once(dy).chain(penalty).collect();
+        let mut args = vec![dy];
+        for gate in node.args.iter().skip(1) {
+            args.push(build.forward_value(forward, id, *gate)?);
+        }
+        args.extend(penalty);
         let types = node.args.iter().map(|arg| forward.ty(*arg).clone()).collect();
-        let op = StackBackward { call: id, layers };
+        let op = StackBackward { call: id, layers, integrator: stack.integrator.clone() };
         let results = build.body.push_typed(op.into(), args, types, node.span);
         Ok(results.into_iter().map(Some).collect())
     }

@@ -2,25 +2,28 @@
 
 use super::call::{EmitCall, size_variable};
 use super::names::{ident, module_ident, value_names};
+use super::replay::tape_takers;
 use crate::ir::{Backward, BackwardId, FuncId, Function, Module, Node, NodeId, Sub, Type, ValueId};
-use crate::ops::{Affine, Binary, BinaryFn, Op, OpDef};
+use crate::ops::{Affine, Op, OpDef};
 use crate::schedule::saved_values;
 use lightc_dsl::ast::DType;
 use lightc_dsl::model::{Format, MemberRef, Storage};
-use proc_macro2::{Ident, Literal, TokenStream};
+use proc_macro2::{Ident, Literal, TokenStream, TokenTree};
 use quote::{format_ident, quote};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Emits the module of one function.
 pub(crate) fn emit_function(module: &Module, id: FuncId) -> TokenStream {
-    let emitter = Emitter { module, id, function: module.function(id) };
-    emitter.module()
+    let tape = tape_takers(module);
+    Emitter { module, id, function: module.function(id), tape }.module()
 }
 
-struct Emitter<'m> {
-    module: &'m Module,
-    id: FuncId,
-    function: &'m Function,
+pub(super) struct Emitter<'m> {
+    pub(super) module: &'m Module,
+    pub(super) id: FuncId,
+    pub(super) function: &'m Function,
+    /// Functions whose forward takes a tape of selections.
+    tape: BTreeSet<FuncId>,
 }
 
 /// Fields of the tensors struct of a sub: one per layer of a stack. A layer's field gives way to
@@ -105,12 +108,16 @@ impl Emitter<'_> {
         let bodies = format!("{text} {forward}");
         let accumulate = contains_word(&text, "accumulate").then(|| quote!(, accumulate));
         let ops = contains_word(&bodies, "ops").then(|| quote!(, ops));
+        let empty = contains_word(&bodies, "Empty").then(|| quote!(Empty,));
+        let reversible = contains_word(&bodies, "reversible").then(|| quote!(, reversible));
+        let integrators = self.integrators();
         quote! {
             #doc
             pub mod #name {
                 #uses
-                use lightc_runtime::bind::{Sink, Source #accumulate};
-                use lightc_runtime::{Result, Tensor #ops};
+                use lightc_runtime::bind::{#empty Sink, Source #accumulate};
+                use lightc_runtime::{Result, Tensor #ops #reversible};
+                #(#integrators)*
                 #tensors
                 #saved
                 #forward
@@ -214,8 +221,19 @@ impl Emitter<'_> {
         }
     }
 
+    pub(super) fn takes_tape(&self, id: FuncId) -> bool {
+        self.tape.contains(&id)
+    }
+
+    /// Tells calls of one sub apart: nothing for the first.
+    pub(super) fn call_suffix(&self, id: NodeId, node: &Node) -> String {
+        let calls = self.function.nodes().filter(|(_, other)| other.op == node.op);
+        let number = calls.take_while(|(other, _)| *other != id).count();
+        if number == 0 { String::new() } else { format!("_{}", number + 1) }
+    }
+
     /// Fields of `Saved` for calls: one per call node and layer whose saved values are read.
-    fn call_fields(&self, id: NodeId, node: &Node) -> Vec<(Ident, FuncId)> {
+    pub(super) fn call_fields(&self, id: NodeId, node: &Node) -> Vec<(Ident, FuncId)> {
         let sub = match &node.op {
             Op::Call(op) => op.sub,
             Op::Stack(op) => op.sub,
@@ -223,9 +241,7 @@ impl Emitter<'_> {
         };
         let Some(sub) = self.function.subs.get(sub) else { return Vec::new() };
         let fields = sub_fields(self.function, sub);
-        let calls = self.function.nodes().filter(|(_, other)| other.op == node.op);
-        let number = calls.take_while(|(other, _)| *other != id).count();
-        let suffix = if number == 0 { String::new() } else { format!("_{}", number + 1) };
+        let suffix = self.call_suffix(id, node);
         fields.into_iter().map(|(f, callee)| (format_ident!("{f}_call{suffix}"), callee)).collect()
     }
 
@@ -239,7 +255,7 @@ impl Emitter<'_> {
         bound.map(|(name, _, _)| name).filter(read).collect()
     }
 
-    fn is_called_backward(&self, id: NodeId) -> bool {
+    pub(super) fn is_called_backward(&self, id: NodeId) -> bool {
         self.backwards().any(|(_, backward)| {
             backward.body.nodes.iter().any(|node| match &node.op {
                 Op::CallBackward(op) => op.call == id,
@@ -266,10 +282,20 @@ impl Emitter<'_> {
             if !self.is_called_backward(id) {
                 continue;
             }
+            let run = self.run_ident(id, node);
             for (field, callee) in self.call_fields(id, node) {
                 let callee = module_ident(&self.module.function(callee).name);
-                calls.push(quote!(#[doc = " What the call keeps."] pub #field: #callee::Saved));
+                calls.push(match &run {
+                    Some(_) => quote! {
+                        #[doc = " What the layer keeps where everything is stored."]
+                        pub #field: Option<#callee::Saved>
+                    },
+                    None => quote!(#[doc = " What the call keeps."] pub #field: #callee::Saved),
+                });
             }
+            calls.extend(run.map(|run| {
+                quote!(#[doc = " What the states are had back from."] pub #run: reversible::Kept)
+            }));
         }
         quote! {
             /// What the forward keeps for the backward.
@@ -304,6 +330,7 @@ impl Emitter<'_> {
         for (id, node) in self.function.nodes() {
             if self.is_called_backward(id) {
                 calls.extend(self.call_fields(id, node).into_iter().map(|(field, _)| field));
+                calls.extend(self.run_ident(id, node));
             }
         }
         let mut outputs = Vec::new();
@@ -313,6 +340,7 @@ impl Emitter<'_> {
         let results = self.function.outputs.iter().map(|_| quote!(Tensor));
         let next =
             has_states(self.module, self.id).then(|| quote!(next: &mut Tensors<Option<Tensor>>,));
+        let tape = self.takes_tape(self.id).then(|| quote!(tape: &mut reversible::Tape,));
         let sizes_used = self.size_bindings(&names, &quote!(#(#statements)*), &saved_sizes);
         let body = quote! {
             #(#sizes_used)*
@@ -333,6 +361,7 @@ impl Emitter<'_> {
                 #like: &Tensor,
                 #weights: &Tensors<&Tensor>,
                 #next
+                #tape
                 #(#inputs),*
             ) -> Result<(#(#results,)* Saved)> {
                 #body
@@ -402,8 +431,11 @@ impl Emitter<'_> {
                 let args: Vec<TokenStream> = node.args.iter().map(|a| locals.by_ref(*a)).collect();
                 self.call_statement(id, saved, field, *callee, &results, &args)
             }
-            Op::Stack(op) => self.stack_statements(id, node, op.sub, locals),
-            op => compute(op, self.function, node, locals),
+            Op::Stack(op) => self.stack_forward(id, node, op, locals),
+            op => {
+                let replayed = self.takes_tape(self.id) && op.def().is_replayed();
+                compute(op, self.function, node, locals, replayed)
+            }
         }
     }
 
@@ -427,7 +459,7 @@ impl Emitter<'_> {
         quote!(let #name = ops::#read(weights.#codes, weights.#scale, like)?;)
     }
 
-    fn call_statement(
+    pub(super) fn call_statement(
         &self,
         id: NodeId,
         saved: &Ident,
@@ -438,57 +470,15 @@ impl Emitter<'_> {
     ) -> TokenStream {
         let module = module_ident(&self.module.function(callee).name);
         let next = has_states(self.module, callee).then(|| quote!(&mut next.#field,));
+        let tape = self.takes_tape(callee).then(|| match self.takes_tape(self.id) {
+            true => quote!(tape,),
+            false => quote!(&mut reversible::Tape::off(),),
+        });
         let saved = if self.is_called_backward(id) { quote!(#saved) } else { quote!(_) };
         quote! {
-            let (#(#results,)* #saved) = #module::forward(like, &weights.#field, #next #(#args),*)?;
+            let (#(#results,)* #saved) =
+                #module::forward(like, &weights.#field, #next #tape #(#args),*)?;
         }
-    }
-
-    fn stack_statements(
-        &self,
-        id: NodeId,
-        node: &Node,
-        sub: usize,
-        locals: &mut Locals<'_>,
-    ) -> TokenStream {
-        let Some(sub) = self.function.subs.get(sub) else { return quote!() };
-        let (Some(x), Some(result)) = (node.args.first(), node.results.first()) else {
-            return quote!();
-        };
-        let result = locals.name(*result);
-        let total = node.results.get(1).map(|penalty| locals.name(*penalty));
-        let mut current = locals.by_ref(*x);
-        let mut statements = Vec::new();
-        let mut n_penalties = 0;
-        for ((saved, callee), (field, _)) in
-            self.call_fields(id, node).iter().zip(sub_fields(self.function, sub))
-        {
-            let mut results = vec![quote!(#result)];
-            let has_penalty = self.module.function(*callee).outputs.len() > 1;
-            let penalty = total.as_ref().filter(|_| has_penalty);
-            if let Some(total) = penalty {
-                let first = n_penalties == 0;
-                results.push(if first { quote!(#total) } else { quote!(layer_penalty) });
-            }
-            statements.push(self.call_statement(id, saved, &field, *callee, &results, &[current]));
-            if let (Some(total), true) = (penalty, n_penalties > 0) {
-                let sum = scalar(
-                    &Binary { function: BinaryFn::Add },
-                    &[quote!(&#total), quote!(&layer_penalty)],
-                );
-                statements.push(quote!(let #total = #sum;));
-            }
-            n_penalties += usize::from(penalty.is_some());
-            current = quote!(&#result);
-        }
-        if statements.is_empty() {
-            return quote!(let #result = Tensor::shallow_clone(#current););
-        }
-        if let (Some(total), true) = (total, n_penalties > 1) {
-            let mean = share_of(&total, n_penalties);
-            statements.push(quote!(let #total = #mean;));
-        }
-        quote!(#(#statements)*)
     }
 
     fn backward(&self, _: BackwardId, backward: &Backward) -> TokenStream {
@@ -594,13 +584,13 @@ impl Emitter<'_> {
                 locals.set_member(node, self.function.tables.get(op.index).map(|t| &t.name))
             }
             Op::CallBackward(op) => self.call_backward(node, op.call, &[op.backward], locals),
-            Op::StackBackward(op) => self.call_backward(node, op.call, &op.layers, locals),
-            op => compute(op, locals.function, node, locals),
+            Op::StackBackward(op) => self.stack_backward(node, op, locals),
+            op => compute(op, locals.function, node, locals, false),
         }
     }
 
     /// The backward of a call or, last layer first, of a stack.
-    fn call_backward(
+    pub(super) fn call_backward(
         &self,
         node: &Node,
         call: NodeId,
@@ -620,19 +610,10 @@ impl Emitter<'_> {
         let fields = sub_fields(self.function, sub);
         let saved = self.call_fields(call, forward_node);
         let mut statements = Vec::new();
-        // Each layer that has a penalty gets its share of the cotangent of their mean.
-        let seeded = |id: &BackwardId| {
-            let backward = self.module.backward.get(id.0 as usize);
-            backward.is_some_and(|b| b.seeds.get(1) == Some(&true))
-        };
-        let n_shares = layers.iter().filter(|layer| seeded(layer)).count();
         let mut share = None;
         if is_stack && let Some(total) = node.args.get(1) {
             args.truncate(1);
-            let by_ref = locals.by_ref(*total);
-            let op = Affine { mul: 1.0 / n_shares as f64, add: 0.0 };
-            let value = scalar(&op, &[by_ref]);
-            statements.push(quote!(let penalty_share = #value;));
+            statements.push(self.penalty_share(layers, &locals.by_ref(*total)));
             share = Some(quote!(&penalty_share));
         }
         if let (true, Some(arg), Some(result)) = (layers.is_empty(), args.first(), bindings.first())
@@ -646,7 +627,7 @@ impl Emitter<'_> {
             let module = module_ident(&callee_function.name);
             let Some(backward) = self.module.backward.get(layer.0 as usize) else { continue };
             let name = backward_ident(backward, callee_function);
-            if seeded(layer) {
+            if self.is_penalty_seeded(*layer) {
                 args.extend(share.clone());
             }
             let call = quote! {
@@ -666,18 +647,18 @@ impl Emitter<'_> {
 }
 
 /// The expression of an op on 32-bit numbers.
-fn scalar(op: &impl OpDef, args: &[TokenStream]) -> TokenStream {
+pub(super) fn scalar(op: &impl OpDef, args: &[TokenStream]) -> TokenStream {
     let number = Type::scalar(DType::F32);
     let arg_types: Vec<&Type> = args.iter().map(|_| &number).collect();
     op.emit_cpu(&EmitCall { args, arg_types: &arg_types, result_types: &[&number] })
 }
 
-fn share_of(total: &Ident, n: usize) -> TokenStream {
+pub(super) fn share_of(total: &Ident, n: usize) -> TokenStream {
     scalar(&Affine { mul: 1.0 / n as f64, add: 0.0 }, &[quote!(&#total)])
 }
 
 /// `backward`, or `backward_loss` where only some outputs have a cotangent.
-fn backward_ident(backward: &Backward, forward: &Function) -> Ident {
+pub(super) fn backward_ident(backward: &Backward, forward: &Function) -> Ident {
     let suffix = backward.body.name.strip_prefix(&format!("{}.", forward.name));
     ident(suffix.unwrap_or("backward"))
 }
@@ -701,13 +682,36 @@ fn used(body: &TokenStream, name: &str) -> Ident {
     }
 }
 
+/// An expression less the `?` that it ends in.
+fn without_question(expression: TokenStream) -> TokenStream {
+    let mut tokens: Vec<TokenTree> = expression.into_iter().collect();
+    match tokens.pop() {
+        Some(TokenTree::Punct(mark)) if mark.as_char() == '?' => tokens.into_iter().collect(),
+        last => {
+            tokens.extend(last);
+            let value: TokenStream = tokens.into_iter().collect();
+            quote!(Ok(#value))
+        }
+    }
+}
+
 /// The statement of an op that computes.
-fn compute(op: &Op, function: &Function, node: &Node, locals: &Locals<'_>) -> TokenStream {
+fn compute(
+    op: &Op,
+    function: &Function,
+    node: &Node,
+    locals: &Locals<'_>,
+    replayed: bool,
+) -> TokenStream {
     let args: Vec<TokenStream> = node.args.iter().map(|arg| locals.by_ref(*arg)).collect();
     let arg_types: Vec<&Type> = node.args.iter().map(|arg| function.ty(*arg)).collect();
     let result_types: Vec<&Type> = node.results.iter().map(|r| function.ty(*r)).collect();
     let call = EmitCall { args: &args, arg_types: &arg_types, result_types: &result_types };
-    let expression = op.def().emit_cpu(&call);
+    let mut expression = op.def().emit_cpu(&call);
+    if replayed {
+        let fallible = without_question(expression);
+        expression = quote!(tape.keep(|| #fallible)?);
+    }
     let results: Vec<TokenStream> = node.results.iter().map(|r| locals.binding(*r)).collect();
     match results.as_slice() {
         [one] => quote!(let #one = #expression;),
@@ -716,7 +720,7 @@ fn compute(op: &Op, function: &Function, node: &Node, locals: &Locals<'_>) -> To
 }
 
 /// How the values of a function are written in Rust.
-struct Locals<'a> {
+pub(super) struct Locals<'a> {
     function: &'a Function,
     names: &'a BTreeMap<ValueId, Ident>,
     /// Values that are not locals: by reference, and owned.
@@ -736,12 +740,12 @@ impl<'a> Locals<'a> {
         Locals { function, names, others, remaining: BTreeMap::new() }
     }
 
-    fn name(&self, value: ValueId) -> Ident {
+    pub(super) fn name(&self, value: ValueId) -> Ident {
         self.names[&value].clone()
     }
 
     /// The name on the left of `let`; a result that nothing reads is not bound.
-    fn binding(&self, value: ValueId) -> TokenStream {
+    pub(super) fn binding(&self, value: ValueId) -> TokenStream {
         let read = self.function.nodes.iter().any(|node| node.args.contains(&value));
         if !read && !self.remaining.contains_key(&value) {
             return quote!(_);
@@ -765,7 +769,7 @@ impl<'a> Locals<'a> {
         quote!()
     }
 
-    fn by_ref(&self, value: ValueId) -> TokenStream {
+    pub(super) fn by_ref(&self, value: ValueId) -> TokenStream {
         if let Some((by_ref, _)) = self.others.get(&value) {
             return by_ref.clone();
         }

@@ -8,6 +8,8 @@ mod call;
 mod digest;
 mod function;
 mod names;
+mod replay;
+mod stack;
 mod stage;
 
 pub use call::EmitCall;

@@ -5,12 +5,29 @@ use proc_macro2::{Ident, Span};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Names that emitted functions use for themselves, and what no pattern can bind.
-const TAKEN: &[&str] =
-    &["weights", "next", "saved", "grads", "like", "ops", "self", "Ok", "Err", "Some", "None"];
+const TAKEN: &[&str] = &[
+    "weights",
+    "next",
+    "saved",
+    "grads",
+    "like",
+    "ops",
+    "self",
+    "tape",
+    "reversible",
+    "Ok",
+    "Err",
+    "Some",
+    "None",
+];
 
 /// A Rust identifier for a source name: keywords and our own names get an underscore, and so do
 /// names that end in one, which keeps different names apart.
 pub(crate) fn ident(name: &str) -> Ident {
+    if name.contains('.') {
+        // The path of a stack's gate.
+        return Ident::new(&format!("{}_", name.replace('.', "_")), Span::call_site());
+    }
     let plain = !TAKEN.contains(&name) && !name.starts_with("size_") && !name.ends_with('_');
     if plain && syn::parse_str::<Ident>(name).is_ok() {
         return Ident::new(name, Span::call_site());

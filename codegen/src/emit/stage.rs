@@ -2,6 +2,7 @@
 
 use super::function::{emit_function, entry_backward, has_states};
 use super::names::{crate_name, ident, module_ident, stage_ident};
+use super::replay::has_reversible;
 use crate::analysis::{Carry, Role};
 use crate::ir::{FuncId, Module, Type};
 use crate::pipeline::{Compiled, LOSS, Program};
@@ -320,8 +321,12 @@ fn forward_method(program: &Program<'_>) -> TokenStream {
     } else {
         quote!(Vec::new())
     };
+    // What an earlier pass told is not of this one.
+    let report =
+        has_reversible(module).then(|| quote!(let _ = lightc_runtime::reversible::take_report();));
     quote! {
         fn forward(&self, inputs: &Inputs<'_>) -> Result<Outputs> {
+            #report
             let weights = #block::Tensors::build(&mut FlatSource::new(inputs))?;
             #next
             let (#(#output_names,)* saved) =

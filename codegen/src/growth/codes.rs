@@ -48,3 +48,9 @@ pub(super) const APPLICATION: &str = "E0636";
 pub(super) const SETTING: &str = "E0640";
 /// An acknowledged setting that does not differ.
 pub(super) const STALE_SETTING: &str = "E0641";
+/// `preserves exactly`, and there is a counterexample.
+pub(super) const REFUTED: &str = "E0650";
+/// `preserves exactly`, and there is neither proof nor counterexample.
+pub(super) const UNPROVED: &str = "E0651";
+/// `preserves within`, and a trial differs by more.
+pub(super) const OUT_OF_BOUND: &str = "E0652";

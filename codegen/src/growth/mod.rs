@@ -3,8 +3,10 @@
 
 mod apply;
 mod codes;
+mod decide;
 pub mod eval;
 mod expr;
+mod measure;
 mod numbers;
 mod pattern;
 mod prove;
@@ -12,8 +14,11 @@ mod resolve;
 mod rule;
 mod settings;
 mod tree;
+mod trial;
 
-pub use prove::{Verdict, proof_rules, prove};
+pub use decide::{Counterexample, Decision, Parted, Verdict, decide};
+pub use measure::{Change, Measured, Routing};
+pub use prove::{Verdict as Proof, proof_rules, prove};
 pub use rule::{Factor, Rule, RuleKind};
 
 use crate::ir::Type;

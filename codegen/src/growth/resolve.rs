@@ -153,6 +153,10 @@ pub(super) struct Work<'a> {
     inputs: Vec<Port>,
     outputs: Vec<Port>,
     diags: Vec<Diag>,
+    /// A clause is in error, so what seems to have no rule has perhaps one there.
+    lost: bool,
+    /// A rule is in error, so what seems to be unused is perhaps used there.
+    partial: bool,
 }
 
 /// Where the clauses of a map act.
@@ -187,6 +191,8 @@ impl<'a> Work<'a> {
             inputs: Vec::new(),
             outputs: Vec::new(),
             diags: Vec::new(),
+            lost: false,
+            partial: false,
         }
     }
 
@@ -230,6 +236,12 @@ impl<'a> Work<'a> {
         }
     }
 
+    /// Reports what keeps a clause from being read.
+    fn lose(&mut self, diag: Diag, frame: &Frame) {
+        self.lost = true;
+        self.report(diag, frame);
+    }
+
     fn report(&mut self, mut diag: Diag, frame: &Frame) {
         for (map, span) in frame.chain.iter().skip(1).rev().take(2) {
             diag = diag.with_related(*span, format!("where `{map}` is applied"));
@@ -241,7 +253,7 @@ impl<'a> Work<'a> {
         match pattern::rounds(loops, &frame.names) {
             Ok(rounds) => rounds,
             Err(diags) => {
-                diags.into_iter().for_each(|diag| self.report(diag, frame));
+                diags.into_iter().for_each(|diag| self.lose(diag, frame));
                 Vec::new()
             }
         }
@@ -253,7 +265,7 @@ impl<'a> Work<'a> {
             let frame = Frame { names, ..frame.clone() };
             match Pattern::new(&frame.target, target, &frame.names) {
                 Ok(pattern) => self.rule_round(&pattern, value, &frame),
-                Err(diag) => self.report(*diag, &frame),
+                Err(diag) => self.lose(*diag, &frame),
             }
             // What is wrong in one round is most often wrong in all.
             if self.diags.len() >= n_before + 4 {
@@ -268,7 +280,7 @@ impl<'a> Work<'a> {
             return;
         }
         if let Some(diag) = self.motif(pattern, value, frame) {
-            self.report(diag, frame);
+            self.lose(diag, frame);
             return;
         }
         let matched: Vec<(usize, Captures)> = self
@@ -296,7 +308,7 @@ impl<'a> Work<'a> {
             } else {
                 pattern::unknown(self.target, &root, pattern.span)
             };
-            self.report(diag, frame);
+            self.lose(diag, frame);
             return;
         }
         for (index, captures) in matched {
@@ -312,9 +324,9 @@ impl<'a> Work<'a> {
             Ok((def, _)) => {
                 let message = format!("`{}` applies itself", def.ast.name.name);
                 let diag = Diag::error(codes::APPLICATION, message, value.span, "applied again");
-                self.report(diag.with_help("maps are applied to smaller blocks"), frame);
+                self.lose(diag.with_help("maps are applied to smaller blocks"), frame);
             }
-            Err(diag) => self.report(*diag, frame),
+            Err(diag) => self.lose(*diag, frame),
         }
     }
 
@@ -344,6 +356,7 @@ impl<'a> Work<'a> {
         let (diags, used, draws) = (builder.diags, builder.used, builder.draws);
         self.used.extend(used);
         self.draws = self.draws.or(draws);
+        self.partial |= rule.is_none();
         diags.into_iter().for_each(|diag| self.report(diag, frame));
         let path = tensor.path.clone();
         if let Some(first) = self.entries.get(&path) {
@@ -372,6 +385,9 @@ impl<'a> Work<'a> {
         }
         let source = Pattern::new(&frame.source, path, &frame.names).ok()?;
         let (to, from) = (pattern.root(), source.root());
+        if self.target.nodes.contains_key(&to) && !self.source.nodes.contains_key(&from) {
+            return Some(pattern::unknown(self.source, &from, path.span));
+        }
         self.other_kind(&to, &from, value.span)
     }
 
@@ -425,7 +441,7 @@ impl<'a> Work<'a> {
             let pattern = match Pattern::new(&frame.source, path, &names) {
                 Ok(pattern) => pattern,
                 Err(diag) => {
-                    self.report(*diag, frame);
+                    self.lose(*diag, frame);
                     continue;
                 }
             };
@@ -433,7 +449,7 @@ impl<'a> Work<'a> {
             let found: Vec<String> = paths.filter(|p| pattern.matches(p).is_some()).collect();
             if found.is_empty() {
                 let diag = pattern::unknown(self.source, &pattern.text(), path.span);
-                self.report(diag, frame);
+                self.lose(diag, frame);
             }
             for path in found {
                 self.drops.insert(path, (reason.value.clone(), pattern.span));
@@ -569,8 +585,12 @@ impl<'a> Work<'a> {
     fn finish(mut self) -> Result<GrowthMap, Vec<Diag>> {
         let stage_map = self.program.stage(&self.source.model.name).is_some();
         let head = Head::read(self.def, stage_map, self.draws, &mut self.diags);
-        self.missing();
-        self.unused();
+        if !self.lost {
+            self.missing();
+        }
+        if !self.lost && !self.partial {
+            self.unused();
+        }
         let rules: BTreeMap<&str, &Rule> = self
             .entries
             .iter()

@@ -191,7 +191,7 @@ fn pair_up(
 }
 
 /// A path without the indices of layers.
-fn without_indices(side: &Side, path: &str) -> String {
+pub(super) fn without_indices(side: &Side, path: &str) -> String {
     let (mut known, mut name) = (String::new(), String::new());
     for part in path.split('.').filter(|p| !p.is_empty()) {
         let is_layer = side.layers(&known).is_some();

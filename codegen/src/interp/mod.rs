@@ -3,6 +3,8 @@
 //! [`run`] evaluates a module's forward and keeps every value in a [`Trace`]; [`gradients`] runs
 //! the backward functions over such a trace.
 
+mod stack;
+
 use crate::ir::paths::{join, sub_path};
 use crate::ir::{BackwardId, FuncId, Function, Module, NodeId, Type, ValueId};
 use crate::ops::{Array, EvalCall, EvalError, Op};
@@ -47,6 +49,83 @@ impl Trace {
             *slot = Some(array);
         }
     }
+}
+
+/// One call of a function in a run: where it stands in the tree, and its values.
+#[derive(Clone, Debug)]
+pub struct Visit<'t> {
+    /// Path of the instance; empty for the entry.
+    pub path: String,
+    /// The function that ran.
+    pub function: FuncId,
+    /// Its values.
+    pub trace: &'t Trace,
+}
+
+impl Visit<'_> {
+    /// What it was called with, in the order of its inputs.
+    ///
+    /// # Errors
+    /// If the trace is of another module.
+    pub fn inputs(&self, module: &Module) -> Result<Vec<Array>, EvalError> {
+        let function = module.function(self.function);
+        function.inputs().map(|(_, value)| self.trace.value(value).cloned()).collect()
+    }
+
+    /// What it returned.
+    ///
+    /// # Errors
+    /// If the trace is of another module.
+    pub fn outputs(&self, module: &Module) -> Result<Vec<Array>, EvalError> {
+        results(module.function(self.function), self.trace)
+    }
+}
+
+/// All calls of a run in the order in which they ended, the entry last.
+pub fn visits<'t>(module: &Module, trace: &'t Trace) -> Vec<Visit<'t>> {
+    let mut found = Vec::new();
+    visit(module, module.entry, String::new(), trace, &mut found);
+    found
+}
+
+fn visit<'t>(
+    module: &Module,
+    id: FuncId,
+    path: String,
+    trace: &'t Trace,
+    found: &mut Vec<Visit<'t>>,
+) {
+    let function = module.function(id);
+    for (node, traces) in &trace.calls {
+        let sub = match &function.node(*node).op {
+            Op::Call(op) => op.sub,
+            Op::Stack(op) => op.sub,
+            _ => continue,
+        };
+        for (layer, trace) in traces.iter().enumerate() {
+            if let Ok((callee, below)) = target(function, sub, layer, &path) {
+                visit(module, callee, below, trace, found);
+            }
+        }
+    }
+    found.push(Visit { path, function: id, trace });
+}
+
+/// Runs one function as if it stood at a path: its parameters are those below that path.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_at(
+    module: &Module,
+    function: FuncId,
+    path: &str,
+    inputs: &[Array],
+    store: &Store,
+) -> Result<Run, EvalError> {
+    let mut updates = Tensors::new();
+    let trace = call(module, function, path, inputs, store, &mut updates)?;
+    let outputs = results(module.function(function), &trace)?;
+    Ok(Run { outputs, updates, trace })
 }
 
 /// A finished forward run.
@@ -121,20 +200,11 @@ fn call(
                 outputs
             }
             Op::Stack(op) => {
-                let mut state = arguments(&trace, &node.args)?;
-                let layers = function.subs.get(op.sub).map_or(0, |sub| sub.callees.len());
-                let mut traces = Vec::new();
-                let mut penalties = Vec::new();
-                for layer in 0..layers {
-                    let (callee, below) = target(function, op.sub, layer, path)?;
-                    let inner = call(module, callee, &below, &state, store, updates)?;
-                    state = results(module.function(callee), &inner)?;
-                    penalties.extend(state.drain(1..));
-                    traces.push(inner);
-                }
+                let args = arguments(&trace, &node.args)?;
+                let mut layers = stack::Layers { module, function, path, store, updates };
+                let (outputs, traces) = layers.run(op, args)?;
                 trace.calls.insert(node_id, traces);
-                state.extend(mean_of(&penalties));
-                state
+                outputs
             }
             op => evaluate(op, function, &trace, &node.args, &node.results)?,
         };
@@ -306,7 +376,7 @@ impl BackwardRun<'_> {
                 }
                 Op::StackBackward(op) => {
                     let args = arguments(&trace, &node.args)?;
-                    self.below(declared, op.call, forward, path, &op.layers, args)?
+                    self.stack(declared, op, forward, path, &args)?
                 }
                 op => evaluate(op, body, &trace, &node.args, &node.results)?,
             };
@@ -342,12 +412,7 @@ impl BackwardRun<'_> {
         };
         let traces = forward.calls.get(&call).map(Vec::as_slice).unwrap_or(&[]);
         let mut cotangents = args;
-        // Each layer that has a penalty gets its share of the cotangent of their mean.
-        let seeded = |id: &BackwardId| {
-            let backward = self.module.backward.get(id.0 as usize);
-            is_stack && backward.is_some_and(|b| b.seeds.get(1) == Some(&true))
-        };
-        let shares: Vec<bool> = layers.iter().map(seeded).collect();
+        let shares = if is_stack { self.penalty_shares(layers) } else { Vec::new() };
         let n_shares = shares.iter().filter(|share| **share).count();
         let share = is_stack.then(|| cotangents.drain(1..).next()).flatten();
         let share = share.map(|d| d * (1.0 / n_shares as f64));
@@ -361,6 +426,16 @@ impl BackwardRun<'_> {
             cotangents = self.call(*backward, trace, &below, &cotangents)?;
         }
         Ok(cotangents)
+    }
+
+    /// Which layers have a penalty whose cotangent they take: each gets its share of that of the
+    /// mean.
+    fn penalty_shares(&self, layers: &[BackwardId]) -> Vec<bool> {
+        let seeded = |id: &BackwardId| {
+            let backward = self.module.backward.get(id.0 as usize);
+            backward.is_some_and(|b| b.seeds.get(1) == Some(&true))
+        };
+        layers.iter().map(seeded).collect()
     }
 
     fn add(&mut self, path: String, gradient: &Array) {

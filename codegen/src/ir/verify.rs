@@ -15,7 +15,8 @@
 //! 7. A call gives the callee's inputs arguments of fitting precision class, number of axes and
 //!    sizes, and has the callee's output types under the size names that the arguments bind.
 //! 8. Layers of a stack give what they take, and perhaps a penalty; the stack then gives the mean
-//!    of the penalties that its layers have.
+//!    of the penalties that its layers have. Its integrator has a step per layer, and it has a
+//!    gate, one number, for each layer that the integrator says has one.
 //! 9. Every size name in a type is bound by an input of the function (backward functions: of
 //!    the forward).
 //! 10. Outputs and updates are defined values; an update has its state's type; no state is
@@ -31,9 +32,9 @@
 
 use super::graph::{Backward, FuncId, Function, Module, NodeId, ValueId};
 use super::types::Type;
-use crate::ops::Op;
+use crate::ops::{Op, Stack, StackBackward};
 use lightc_dsl::ast::DType;
-use lightc_dsl::model::{MemberRef, Storage};
+use lightc_dsl::model::{Integrator, MemberRef, Storage};
 use lightc_dsl::size::Size;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -258,9 +259,9 @@ impl Check<'_> {
                 fixed(known.then(|| declared.ty(op.value)))
             }
             Op::Call(op) => self.call_types(function, op.sub, 0, &args),
-            Op::Stack(op) => self.stack_types(function, op.sub, &args),
+            Op::Stack(op) => self.stack_types(function, op, &args),
             Op::CallBackward(op) => self.backward_types(forward, op.call, &[op.backward], &args),
-            Op::StackBackward(op) => self.backward_types(forward, op.call, &op.layers, &args),
+            Op::StackBackward(op) => self.stack_backward_types(forward, op, &args),
             op => match op.def().infer(&args) {
                 Ok(types) => Some(types),
                 Err(error) => {
@@ -314,18 +315,30 @@ impl Check<'_> {
     fn stack_types(
         &mut self,
         function: &Function,
-        sub: usize,
+        stack: &Stack,
         args: &[&Type],
     ) -> Option<Vec<Type>> {
+        let sub = stack.sub;
         let layers = function.subs.get(sub)?.callees.len();
         let ty = (*args.first()?).clone();
+        let gates = args.get(1..)?;
+        if let Integrator::Midpoint(midpoint) = &stack.integrator
+            && (midpoint.steps.len() != layers || !ty.is_float())
+        {
+            self.fail(format!("its integrator has not one step for each of {layers} layers"));
+        }
+        let gate = Type::scalar(DType::F32);
+        if gates.len() != stack.integrator.gated().len() || gates.iter().any(|ty| **ty != gate) {
+            self.fail("its gates are not one number per layer that has one");
+        }
         let mut penalty = None;
         for layer in 0..layers {
             let mut types = self.call_types(function, sub, layer, &[&ty])?;
             if types.len() > 1 {
                 penalty = types.pop();
             }
-            if !same_types(&types, std::slice::from_ref(&ty), &Op::Call(crate::ops::Call { sub })) {
+            let call = Op::Call(crate::ops::Call { sub });
+            if !same_types(&types, std::slice::from_ref(&ty), &call) {
                 self.fail(format!("layer {layer} does not give what it takes"));
             }
         }
@@ -333,6 +346,28 @@ impl Check<'_> {
             self.fail("the penalty of a layer is not one f32");
         }
         Some(std::iter::once(ty).chain(penalty).collect())
+    }
+
+    fn stack_backward_types(
+        &mut self,
+        forward: Option<&Function>,
+        op: &StackBackward,
+        args: &[&Type],
+    ) -> Option<Vec<Type>> {
+        let node = forward?.nodes.get(op.call.0 as usize)?;
+        let Op::Stack(stack) = &node.op else { return None };
+        let n_gates = op.integrator.gated().len();
+        if stack.integrator != op.integrator || n_gates + 1 != node.args.len() {
+            self.fail("its integrator and gates are not those of the forward's stack");
+        }
+        let (first, rest) = args.split_first()?;
+        let (gates, penalty) = rest.split_at_checked(n_gates)?;
+        let cotangents: Vec<&Type> =
+            std::iter::once(*first).chain(penalty.iter().copied()).collect();
+        let mut types = self.backward_types(forward, op.call, &op.layers, &cotangents)?;
+        types.truncate(1);
+        types.extend(gates.iter().map(|ty| (*ty).clone()));
+        Some(types)
     }
 
     fn backward_types(

@@ -11,7 +11,7 @@ use crate::ops::{
 };
 use lightc_dsl::ast::{self, AxisPattern, BinaryOp, DType, Expr, ExprKind, Stmt};
 use lightc_dsl::diag::Diag;
-use lightc_dsl::model::{Axis, Instance, SubKind, Target};
+use lightc_dsl::model::{Axis, Instance, Integrator, SubKind, Target, gate_name};
 use lightc_dsl::size::Size;
 use lightc_dsl::source::Span;
 use std::collections::{BTreeMap, BTreeSet};
@@ -470,7 +470,9 @@ impl Body<'_, '_> {
             }
         };
         for (index, param) in self.instance.params.iter().enumerate() {
-            if !has(&|op| matches!(op, Op::ParamRef(p) if p.index == index)) {
+            // The gates of a stack are read where it is called.
+            let is_gate = param.name.contains('.');
+            if !is_gate && !has(&|op| matches!(op, Op::ParamRef(p) if p.index == index)) {
                 report("parameter", &param.name, param.span, "stored, but read by nothing");
             }
         }
@@ -814,6 +816,7 @@ impl Body<'_, '_> {
         match kind {
             SubKind::One(target) => self.call_one(index, &target, args, span),
             SubKind::Stack(targets) => {
+                let how = self.instance.subs.get(index)?.integrator.clone();
                 let [(x, x_span)] = args.as_slice() else {
                     let message =
                         format!("stack `{}` takes one value, here are {}", callee.name, args.len());
@@ -823,7 +826,8 @@ impl Body<'_, '_> {
                     );
                     return None;
                 };
-                self.call_stack(index, &targets, *x, *x_span, span).map(|value| vec![value])
+                let stack = Stack { sub: index, integrator: how };
+                self.call_stack(stack, &targets, *x, *x_span, span).map(|value| vec![value])
             }
         }
     }
@@ -936,7 +940,7 @@ impl Body<'_, '_> {
 
     fn call_stack(
         &mut self,
-        index: usize,
+        stack: Stack,
         targets: &[Target],
         x: ValueId,
         x_span: Span,
@@ -970,13 +974,29 @@ impl Body<'_, '_> {
             }
             callees.push(id);
         }
-        self.set_callees(index, callees, &[x], span)?;
+        self.set_callees(stack.sub, callees, &[x], span)?;
         let ty = self.function.ty(x).clone();
-        let types = std::iter::once(ty).chain(penalty).collect();
-        let results =
-            self.function.push_typed(Stack { sub: index }.into(), vec![x], types, Some(span));
+        let types = std::iter::once(ty.clone()).chain(penalty).collect();
+        let mut args = vec![x];
+        args.extend(self.gates(&stack, &ty, span)?);
+        let results = self.function.push_typed(stack.into(), args, types, Some(span));
         self.penalties.extend(results.get(1));
         results.first().copied()
+    }
+
+    /// The gates of a stack whose states have this type.
+    fn gates(&mut self, stack: &Stack, ty: &Type, span: Span) -> Option<Vec<ValueId>> {
+        if stack.integrator != Integrator::Plain && !ty.is_float() {
+            let message = format!("states of a stack are floating-point numbers, here is {ty}");
+            self.report(
+                Diag::error("E0404", message, span, "this stack")
+                    .with_help("whole numbers and truth values take `integrate plain()`"),
+            );
+            return None;
+        }
+        let name = &self.instance.subs.get(stack.sub)?.name.clone();
+        let gates = stack.integrator.gated().into_iter();
+        gates.map(|layer| self.declared(&gate_name(name, layer), span)).collect()
     }
 
     /// Where an axis in scope is declared.

@@ -85,6 +85,10 @@ impl OpDef for SelectTop {
             .int("limit", self.limit)
     }
 
+    fn is_replayed(&self) -> bool {
+        true
+    }
+
     fn infer(&self, args: &[&Type]) -> Result<Vec<Type>, TypeError> {
         let what = "select_top";
         let (score, budget) = two(what, args)?;

@@ -230,6 +230,12 @@ pub trait OpDef {
     /// A rule that builds ill-typed IR: a fault of this compiler.
     fn vjp(&self, vjp: &mut Vjp<'_>) -> Result<Vec<Option<ValueId>>, TypeError>;
 
+    /// Whether its one result is a selection or a draw: something that a second pass over a layer
+    /// takes over from the first instead of making it anew.
+    fn is_replayed(&self) -> bool {
+        false
+    }
+
     /// Work and compulsory traffic.
     fn cost(&self, args: &[&Type], results: &[&Type]) -> Cost {
         Cost::pointwise(1, args, results)

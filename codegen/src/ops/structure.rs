@@ -5,6 +5,7 @@ use super::{Array, Attr, Attrs, Cost, EvalCall, EvalError, OpDef, ParseOp, TypeE
 use crate::autodiff::Vjp;
 use crate::emit::EmitCall;
 use crate::ir::{BackwardId, NodeId, Type, ValueId};
+use lightc_dsl::model::Integrator;
 use proc_macro2::TokenStream;
 use quote::quote;
 
@@ -50,11 +51,17 @@ pub struct Call {
     pub sub: usize,
 }
 
-/// Runs all layers of a stack, each on the result of the one before.
+/// Runs all layers of a stack, joined by its integrator. Arguments are the value that layer 0 reads
+/// and the gate of each layer that has one; the result is the last state.
+///
+/// With an integrator other than `plain`, states are whole numbers of 32 bits, rounding of a state
+/// or a force has the derivative of the identity, and `lightc_numerics::fixed` says what a step is.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Stack {
     /// Index in the function's subs.
     pub sub: usize,
+    /// How the layers are joined.
+    pub integrator: Integrator,
 }
 
 /// In a backward function: the backward of a call of the forward. Arguments are the cotangents
@@ -67,14 +74,17 @@ pub struct CallBackward {
     pub backward: BackwardId,
 }
 
-/// In a backward function: the backward of a stack, last layer first. One argument, the
-/// cotangent of the stack's result; one result, that of its input.
+/// In a backward function: the backward of a stack, last layer first. Arguments are the cotangent
+/// of the stack's result, its gates, and the cotangent of its penalty where that has one; results
+/// are the cotangents of its input and of the gates.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StackBackward {
     /// The forward's stack node.
     pub call: NodeId,
     /// The backward function of each layer, first layer first.
     pub layers: Vec<BackwardId>,
+    /// As in the forward.
+    pub integrator: Integrator,
 }
 
 macro_rules! structural {
@@ -126,6 +136,7 @@ macro_rules! structural {
         )*
     };
     (@print text, $field:expr) => { Attr::Text($field.clone()) };
+    (@print integrator, $field:expr) => { Attr::Text($field.to_string()) };
     (@print index, $field:expr) => { Attr::Int($field as i64) };
     (@print value, $field:expr) => { Attr::Int(i64::from($field.0)) };
     (@print node, $field:expr) => { Attr::Int(i64::from($field.0)) };
@@ -133,6 +144,7 @@ macro_rules! structural {
     (@print backwards, $field:expr) => {
         Attr::Words($field.iter().map(|b| b.0.to_string()).collect())
     };
+    (@take integrator, $attrs:ident, $name:expr) => { $attrs.take_text($name)?.parse()? };
     (@take text, $attrs:ident, $name:expr) => { $attrs.take_text($name)? };
     (@take index, $attrs:ident, $name:expr) => { $attrs.take_index($name)? as usize };
     (@take value, $attrs:ident, $name:expr) => { ValueId($attrs.take_index($name)?) };
@@ -154,7 +166,7 @@ structural! {
     TableRef, "table", (index: index);
     Saved, "saved", (value: value);
     Call, "call", (sub: index);
-    Stack, "stack", (sub: index);
+    Stack, "stack", (sub: index, integrator: integrator);
     CallBackward, "call_backward", (call: node, backward: backward);
-    StackBackward, "stack_backward", (call: node, layers: backwards);
+    StackBackward, "stack_backward", (call: node, layers: backwards, integrator: integrator);
 }

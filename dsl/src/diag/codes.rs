@@ -56,6 +56,16 @@ pub const CANNOT_QUANTIZE: &str = "E0243";
 pub const ACTIVE_AXIS: &str = "E0244";
 /// More active positions than there are.
 pub const ACTIVE_COUNT: &str = "E0245";
+/// An integrator, or a bootstrap of one, that does not exist.
+pub const UNKNOWN_INTEGRATOR: &str = "E0260";
+/// A step of an integrator without an exact inverse.
+pub const NOT_INVERTIBLE: &str = "E0261";
+/// A list that has not one number per layer.
+pub const NOT_PER_LAYER: &str = "E0262";
+/// A number that an integrator cannot have.
+pub const INTEGRATOR_NUMBER: &str = "E0263";
+/// A gate whose path a layer's member has.
+pub const GATE_TAKEN: &str = "E0264";
 
 /// A formal that nothing gives.
 pub const UNBOUND: &str = "E0301";
@@ -131,12 +141,16 @@ pub const PAGES: &[Page] = pages! {
     "E0201" "E0202" "E0203" "E0204" "E0205" "E0206" "E0207" "E0208" "E0209" "E0210" "E0211"
     "E0212" "E0213" "E0214"
     "E0240" "E0241" "E0242" "E0243" "E0244" "E0245"
+    "E0260" "E0261" "E0262" "E0263" "E0264"
     "E0301" "E0302" "E0303" "E0304" "E0305" "E0306" "E0307" "E0308" "E0309" "E0310"
     "E0401" "E0402" "E0403" "E0404" "E0405" "E0406" "E0407" "E0408" "E0409" "E0410"
     "E0440" "E0441"
     "E0450"
     "E0501" "E0502" "E0503" "E0504" "E0505" "E0506" "E0507" "E0508"
     "E0511" "E0512" "E0513" "E0514" "E0515" "E0516"
+    "E0601" "E0602" "E0603" "E0604" "E0605" "E0610" "E0611" "E0612" "E0613" "E0614" "E0615" "E0620"
+    "E0621" "E0622" "E0623" "E0630" "E0631" "E0632" "E0633" "E0634" "E0635" "E0636" "E0640" "E0641"
+    "E0650" "E0651" "E0652"
     "E0701"
     "E0801" "E0802" "E0803" "E0804" "E0805" "E0806" "E0807" "E0808" "E0809" "E0810" "E0811"
     "E0812"
@@ -145,5 +159,6 @@ pub const PAGES: &[Page] = pages! {
     "E1001" "E1002" "E1003" "E1004" "E1005" "E1006" "E1007" "E1008" "E1009" "E1010" "E1011"
     "E1012" "E1013" "E1014" "E1015" "E1016" "E1017" "E1018" "E1019" "E1020" "E1021"
     "E1101" "E1102" "E1103" "E1104" "E1105" "E1106" "E1107" "E1108"
+    "E1120" "E1121"
     "E1201" "E1202" "E1203" "E1204" "E1205" "E1206" "E1207" "E1208" "E1209"
 };

@@ -3,13 +3,16 @@
 //! parameters, inits. A block that no stage uses is checked all the same.
 
 use super::eval::{kind_words, suggest, wrong_kind};
+use super::integrate::{NONE, bootstrap_help, form, unknown_integrator};
 use super::{BlockDef, Program};
 use crate::ast::{
     Arg, BinaryOp, Block, Expr, ExprKind, Formal, FormalKind, Forward, Ident, Init, Member, Param,
     Require, Stage, StorageClause, Table, Text,
 };
 use crate::diag::{Diag, codes};
-use crate::names::{BUILTINS, FORMATS, INITS, NUMBER_FUNCTIONS, TABLE_SOURCES, closest};
+use crate::names::{
+    BUILTINS, FORMATS, INITS, INTEGRATORS, NUMBER_FUNCTIONS, TABLE_SOURCES, closest,
+};
 use crate::source::Span;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -135,12 +138,7 @@ pub(super) fn arguments(def: &BlockDef, callee: &Ident, args: &[Arg]) -> Vec<Dia
 }
 
 fn unnamed(def: &BlockDef, callee: &Ident, arg: &Arg) -> Diag {
-    let span = match arg {
-        Arg::Value(value) => value.span,
-        Arg::Named(name, _) => name.span,
-        Arg::Over(_, span) => *span,
-        Arg::Map { span, .. } | Arg::Range { span, .. } | Arg::At { span, .. } => *span,
-    };
+    let span = arg_span(arg);
     let diag = Diag::error(
         codes::UNNAMED_ARGUMENT,
         format!("an argument of block `{}` has no name", callee.name),
@@ -258,17 +256,31 @@ fn kind_within<'a>(
             Some(next) => kind_within(program, next, binding, steps),
             None => block(name),
         },
-        ExprKind::List(_) => Some(FormalKind::Blocks),
+        ExprKind::List(items) => match items.first() {
+            Some(Expr { kind: ExprKind::Name(name), .. }) if name == NONE => {
+                Some(FormalKind::Numbers)
+            }
+            Some(item) => match kind_within(program, item, binding, steps) {
+                Some(FormalKind::Number) => Some(FormalKind::Numbers),
+                _ => Some(FormalKind::Blocks),
+            },
+            None => Some(FormalKind::Blocks),
+        },
         ExprKind::Call { callee, .. } => {
-            let is_number = NUMBER_FUNCTIONS.contains(&callee.name.as_str());
-            if is_number { Some(FormalKind::Number) } else { block(&callee.name) }
+            let name = callee.name.as_str();
+            let is_integrator = INTEGRATORS.iter().any(|(known, ..)| *known == name);
+            match block(name) {
+                None if NUMBER_FUNCTIONS.contains(&name) => Some(FormalKind::Number),
+                None if is_integrator => Some(FormalKind::Integrator),
+                found => found,
+            }
         }
         // `list + list`, `list * 2`, `2 * list`
         ExprKind::Binary(BinaryOp::Add | BinaryOp::Mul, left, right) => {
             let number = matches!(left.kind, ExprKind::Number { .. });
             let side = if number { right } else { left };
             match kind_within(program, side, binding, steps) {
-                Some(FormalKind::Blocks) => Some(FormalKind::Blocks),
+                Some(kind @ (FormalKind::Blocks | FormalKind::Numbers)) => Some(kind),
                 _ => Some(FormalKind::Number),
             }
         }
@@ -327,6 +339,8 @@ impl ExprCheck<'_, '_> {
             FormalKind::Number => self.scalar(expr, FormalKind::Number),
             FormalKind::Block => self.block(expr),
             FormalKind::Blocks => self.list(expr),
+            FormalKind::Numbers => self.numbers(expr),
+            FormalKind::Integrator => self.integrator(expr),
         }
     }
 
@@ -492,6 +506,150 @@ impl ExprCheck<'_, '_> {
     }
 }
 
+impl ExprCheck<'_, '_> {
+    /// A list of numbers. What its names stand for is known when it is read.
+    fn numbers(&mut self, expr: &Expr) {
+        match &expr.kind {
+            ExprKind::List(items) => {
+                let is_none = |item: &&Expr| matches!(&item.kind, ExprKind::Name(n) if n == NONE);
+                let numbers = items.iter().filter(|item| !is_none(item));
+                numbers.for_each(|item| self.scalar(item, FormalKind::Number));
+            }
+            ExprKind::Binary(BinaryOp::Add, left, right) => {
+                self.numbers(left);
+                self.numbers(right);
+            }
+            ExprKind::Binary(BinaryOp::Mul, left, right) => {
+                let count_first = matches!(left.kind, ExprKind::Number { .. });
+                let (list, times) = if count_first { (right, left) } else { (left, right) };
+                self.numbers(list);
+                self.scalar(times, FormalKind::Axis);
+            }
+            ExprKind::Name(name) => self.named(name, expr.span, FormalKind::Numbers),
+            _ => self.diags.push(wrong_kind(expr.span, "a single value", "a list of numbers")),
+        }
+    }
+
+    fn integrator(&mut self, expr: &Expr) {
+        match &expr.kind {
+            ExprKind::Name(name) => self.named(name, expr.span, FormalKind::Integrator),
+            ExprKind::Call { callee, args } => {
+                self.diags.extend(integrator_call(callee, args));
+                for arg in args {
+                    if let Arg::Named(name, value) = arg {
+                        match name.name.as_str() {
+                            "h" | "fraction_bits" => self.scalar(value, FormalKind::Number),
+                            "gates" => self.numbers(value),
+                            // A number or a list, by what it is when it is read.
+                            _ => {}
+                        }
+                    }
+                }
+            }
+            ExprKind::List(_) => {
+                self.diags.push(wrong_kind(expr.span, "a list", "an integrator"));
+            }
+            _ => self.diags.push(wrong_kind(expr.span, "a number", "an integrator")),
+        }
+    }
+
+    fn named(&mut self, name: &str, span: Span, wanted: FormalKind) {
+        let Some(names) = self.names else { return };
+        match names.get(name) {
+            Some(kind) if *kind == wanted => {}
+            Some(kind) => {
+                self.diags.push(wrong_kind(span, kind_words(*kind), kind_words(wanted)));
+            }
+            None => {
+                let names = names.keys().copied().collect();
+                self.diags.push(unknown_name(name, span, names, false));
+            }
+        }
+    }
+}
+
+/// An integrator that exists, with named arguments that it has and all that it needs.
+pub(super) fn integrator_call(callee: &Ident, args: &[Arg]) -> Vec<Diag> {
+    let found = INTEGRATORS.iter().find(|(known, ..)| *known == callee.name);
+    let Some((name, needed, optional)) = found else {
+        return vec![unknown_integrator(callee)];
+    };
+    let formals = || needed.iter().chain(*optional).copied();
+    let list = formals().map(|f| format!("`{f}`")).collect::<Vec<_>>().join(", ");
+    let takes =
+        if list.is_empty() { "it takes nothing".to_owned() } else { format!("it takes {list}") };
+    let mut diags = Vec::new();
+    let mut seen: BTreeMap<&str, Span> = BTreeMap::new();
+    for arg in args {
+        let Arg::Named(given, _) = arg else {
+            let message = format!("an argument of `{name}` has no name");
+            diags.push(
+                Diag::error(
+                    codes::UNNAMED_ARGUMENT,
+                    message,
+                    arg_span(arg),
+                    "expected `name: value`",
+                )
+                .with_help(takes.clone()),
+            );
+            continue;
+        };
+        if let Some(first) = seen.insert(&given.name, given.span) {
+            let message = format!("argument `{}` of `{name}` is given twice", given.name);
+            diags.push(
+                Diag::error(codes::DOUBLED_ARGUMENT, message, given.span, "given again here")
+                    .with_related(first, "first given here")
+                    .with_help("remove one of them"),
+            );
+        }
+        if !formals().any(|formal| formal == given.name) {
+            let message = format!("`{name}` takes no `{}`", given.name);
+            let diag =
+                Diag::error(codes::UNKNOWN_ARGUMENT, message, given.span, "unknown argument");
+            diags.push(match closest(&given.name, formals()) {
+                Some(near) => diag.with_help(format!("`{near}` exists")),
+                None => diag.with_help(takes.clone()),
+            });
+        }
+    }
+    for missing in needed.iter().filter(|formal| !seen.contains_key(**formal)) {
+        let message = format!("`{missing}` of `{name}` has no value");
+        let diag =
+            Diag::error(codes::UNBOUND, message, callee.span, format!("no argument `{missing}`"));
+        diags.push(diag.with_help(match form(name) {
+            Some(form) => format!("its form is `{form}`"),
+            None => takes.clone(),
+        }));
+    }
+    diags
+}
+
+fn arg_span(arg: &Arg) -> Span {
+    match arg {
+        Arg::Value(value) => value.span,
+        Arg::Named(name, _) => name.span,
+        Arg::Over(_, span) => *span,
+        Arg::Map { span, .. } | Arg::Range { span, .. } | Arg::At { span, .. } => *span,
+    }
+}
+
+/// Adds the nearest integrator as the fix.
+pub(super) fn suggest_integrator(diag: Diag, name: &str) -> Diag {
+    let names = INTEGRATORS.iter().map(|(known, ..)| *known);
+    match closest(name, names.clone()) {
+        Some(near) => diag.with_help(format!("`{near}` exists")),
+        None => diag.with_help(format!("integrators: {}", names.collect::<Vec<_>>().join(", "))),
+    }
+}
+
+pub(super) fn unknown_bootstrap(expr: &Expr) -> Diag {
+    let (message, help) = match &expr.kind {
+        ExprKind::Name(name) => (format!("there is no bootstrap `{name}`"), bootstrap_help(name)),
+        _ => ("a bootstrap is one of its names".to_owned(), bootstrap_help("")),
+    };
+    Diag::error(codes::UNKNOWN_INTEGRATOR, message, expr.span, "unknown bootstrap").with_help(help)
+}
+
 fn one_block(span: Span, text: &str) -> Diag {
     wrong_kind(span, "a block", "a list of blocks")
         .with_help(format!("write `[{text}]` for a list of one block"))
@@ -606,6 +764,9 @@ impl<'a> BlockCheck<'a> {
             Member::Sub(sub) => self.exprs(diags).block(&sub.block),
             Member::Stack(stack) => {
                 self.exprs(diags).list(&stack.list);
+                if let Some(integrator) = &stack.integrator {
+                    self.exprs(diags).integrator(integrator);
+                }
                 not_reserved(&stack.item, diags);
                 let mut names = self.names.clone();
                 names.insert(&stack.item.name, FormalKind::Block);

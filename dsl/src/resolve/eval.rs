@@ -48,6 +48,8 @@ pub(super) fn kind_words(kind: FormalKind) -> &'static str {
         FormalKind::Number => "a number",
         FormalKind::Block => "a block",
         FormalKind::Blocks => "a list of blocks",
+        FormalKind::Numbers => "a list of numbers",
+        FormalKind::Integrator => "an integrator",
     }
 }
 
@@ -131,7 +133,7 @@ impl<'p> Resolver<'p> {
     }
 
     /// Reports a binding whose form is not of the kind that its use wants.
-    fn check_kind(
+    pub(super) fn check_kind(
         &mut self,
         stage: ScopeId,
         binding: &'p Binding,
@@ -152,7 +154,7 @@ impl<'p> Resolver<'p> {
         None
     }
 
-    fn unknown_name(&mut self, name: &str, span: Span, scope: ScopeId) {
+    pub(super) fn unknown_name(&mut self, name: &str, span: Span, scope: ScopeId) {
         let names = self.names_in(scope);
         let is_stage = matches!(self.scopes.get(scope.0), Some(Scope::Stage(_)));
         let diag = check::unknown_name(name, span, names, is_stage);
@@ -161,7 +163,11 @@ impl<'p> Resolver<'p> {
 
     /// Guards the recursion of the readings below. Nesting of one expression is limited by the
     /// parser; chains of bindings are limited here.
-    fn deeper<T>(&mut self, span: Span, f: impl FnOnce(&mut Self) -> Option<T>) -> Option<T> {
+    pub(super) fn deeper<T>(
+        &mut self,
+        span: Span,
+        f: impl FnOnce(&mut Self) -> Option<T>,
+    ) -> Option<T> {
         if self.depth >= MAX_DEPTH {
             if !std::mem::replace(&mut self.chain_too_long, true) {
                 self.report(Diag::error(
@@ -669,7 +675,7 @@ impl<'p> Resolver<'p> {
     }
 
     /// How often a list is repeated.
-    fn count(&mut self, expr: &'p Expr, scope: ScopeId) -> Option<usize> {
+    pub(super) fn count(&mut self, expr: &'p Expr, scope: ScopeId) -> Option<usize> {
         let size = self.size(expr, scope)?;
         let count = size.as_constant().and_then(|n| usize::try_from(n).ok());
         if count.is_none() {
@@ -686,13 +692,13 @@ impl<'p> Resolver<'p> {
         count
     }
 
-    fn check_length(&mut self, n: usize, span: Span) -> Option<()> {
+    pub(super) fn check_length(&mut self, n: usize, span: Span) -> Option<()> {
         if n <= MAX_LIST {
             return Some(());
         }
         self.report(Diag::error(
             codes::OVER_LIMIT,
-            format!("the list has {n} blocks, and the limit is {MAX_LIST}"),
+            format!("the list has {n} entries, and the limit is {MAX_LIST}"),
             span,
             "too long",
         ));

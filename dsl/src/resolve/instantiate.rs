@@ -9,8 +9,8 @@ use crate::ast::{
 };
 use crate::diag::{Diag, codes};
 use crate::model::{
-    self, Axis, Format, InitLaw, Instance, InstanceId, MemberRef, ParamDef, StageModel, StateDef,
-    Storage, SubDef, SubKind, TableDef, Target,
+    self, Axis, Format, InitLaw, Instance, InstanceId, Integrator, MemberRef, ParamDef, StageModel,
+    StateDef, Storage, SubDef, SubKind, TableDef, Target, gate_name,
 };
 use crate::size::Size;
 use crate::source::Span;
@@ -32,6 +32,7 @@ pub(super) struct Key {
     sizes: BTreeMap<String, Size>,
     numbers: Vec<(String, u64)>,
     subs: Vec<Vec<(InstanceId, BTreeMap<String, String>)>>,
+    integrators: Vec<String>,
 }
 
 /// A stage with everything bound.
@@ -228,6 +229,8 @@ impl<'p> Resolver<'p> {
             match kind.unwrap_or_else(|| check::likely_kind(&binding.value)) {
                 FormalKind::Block => drop(self.binding_block(scope, binding)),
                 FormalKind::Blocks => drop(self.binding_list(scope, binding)),
+                FormalKind::Numbers => drop(self.binding_numbers(scope, binding)),
+                FormalKind::Integrator => drop(self.binding_integrator(scope, binding)),
                 _ => drop(self.binding_number(scope, binding)),
             }
         }
@@ -458,6 +461,7 @@ impl<'p> Resolver<'p> {
             sizes: instance.sizes.clone(),
             numbers: numbers.collect(),
             subs: subs.collect(),
+            integrators: instance.subs.iter().map(|sub| sub.integrator.to_string()).collect(),
         };
         if let Some(id) = self.known.get(&key) {
             return *id;
@@ -534,6 +538,8 @@ impl<'p> Resolver<'p> {
             FormalKind::Number => self.number(value, at).map(Bound::Number),
             FormalKind::Block => self.block(value, at).map(Bound::Block),
             FormalKind::Blocks => self.list(value, at).map(Bound::Blocks),
+            FormalKind::Numbers => self.numbers(value, at).map(Bound::Numbers),
+            FormalKind::Integrator => self.integrator(value, at).map(Bound::Integrator),
         };
         for diag in self.diags.iter_mut().skip(n_before) {
             if diag.code == codes::WRONG_KIND && diag.primary.span == value.span {
@@ -620,6 +626,12 @@ impl<'p> Resolver<'p> {
             }
             (FormalKind::Blocks, Found::Binding(stage, binding)) => {
                 self.binding_list(stage, binding).map(Bound::Blocks)
+            }
+            (FormalKind::Numbers, Found::Binding(stage, binding)) => {
+                self.binding_numbers(stage, binding).map(Bound::Numbers)
+            }
+            (FormalKind::Integrator, Found::Binding(stage, binding)) => {
+                self.binding_integrator(stage, binding).map(Bound::Integrator)
             }
             (_, Found::Bound(bound)) => Some(bound),
         }
@@ -772,35 +784,32 @@ impl<'p> Resolver<'p> {
             }
             Member::Sub(sub) => {
                 let target = self.sub(sub, scope);
-                self.push_sub(
-                    target.map(|t| (SubKind::One(t), sub.training_only)),
-                    &sub.name,
-                    sub.span,
-                    instance,
-                );
+                if let Some(target) = target {
+                    let kind = SubKind::One(target);
+                    push_sub(instance, &sub.name, kind, Integrator::Plain, sub.span);
+                    if let Some(def) = instance.subs.last_mut() {
+                        def.training_only = sub.training_only;
+                    }
+                }
             }
             Member::Stack(stack) => {
+                // Both are read, so that both report their errors.
+                let how = stack.integrator.as_ref().map(|how| self.integrator(how, scope));
                 let layers = self.stack(stack, scope);
-                let kind = layers.map(|layers| (SubKind::Stack(layers), false));
-                self.push_sub(kind, &stack.name, stack.span, instance);
+                let (Some(layers), None | Some(Some(_))) = (layers, &how) else { return };
+                let Some(how) = self.stack_integrator(stack, how.flatten(), &layers) else {
+                    return;
+                };
+                let gates = gates(stack, &how);
+                push_sub(instance, &stack.name, SubKind::Stack(layers), how, stack.span);
+                for gate in gates {
+                    instance.order.push(MemberRef::Param(instance.params.len()));
+                    instance.params.push(gate);
+                }
             }
             Member::Require(require) => self.require(require, scope),
             Member::Axis(_) | Member::Forward(_) => {}
         }
-    }
-
-    fn push_sub(
-        &self,
-        kind: Option<(SubKind, bool)>,
-        name: &Ident,
-        span: Span,
-        instance: &mut Instance,
-    ) {
-        let Some((kind, training_only)) = kind else {
-            return;
-        };
-        instance.order.push(MemberRef::Sub(instance.subs.len()));
-        instance.subs.push(SubDef { name: name.name.clone(), kind, training_only, span });
     }
 
     fn sub(&mut self, sub: &'p Sub, scope: ScopeId) -> Option<Target> {
@@ -991,6 +1000,38 @@ fn comparison_word(op: BinaryOp) -> &'static str {
         BinaryOp::Greater => ">",
         _ => ">=",
     }
+}
+
+fn push_sub(
+    instance: &mut Instance,
+    name: &Ident,
+    kind: SubKind,
+    integrator: Integrator,
+    span: Span,
+) {
+    instance.order.push(MemberRef::Sub(instance.subs.len()));
+    let name = name.name.clone();
+    instance.subs.push(SubDef { name, kind, integrator, training_only: false, span });
+}
+
+/// The trained scalars on the forces of a stack's layers.
+fn gates(stack: &Stack, integrator: &Integrator) -> Vec<ParamDef> {
+    let Integrator::Midpoint(midpoint) = integrator else { return Vec::new() };
+    let gate = |(layer, step): (usize, &crate::model::Step)| {
+        let start = step.gate?;
+        let init = if start == 0.0 { InitLaw::Zeros } else { InitLaw::Constant { value: start } };
+        Some(ParamDef {
+            name: gate_name(&stack.name.name, layer),
+            doc: Some(format!("Multiplies the force of layer {layer} of `{}`.", stack.name.name)),
+            axes: Vec::new(),
+            dtype: DType::F32,
+            init,
+            storage: Storage::Trained,
+            active: None,
+            span: stack.span,
+        })
+    };
+    midpoint.steps.iter().enumerate().filter_map(gate).collect()
 }
 
 /// Numbers that no distribution can have.

@@ -6,6 +6,7 @@
 //! | `check` | what can be said about a definition without instantiating it |
 //! | `scope` | what a name means at a place, and which axes are the same axis |
 //! | `eval` | sizes, numbers, blocks and lists of blocks |
+//! | `integrate` | lists of numbers, integrators of stacks |
 //! | `instantiate` | a block with its formals bound, and all blocks below it |
 //!
 //! Errors that hold for a definition whatever uses it come from [`load_program`]; errors that
@@ -22,6 +23,7 @@ mod check;
 mod eval;
 mod imports;
 mod instantiate;
+mod integrate;
 mod scope;
 
 pub use imports::load_program;

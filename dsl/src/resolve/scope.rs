@@ -5,6 +5,7 @@
 
 use super::BlockDef;
 use crate::ast::{Arg, Binding, FormalKind};
+use crate::integrator::Bootstrap;
 use crate::size::Size;
 use crate::source::Span;
 use std::collections::BTreeMap;
@@ -38,6 +39,27 @@ pub(super) struct Closure<'p> {
     pub(super) span: Span,
 }
 
+/// One number of a list, or `none`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Entry {
+    pub(super) value: Option<f64>,
+    pub(super) span: Span,
+}
+
+/// One entry for all layers of a stack, or one for each.
+#[derive(Clone, Debug)]
+pub(super) enum PerLayer {
+    All(Entry),
+    Each(Rc<Vec<Entry>>, Span),
+}
+
+/// An integrator before the number of layers is known.
+#[derive(Clone, Debug)]
+pub(super) enum IntegratorValue {
+    Plain,
+    Midpoint { h: f64, a: PerLayer, gates: PerLayer, bootstrap: Bootstrap, fraction_bits: u32 },
+}
+
 /// What a formal or block-level axis stands for.
 #[derive(Clone, Debug)]
 pub(super) enum Bound<'p> {
@@ -45,6 +67,8 @@ pub(super) enum Bound<'p> {
     Number(f64),
     Block(Closure<'p>),
     Blocks(Rc<Vec<Closure<'p>>>),
+    Numbers(Rc<Vec<Entry>>),
+    Integrator(Rc<IntegratorValue>),
     /// Its value is in error, and that is reported.
     Broken,
 }
@@ -56,6 +80,8 @@ impl Bound<'_> {
             Bound::Number(_) => Some(FormalKind::Number),
             Bound::Block(_) => Some(FormalKind::Block),
             Bound::Blocks(_) => Some(FormalKind::Blocks),
+            Bound::Numbers(_) => Some(FormalKind::Numbers),
+            Bound::Integrator(_) => Some(FormalKind::Integrator),
             Bound::Broken => None,
         }
     }
@@ -87,6 +113,8 @@ pub(super) struct StageScope<'p> {
     pub(super) numbers: BTreeMap<&'p str, Option<f64>>,
     pub(super) blocks: BTreeMap<&'p str, Option<Closure<'p>>>,
     pub(super) lists: BTreeMap<&'p str, Option<Rc<Vec<Closure<'p>>>>>,
+    pub(super) number_lists: BTreeMap<&'p str, Option<Rc<Vec<Entry>>>>,
+    pub(super) integrators: BTreeMap<&'p str, Option<Rc<IntegratorValue>>>,
 }
 
 /// What [`super::eval::Resolver::lookup`] finds.

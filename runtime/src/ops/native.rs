@@ -185,6 +185,38 @@ pub(crate) fn parallel_map<R: Send>(
     })
 }
 
+/// `task` on each item, in the order of the items; shared by threads as in [`parallel_map`].
+pub(crate) fn parallel_each<I: Send, R: Send>(
+    items: Vec<I>,
+    work: usize,
+    task: impl Fn(I) -> R + Sync,
+) -> Vec<R> {
+    let n_items = items.len();
+    let n_threads = n_threads(n_items, work);
+    if n_threads == 1 {
+        return items.into_iter().map(task).collect();
+    }
+    let mut items = items.into_iter();
+    let per_thread = n_items.div_ceil(n_threads);
+    let task = &task;
+    std::thread::scope(|scope| {
+        let own: Vec<I> = items.by_ref().take(per_thread).collect();
+        let mut others = Vec::new();
+        while items.len() > 0 {
+            let part: Vec<I> = items.by_ref().take(per_thread).collect();
+            others.push(scope.spawn(move || part.into_iter().map(task).collect::<Vec<R>>()));
+        }
+        let mut results: Vec<R> = own.into_iter().map(task).collect();
+        for other in others {
+            match other.join() {
+                Ok(part) => results.extend(part),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        }
+        results
+    })
+}
+
 /// Fills `out` piece by piece of `size` elements: `task(index, piece)`. Shared
 /// by threads as in [`parallel_map`].
 pub(crate) fn parallel_fill<T: Send>(

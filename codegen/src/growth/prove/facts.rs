@@ -63,7 +63,9 @@ fn outer_of_op(key: &OpKey, axis: &str, children: &[&Ty]) -> bool {
         "take" => not(&["over", "axis"]),
         // Result channels, and tokens; a slot axis only where both sides have it.
         "expert_dot" => {
-            not(&["expert", "over"]) && (!among(2) || !among(1)) && (among(2) == among(0) || !among(0))
+            not(&["expert", "over"])
+                && (!among(2) || !among(1))
+                && (among(2) == among(0) || !among(0))
         }
         _ => false,
     }

@@ -303,4 +303,3 @@ pub(crate) fn padded(source: Tree, from: &Ty, wanted: &Ty) -> Option<(Tree, Vec<
     }
     Some((tree, axes))
 }
-

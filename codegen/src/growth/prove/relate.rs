@@ -198,9 +198,8 @@ impl<'a> Pair<'_, 'a> {
     ) -> Result<Vec<Id>, Gap> {
         let mut grown = Vec::new();
         for (index, (name, value)) in target.inputs().enumerate() {
-            let mismatch = || {
-                Gap::new(&t.path, target, format!("input `{name}` differs between the stages"))
-            };
+            let mismatch =
+                || Gap::new(&t.path, target, format!("input `{name}` differs between the stages"));
             let (Some(leaf), Some(relation)) = (leaves.get(index), relations.get(index)) else {
                 return Err(mismatch());
             };
@@ -347,9 +346,9 @@ impl<'a> Pair<'_, 'a> {
         for (symbol, value, position) in function.bound_symbols() {
             let axis = function.ty(value).axes.get(position);
             let arg = inputs.iter().position(|v| *v == value).and_then(|index| args.get(index));
-            let size = arg.zip(axis).and_then(|(arg, axis)| {
-                self.graph.ty(*arg)?.axes.get(&axis.name).cloned()
-            });
+            let size = arg
+                .zip(axis)
+                .and_then(|(arg, axis)| self.graph.ty(*arg)?.axes.get(&axis.name).cloned());
             let lacks = || Gap::new(&place.path, function, format!("size `{symbol}` is not bound"));
             frame.sizes.insert(symbol.clone(), size.ok_or_else(lacks)?);
         }
@@ -448,7 +447,8 @@ impl<'a> Pair<'_, 'a> {
             }
         };
         let fault = |why: &str| Gap::new(&path, frame.function, why.to_owned());
-        let id = self.graph.add_tree(&tree.ok_or_else(|| fault("it has no rule that can be read"))?);
+        let id =
+            self.graph.add_tree(&tree.ok_or_else(|| fault("it has no rule that can be read"))?);
         if self.graph.ty(id) != Some(ty) {
             return Err(fault("its rule gives another type"));
         }
@@ -489,8 +489,13 @@ impl<'a> Pair<'_, 'a> {
             let name = format!("result {index} of call {number}, {path}");
             results.push(self.graph.add(Head::Leaf { name, ty: ty.clone() }, Vec::new()));
         }
-        let site =
-            Site { place, sizes: types, args: args.to_vec(), results: results.clone(), open: false };
+        let site = Site {
+            place,
+            sizes: types,
+            args: args.to_vec(),
+            results: results.clone(),
+            open: false,
+        };
         self.sites.push(site);
         results
     }

@@ -76,9 +76,10 @@ impl Scale {
     /// What a rule's factor says.
     pub(crate) fn factor(factor: &Factor) -> Option<Scale> {
         let start = Scale::number(factor.number)?;
-        factor.sizes.iter().try_fold(start, |total, (size, half)| {
-            Some(total.times(&Scale::size(size, *half)?))
-        })
+        factor
+            .sizes
+            .iter()
+            .try_fold(start, |total, (size, half)| Some(total.times(&Scale::size(size, *half)?)))
     }
 
     fn raise(&mut self, atom: &Size, half_powers: i32) {
@@ -183,7 +184,8 @@ impl Scale {
     pub(crate) fn value(&self, sizes: &BTreeMap<String, i64>) -> Option<f64> {
         self.atoms.iter().try_fold(self.plain(), |total, (atom, half)| {
             let base = atom.evaluate(sizes)? as f64;
-            let power = if half % 2 == 0 { base.powi(half / 2) } else { base.powf(f64::from(*half) / 2.0) };
+            let power =
+                if half % 2 == 0 { base.powi(half / 2) } else { base.powf(f64::from(*half) / 2.0) };
             Some(total * power)
         })
     }

@@ -293,8 +293,7 @@ pub(crate) fn arranged(op: &Op, children: &[&Ty]) -> Vec<Type> {
 fn infer_op(head: &Head, key: &OpKey, result: usize, children: &[&Ty]) -> Option<Ty> {
     if head.is_pointwise() {
         // Kinds by the op's own rule, on elements; axes by union.
-        let scalars: Vec<Type> =
-            children.iter().map(|ty| Type::scalar(ty.kind.dtype())).collect();
+        let scalars: Vec<Type> = children.iter().map(|ty| Type::scalar(ty.kind.dtype())).collect();
         let refs: Vec<&Type> = scalars.iter().collect();
         let kind = Kind::of(key.op.def().infer(&refs).ok()?.first()?.dtype);
         return joined(kind, children);

@@ -49,10 +49,7 @@ fn cut(view: &View<'_>, head: &Head, children: &[Id], axis: &str, parts: &[Id], 
     }
     let refs: Vec<(usize, &Tree)> = written.iter().map(|(index, tree)| (*index, tree)).collect();
     let results = pieces.into_iter().map(|children| Tree::Node(head.clone(), children)).collect();
-    found.push((
-        node(head, children, &refs),
-        Tree::Node(Head::Concat(axis.to_owned()), results),
-    ));
+    found.push((node(head, children, &refs), Tree::Node(Head::Concat(axis.to_owned()), results)));
 }
 
 /// The sizes of parts along an axis.
@@ -178,9 +175,8 @@ pub(super) const CONCAT_SPLIT: Rule = Rule {
 /// How often `block` goes into `size`, exactly. A polynomial divides only by one product of
 /// names; `hint` is tried as the answer where `block` is something else.
 fn quotient(size: &Size, block: &Size, hint: &Size) -> Option<Size> {
-    size.exact_div(block).or_else(|| {
-        (hint.checked_mul(block).as_ref() == Some(size)).then(|| hint.clone())
-    })
+    size.exact_div(block)
+        .or_else(|| (hint.checked_mul(block).as_ref() == Some(size)).then(|| hint.clone()))
 }
 
 pub(super) const CONCAT_MERGE: Rule = Rule {
@@ -192,7 +188,8 @@ pub(super) const CONCAT_MERGE: Rule = Rule {
             if !matches!(concat, Head::Concat(axis) if axes.first() == Some(axis)) {
                 continue;
             }
-            let merged = parts.iter().map(|part| Tree::one(head.clone(), Tree::Var(*part))).collect();
+            let merged =
+                parts.iter().map(|part| Tree::one(head.clone(), Tree::Var(*part))).collect();
             let left = Tree::one(head.clone(), node(concat, parts, &[]));
             found.push((left, Tree::Node(Head::Concat(into.clone()), merged)));
         }

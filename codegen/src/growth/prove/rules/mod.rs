@@ -105,5 +105,8 @@ fn scaled<'a>(view: &View<'a>, id: Id) -> Vec<(&'a Scale, &'a Ty, Tree, Id)> {
 }
 
 fn without(axes: &Axes, other: &Axes) -> Axes {
-    axes.iter().filter(|(name, _)| !other.contains_key(*name)).map(|(n, s)| (n.clone(), s.clone())).collect()
+    axes.iter()
+        .filter(|(name, _)| !other.contains_key(*name))
+        .map(|(n, s)| (n.clone(), s.clone()))
+        .collect()
 }

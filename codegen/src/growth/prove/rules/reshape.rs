@@ -128,12 +128,15 @@ pub(super) const SPLIT_IN: Rule = Rule {
         for (inner, operands) in view.nodes(*of) {
             let types: Option<Vec<&Ty>> = operands.iter().map(|child| view.ty(*child)).collect();
             let Some(types) = types else { continue };
-            let pointwise = inner.is_pointwise() || matches!(inner, Head::Sum(_) | Head::Rename { .. });
+            let pointwise =
+                inner.is_pointwise() || matches!(inner, Head::Sum(_) | Head::Rename { .. });
             if !pointwise || !outer(inner, axis, &types) || operands.is_empty() {
                 continue;
             }
             // An operand or a summed axis with the name of a part would be taken for it.
-            let taken = types.iter().any(|ty| into.iter().any(|part| part.name != *axis && ty.has(&part.name)));
+            let taken = types
+                .iter()
+                .any(|ty| into.iter().any(|part| part.name != *axis && ty.has(&part.name)));
             if taken || !types.iter().any(|ty| ty.has(axis)) {
                 continue;
             }

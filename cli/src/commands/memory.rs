@@ -1,0 +1,89 @@
+//! `lightc memory`: what one GPU holds while it trains a stage.
+
+use crate::failure::Failure;
+use crate::source::Loaded;
+use crate::table::Table;
+use crate::terminal::{self, Format};
+use lightc_codegen::analysis::{Ledger, MemorySetup, memory};
+use lightc_codegen::pipeline;
+use lightc_dsl::diag::Diag;
+use lightc_dsl::model::StageModel;
+use std::path::PathBuf;
+
+/// Show the memory per GPU by storage class, for three ways to spread a stage over GPUs.
+///
+/// What lies in memory is counted exactly; what is live within a step is estimated from the graph.
+/// docs/memory.md says how.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// The source.
+    file: PathBuf,
+    /// The stage.
+    #[arg(long)]
+    stage: String,
+    /// GPUs that train one copy of the stage.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    gpus: u64,
+    /// Sequences per GPU and step.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    micro_batch: u64,
+    /// Tokens per sequence.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(3..))]
+    seq: u64,
+    /// How to print the result.
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    format: Format,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let (loaded, model) = Loaded::read_stage(&arguments.file, &arguments.stage)?;
+    let setup = MemorySetup {
+        gpus: arguments.gpus,
+        micro_batch: arguments.micro_batch,
+        seq: arguments.seq,
+    };
+    let ledger = match ledger(&model, setup) {
+        Ok(ledger) => ledger,
+        Err(found) => return Err(loaded.failure(found)),
+    };
+    match arguments.format {
+        Format::Text => terminal::print(&text(&ledger)),
+        Format::Json => terminal::print_json(&ledger),
+    }
+}
+
+fn ledger(model: &StageModel, setup: MemorySetup) -> Result<Ledger, Vec<Diag>> {
+    let compiled = pipeline::compile(model)?;
+    memory(&compiled.module, compiled.backward, setup).ok_or_else(|| {
+        let message = format!("the memory of `{}` cannot be counted", model.name);
+        let label =
+            "a size is bound neither here nor by batch and sequence, or a count is above 2^63";
+        vec![Diag::error("E0308", message, model.span, label)]
+    })
+}
+
+fn text(ledger: &Ledger) -> String {
+    let mut table = Table::new(&["GB per GPU", ">plain", ">ZeRO-1", ">expert parallel"]);
+    let gigabytes = |bytes: u64| match bytes {
+        0 => "-".to_owned(),
+        bytes => format!("{:.3}", bytes as f64 / 1e9),
+    };
+    let columns: Vec<_> = ledger.layouts.iter().map(|layout| layout.bytes.rows()).collect();
+    for (row, (name, _)) in columns.first().into_iter().flatten().enumerate() {
+        let mut cells = vec![(*name).to_owned()];
+        cells.extend(columns.iter().filter_map(|rows| rows.get(row)).map(|r| gigabytes(r.1)));
+        table.row(cells);
+    }
+    let mut total = vec!["total".to_owned()];
+    total.extend(ledger.layouts.iter().map(|layout| gigabytes(layout.total)));
+    table.row(total);
+    let setup = ledger.setup;
+    format!(
+        "stage {}: {} GPUs, {} x {} tokens per GPU and step, bf16 with fp32 optimizer\n\n{}",
+        ledger.stage,
+        setup.gpus,
+        setup.micro_batch,
+        setup.seq,
+        table.text()
+    )
+}

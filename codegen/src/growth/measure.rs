@@ -1,0 +1,305 @@
+//! How far a map changes the function: measured on random weights and inputs.
+
+use super::GrowthMap;
+use super::settings;
+use super::tree::Side;
+use super::trial::{Compared, Trial, same_place};
+use crate::interp;
+use crate::ops::{Array, EvalError};
+use lightc_dsl::ast::DType;
+use serde::Serialize;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What changes, over all trials.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Change {
+    /// Outputs of the stage, and the last hidden state where it has one.
+    pub outputs: Vec<Measured>,
+    /// Blocks that were replaced by others, given the same input: one entry for all layers.
+    pub blocks: Vec<Measured>,
+    /// Routers whose experts are clones.
+    pub routing: Vec<Routing>,
+}
+
+/// Target against source.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Measured {
+    /// Output, or path of the block without the indices of layers.
+    pub name: String,
+    /// Length of the target's value over that of the source's.
+    pub norm: f64,
+    /// Length of the part along the source's value, over that of the source's.
+    pub projection: f64,
+    /// Cosine between the two.
+    pub cosine: f64,
+    /// Length of the difference over that of the source's value.
+    pub error: f64,
+}
+
+/// Which source experts the slots of a grown router are clones of.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Routing {
+    /// Path of the router without the indices of layers.
+    pub name: String,
+    /// Slots per position.
+    pub slots: usize,
+    /// Experts of the source.
+    pub experts: usize,
+    /// Share of positions whose slots are all clones of one source expert.
+    pub one_source: f64,
+    /// Share of slots that are clones of the source's first choice.
+    pub top1: f64,
+    /// Share of slots that are clones of one of the source's first two.
+    pub top2: f64,
+}
+
+/// Sums over which the ratios are taken.
+#[derive(Clone, Debug, Default)]
+struct Sums {
+    source: f64,
+    target: f64,
+    product: f64,
+    difference: f64,
+}
+
+impl Sums {
+    fn add(&mut self, source: &Array, target: &Array) {
+        for (a, b) in source.iter().zip(target) {
+            self.source += a * a;
+            self.target += b * b;
+            self.product += a * b;
+            self.difference += (a - b) * (a - b);
+        }
+    }
+
+    fn measured(&self, name: &str) -> Measured {
+        let length = self.source.max(f64::MIN_POSITIVE);
+        Measured {
+            name: name.to_owned(),
+            norm: (self.target / length).sqrt(),
+            projection: self.product / length,
+            cosine: self.product / (length * self.target.max(f64::MIN_POSITIVE)).sqrt(),
+            error: (self.difference / length).sqrt(),
+        }
+    }
+}
+
+/// Collects what trials say.
+#[derive(Default)]
+pub(super) struct Meter {
+    outputs: Vec<String>,
+    sums: BTreeMap<(bool, String), Sums>,
+    routing: BTreeMap<String, RoutingSums>,
+}
+
+#[derive(Default)]
+struct RoutingSums {
+    slots: usize,
+    experts: usize,
+    positions: usize,
+    one_source: usize,
+    real: usize,
+    top1: usize,
+    top2: usize,
+}
+
+impl Meter {
+    pub(super) fn add(
+        &mut self,
+        map: &GrowthMap,
+        source: &Side,
+        target: &Side,
+        trial: &Trial,
+        outputs: &[Compared],
+    ) -> Result<(), EvalError> {
+        for compared in outputs {
+            self.output(&compared.name, compared);
+        }
+        // The last norm gives the hidden state that the heads read.
+        let calls = trial.calls(source, target)?;
+        if let Some(hidden) = calls.iter().find(|call| call.name == "final_norm") {
+            self.output("hidden", hidden);
+        }
+        self.blocks(source, target, trial)?;
+        self.routers(map, source, target, trial)
+    }
+
+    fn output(&mut self, name: &str, compared: &Compared) {
+        if !self.outputs.iter().any(|known| known == name) {
+            self.outputs.push(name.to_owned());
+        }
+        let sums = self.sums.entry((true, name.to_owned())).or_default();
+        sums.add(&compared.source, &compared.target);
+    }
+
+    /// Runs each replaced block on what the source's block at its place was given.
+    fn blocks(&mut self, source: &Side, target: &Side, trial: &Trial) -> Result<(), EvalError> {
+        let replaced = replaced(source, target);
+        for visit in interp::visits(&source.module, &trial.source.trace) {
+            if !replaced.contains(&visit.path) || !same_place(source, target, &visit.path) {
+                continue;
+            }
+            let inputs = visit.inputs(&source.module)?;
+            let Some(function) = function_at(target, &visit.path) else { continue };
+            let (module, store) = (&target.module, &trial.target_store);
+            let run = interp::run_at(module, function, &visit.path, &inputs, store)?;
+            let outputs = visit.outputs(&source.module)?;
+            if let (Some(a), Some(b)) = (outputs.first(), run.outputs.first())
+                && a.shape() == b.shape()
+            {
+                let name = settings::without_indices(target, &visit.path);
+                self.sums.entry((false, name)).or_default().add(a, b);
+            }
+        }
+        Ok(())
+    }
+
+    /// Which clones a router picks, where expert `i` of the target is a clone of expert `i mod n`.
+    fn routers(
+        &mut self,
+        map: &GrowthMap,
+        source: &Side,
+        target: &Side,
+        trial: &Trial,
+    ) -> Result<(), EvalError> {
+        for visit in interp::visits(&source.module, &trial.source.trace) {
+            if !same_place(source, target, &visit.path) {
+                continue;
+            }
+            let Some((n_source, n_target)) = tiled_experts(map, source, target, &visit.path) else {
+                continue;
+            };
+            let Some(function) = function_at(target, &visit.path) else { continue };
+            let ids = target.module.function(function);
+            let is_ids = ids.outputs.first().is_some_and(|o| ids.ty(o.value).dtype == DType::Index);
+            if !is_ids || n_target <= n_source {
+                continue;
+            }
+            let inputs = visit.inputs(&source.module)?;
+            let (module, store) = (&target.module, &trial.target_store);
+            let run = interp::run_at(module, function, &visit.path, &inputs, store)?;
+            let outputs = visit.outputs(&source.module)?;
+            if let (Some(from), Some(to)) = (outputs.first(), run.outputs.first()) {
+                let name = settings::without_indices(target, &visit.path);
+                self.routing.entry(name).or_default().add(from, to, n_source);
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn finish(self) -> Change {
+        let outputs = self
+            .outputs
+            .iter()
+            .filter_map(|name| Some(self.sums.get(&(true, name.clone()))?.measured(name)))
+            .collect();
+        let blocks = self.sums.iter().filter(|((output, _), _)| !output);
+        let blocks = blocks.map(|((_, name), sums)| sums.measured(name)).collect();
+        let routing = self.routing.iter().map(|(name, sums)| sums.measured(name)).collect();
+        Change { outputs, blocks, routing }
+    }
+}
+
+impl RoutingSums {
+    fn add(&mut self, from: &Array, to: &Array, experts: usize) {
+        let last = |array: &Array| array.ndim().saturating_sub(1);
+        self.experts = experts;
+        self.slots = to.shape().last().copied().unwrap_or(0);
+        let rows = from.lanes(ndarray::Axis(last(from)));
+        for (source, target) in rows.into_iter().zip(to.lanes(ndarray::Axis(last(to)))) {
+            let picks: Vec<usize> =
+                source.iter().filter(|v| **v >= 0.0).map(|v| *v as usize).collect();
+            let Some(first) = picks.first() else { continue };
+            let clones: Vec<usize> =
+                target.iter().filter(|v| **v >= 0.0).map(|v| *v as usize % experts).collect();
+            self.positions += 1;
+            self.real += clones.len();
+            self.one_source += usize::from(clones.iter().all(|c| Some(c) == clones.first()));
+            self.top1 += clones.iter().filter(|c| *c == first).count();
+            self.top2 += clones.iter().filter(|c| picks.iter().take(2).any(|p| p == *c)).count();
+        }
+    }
+
+    fn measured(&self, name: &str) -> Routing {
+        let share = |n: usize, of: usize| n as f64 / of.max(1) as f64;
+        Routing {
+            name: name.to_owned(),
+            slots: self.slots,
+            experts: self.experts,
+            one_source: share(self.one_source, self.positions),
+            top1: share(self.top1, self.real),
+            top2: share(self.top2, self.real),
+        }
+    }
+}
+
+/// Places of both trees where one block replaced another, and no place below does.
+fn replaced(source: &Side, target: &Side) -> BTreeSet<String> {
+    let differs = |path: &str| match (source.instance(path), target.instance(path)) {
+        (Some(a), Some(b)) => {
+            let subs = |i: &lightc_dsl::model::Instance| -> Vec<String> {
+                i.subs.iter().map(|s| s.name.clone()).collect()
+            };
+            a.block != b.block || subs(a) != subs(b)
+        }
+        _ => false,
+    };
+    let comparable = |path: &str| {
+        let float = |side: &Side| {
+            function_at(side, path).is_some_and(|id| {
+                let function = side.module.function(id);
+                function.outputs.first().is_some_and(|o| function.ty(o.value).is_float())
+            })
+        };
+        float(source) && float(target)
+    };
+    let mut found = BTreeSet::new();
+    for path in target.nodes.keys().filter(|path| differs(path)) {
+        // The nearest block around it whose values can be compared.
+        let mut at = path.as_str();
+        while !comparable(at) {
+            match at.rsplit_once('.') {
+                Some((outer, _)) => at = outer,
+                None => break,
+            }
+        }
+        if comparable(at) && !at.is_empty() {
+            found.insert(at.to_owned());
+        }
+    }
+    found
+}
+
+/// The function of the block at a path.
+fn function_at(side: &Side, path: &str) -> Option<crate::ir::FuncId> {
+    let mut at = side.module.entry;
+    let mut parts = path.split('.').filter(|p| !p.is_empty());
+    while let Some(part) = parts.next() {
+        let sub = side.module.function(at).subs.iter().find(|sub| sub.name == part)?;
+        let layer = if sub.is_stack { parts.next()?.parse().ok()? } else { 0 };
+        at = *sub.callees.get(layer)?;
+    }
+    Some(at)
+}
+
+/// How many experts the source and the target have, where a weight of the router at `path` is the
+/// source's, tiled.
+fn tiled_experts(
+    map: &GrowthMap,
+    source: &Side,
+    target: &Side,
+    path: &str,
+) -> Option<(usize, usize)> {
+    let prefix = format!("{path}.");
+    let rule = map.params.iter().find(|rule| {
+        rule.path.strip_prefix(&prefix).is_some_and(|rest| !rest.contains('.'))
+            && rule.ty.axes.len() == 2
+    })?;
+    let mut leaves = Vec::new();
+    settings::sources(&rule.rule, &mut leaves);
+    let from = source.tensor(leaves.first()?)?;
+    let to = target.tensor(&rule.path)?;
+    let axis = to.ty.axes.first()?;
+    let size = |s: &lightc_dsl::size::Size| s.as_constant().and_then(|n| usize::try_from(n).ok());
+    Some((size(&from.ty.axis(&axis.name)?.size)?, size(&axis.size)?))
+}

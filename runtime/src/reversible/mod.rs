@@ -1,0 +1,422 @@
+//! Stacks whose states are had back in the backward pass instead of being stored.
+//!
+//! Generated code drives a [`Forward`] through the layers, keeps what it leaves in a [`Kept`],
+//! and drives a [`Backward`] through them again, last layer first: it solves for the state before,
+//! computes the layer anew with the selections of the first pass, and differentiates it. What one
+//! layer saves is dropped before the next is computed, in both passes.
+//!
+//! Solving is in whole numbers ([`lightc_numerics::fixed`]) and so without error, as long as the
+//! layer gives the same bits twice. That it did is checked at layer 0: its step, done again, must
+//! give the state that it gave before.
+
+mod report;
+mod tape;
+
+pub use report::{Options, Report, options, take_report, take_states, with_options};
+pub use tape::Tape;
+
+use std::rc::Rc;
+
+use lightc_numerics::fixed;
+use tch::Kind;
+
+use crate::error::{Result, TrainError};
+use crate::ops::{Force, fixed_inverse, fixed_quantize, fixed_step, fixed_value};
+use crate::{Error, Tensor};
+use tape::Entry;
+
+/// The integrator of a stack.
+#[derive(Debug)]
+pub struct Integrator {
+    /// Bits of a state after the point.
+    pub fraction_bits: u32,
+    /// One per layer.
+    pub steps: &'static [Step],
+}
+
+/// The step that one layer makes: `next = a before + (1 - a) now + weight gate force`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Step {
+    /// `m` of `a = m / 2^k`; 0 in the first step.
+    pub numerator: i64,
+    /// `k`.
+    pub bits: u32,
+    /// Weight of the force.
+    pub weight: f64,
+}
+
+impl Step {
+    /// The first step: `next = now + weight gate force`.
+    pub const fn first(weight: f64) -> Step {
+        Step { numerator: 0, bits: 0, weight }
+    }
+
+    /// A step with `a = numerator / 2^bits`.
+    pub const fn new(numerator: i64, bits: u32, weight: f64) -> Step {
+        Step { numerator, bits, weight }
+    }
+
+    fn fixed(&self, fraction_bits: u32) -> fixed::Step {
+        fixed::Step::new(self.numerator, self.bits, self.weight, fraction_bits)
+    }
+
+    fn a(&self) -> f64 {
+        self.numerator as f64 / f64::from(1_u32 << self.bits)
+    }
+}
+
+/// The forward pass of a stack.
+#[derive(Debug)]
+pub struct Forward {
+    /// What the next layer reads.
+    pub input: Tensor,
+    /// What its selections go to.
+    pub tape: Tape,
+    integrator: &'static Integrator,
+    before: Tensor,
+    now: Tensor,
+    mark: usize,
+    beyond: i64,
+    layers: Vec<Layer>,
+    stored: Option<Vec<Stored>>,
+}
+
+/// What a reconstruction of one layer needs.
+#[derive(Debug)]
+struct Layer {
+    bits: Option<Tensor>,
+    selections: Vec<Rc<Entry>>,
+}
+
+/// What a run that stores everything keeps of a layer: the state it read, and what it gave.
+#[derive(Debug)]
+struct Stored {
+    state: Tensor,
+    result: Tensor,
+}
+
+/// What a forward pass leaves for the backward pass.
+#[derive(Debug)]
+pub struct Kept {
+    integrator: &'static Integrator,
+    kind: Kind,
+    before: Tensor,
+    last: Tensor,
+    layers: Vec<Layer>,
+    stored: Option<Vec<Stored>>,
+}
+
+impl Forward {
+    /// Begins at the state of `x`; `outer` is the tape of the pass that the stack is in.
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub fn start(
+        integrator: &'static Integrator,
+        x: &Tensor,
+        outer: Option<&Tape>,
+    ) -> Result<Forward> {
+        let (state, beyond) = fixed_quantize(x, integrator.fraction_bits)?;
+        Ok(Forward {
+            input: fixed_value(&state, integrator.fraction_bits, x.kind())?,
+            tape: outer.map_or_else(Tape::write, Tape::nested),
+            integrator,
+            before: state.shallow_clone(),
+            now: state,
+            mark: 0,
+            beyond,
+            layers: Vec::new(),
+            stored: options().store_everything.then(Vec::new),
+        })
+    }
+
+    /// Takes what the next layer gave for [`Forward::input`]. What the layer saved comes back only
+    /// in a run that stores everything.
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub fn advance<S>(
+        &mut self,
+        result: Tensor,
+        gate: Option<&Tensor>,
+        saved: S,
+    ) -> Result<Option<S>> {
+        let saved = self.stored.is_some().then_some(saved);
+        let step = step_of(self.integrator, self.layers.len())?;
+        let force = Force { p: &self.input, y: &result, gate: gate_value(gate)? };
+        let bits = self.integrator.fraction_bits;
+        let stepped = fixed_step(&step.fixed(bits), &self.before, &self.now, &force)?;
+        self.beyond += stepped.beyond;
+        let selections = self.tape.since(self.mark);
+        self.mark = self.tape.position();
+        self.layers.push(Layer { bits: stepped.kept, selections });
+        let kind = self.input.kind();
+        self.before = std::mem::replace(&mut self.now, stepped.next);
+        if let Some(stored) = &mut self.stored {
+            stored.push(Stored { state: self.before.shallow_clone(), result });
+        } else {
+            drop(result);
+        }
+        self.input = fixed_value(&self.now, bits, kind)?;
+        Ok(saved)
+    }
+
+    /// The last state as a value, and what the backward pass needs.
+    ///
+    /// # Errors
+    /// If there were fewer layers than steps.
+    pub fn finish(self, outer: Option<&mut Tape>) -> Result<(Tensor, Kept)> {
+        let (layers, steps) = (self.layers.len(), self.integrator.steps.len());
+        if layers != steps {
+            return Err(fault(format!("{layers} layers ran, the integrator has {steps} steps")));
+        }
+        if let Some(outer) = outer {
+            outer.absorb(&self.tape);
+        }
+        let kept = Kept {
+            integrator: self.integrator,
+            kind: self.input.kind(),
+            before: self.before,
+            last: self.now,
+            layers: self.layers,
+            stored: self.stored,
+        };
+        report::add(&Report {
+            beyond: self.beyond,
+            kept_bytes: kept.kept_bytes(),
+            replay_bytes: kept.replay_bytes(),
+            state_bytes: kept.state_bytes(),
+        });
+        Ok((self.input, kept))
+    }
+}
+
+impl Kept {
+    /// Bytes of kept bits.
+    pub fn kept_bytes(&self) -> usize {
+        self.layers.iter().filter_map(|layer| layer.bits.as_ref()).map(Tensor::numel).sum()
+    }
+
+    /// Bytes of recorded selections.
+    pub fn replay_bytes(&self) -> usize {
+        self.layers.iter().flat_map(|layer| &layer.selections).map(|entry| entry.bytes()).sum()
+    }
+
+    /// Bytes of states: two, or all of them in a run that stores everything.
+    pub fn state_bytes(&self) -> usize {
+        let stored = self.stored.as_deref().unwrap_or_default();
+        let each = |stored: &Stored| stored.state.numel() + stored.result.numel();
+        4 * (self.before.numel() + self.last.numel() + stored.iter().map(each).sum::<usize>())
+    }
+
+    /// Flips the lowest kept bit of one element of a layer's step: what a fault of memory would do.
+    ///
+    /// # Errors
+    /// If that step keeps no bits.
+    pub fn flip_kept_bit(&mut self, layer: usize, byte: i64) -> Result<()> {
+        let bits = self.layers.get_mut(layer).and_then(|layer| layer.bits.as_mut());
+        let bits = bits.ok_or_else(|| fault(format!("layer {layer} keeps no bits")))?;
+        crate::ops::flip_bit(bits, byte)
+    }
+
+    /// Replaces the selections of one layer by those of another: what a second pass that selects
+    /// anew would risk.
+    ///
+    /// # Errors
+    /// If there is no such layer.
+    pub fn swap_selections(&mut self, layer: usize, other: usize) -> Result<()> {
+        let of = |layer: usize| self.layers.get(layer).map(|layer| layer.selections.clone());
+        let (Some(first), Some(second)) = (of(layer), of(other)) else {
+            return Err(fault(format!("no layer {layer} or {other}")));
+        };
+        for (layer, selections) in [(layer, second), (other, first)] {
+            if let Some(layer) = self.layers.get_mut(layer) {
+                layer.selections = selections;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The backward pass of a stack.
+#[derive(Debug)]
+pub struct Backward<'a> {
+    kept: &'a Kept,
+    /// The state after that of the layer at hand.
+    next: Tensor,
+    /// The state that the layer at hand read.
+    now: Tensor,
+    /// Cotangent of `next`.
+    d_next: Tensor,
+    /// Cotangent of `now`, as far as later steps have added to it.
+    d_now: Option<Tensor>,
+    /// Layers to come.
+    remaining: usize,
+}
+
+impl<'a> Backward<'a> {
+    /// Begins at the last state, with the cotangent of its value.
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub fn start(kept: &'a Kept, d: &Tensor) -> Result<Backward<'a>> {
+        report::record_state(&kept.last);
+        Ok(Backward {
+            kept,
+            next: kept.last.shallow_clone(),
+            now: kept.before.shallow_clone(),
+            d_next: d.shallow_clone(),
+            d_now: None,
+            remaining: kept.layers.len(),
+        })
+    }
+
+    /// The backward of the next layer towards the first. `stored` is what the layer saved in a run
+    /// that stores everything; otherwise `forward` computes it anew.
+    ///
+    /// # Errors
+    /// Those of the layer; and where the reconstruction is not what the forward pass had.
+    pub fn layer<S>(
+        &mut self,
+        stored: Option<&S>,
+        forward: impl FnOnce(&Tensor, &mut Tape) -> Result<(Tensor, S)>,
+        backward: impl FnOnce(&S, &Tensor) -> Result<Tensor>,
+    ) -> Result<()> {
+        let _ = self.any_layer(None, stored, forward, backward)?;
+        Ok(())
+    }
+
+    /// The same for a layer with a gate, whose cotangent it gives.
+    ///
+    /// # Errors
+    /// As [`Backward::layer`].
+    pub fn gated_layer<S>(
+        &mut self,
+        gate: &Tensor,
+        stored: Option<&S>,
+        forward: impl FnOnce(&Tensor, &mut Tape) -> Result<(Tensor, S)>,
+        backward: impl FnOnce(&S, &Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let d_gate = self.any_layer(Some(gate), stored, forward, backward)?;
+        d_gate.ok_or_else(|| fault("a gate has no cotangent".into()))
+    }
+
+    fn any_layer<S>(
+        &mut self,
+        gate: Option<&Tensor>,
+        stored: Option<&S>,
+        forward: impl FnOnce(&Tensor, &mut Tape) -> Result<(Tensor, S)>,
+        backward: impl FnOnce(&S, &Tensor) -> Result<Tensor>,
+    ) -> Result<Option<Tensor>> {
+        let layer =
+            self.remaining.checked_sub(1).ok_or_else(|| fault("one layer too many".into()))?;
+        self.remaining = layer;
+        report::record_state(&self.now);
+        let step = step_of(self.kept.integrator, layer)?;
+        let p = fixed_value(&self.now, self.kept.integrator.fraction_bits, self.kept.kind)?;
+        let (y, again) = match stored {
+            Some(_) => (self.stored(layer)?.result.shallow_clone(), None),
+            None => {
+                let mut tape = Tape::read(self.selections(layer));
+                let (y, saved) = forward(&p, &mut tape)?;
+                if !tape.is_used_up() {
+                    return Err(not_reconstructed(layer));
+                }
+                (y, Some(saved))
+            }
+        };
+        let force = Force { p: &p, y: &y, gate: gate_value(gate)? };
+        let before = self.state_before(layer, step, &force)?;
+        let seed = self.d_next.f_mul_scalar(step.weight * force.gate)?;
+        let d_gate = gate.map(|gate| self.gate_cotangent(step, &force, gate)).transpose()?;
+        drop((p, y));
+        let saved = stored.or(again.as_ref());
+        let through = backward(saved.ok_or_else(|| fault("a layer saved nothing".into()))?, &seed)?;
+        self.step_back(step, &seed, &through, before)?;
+        Ok(d_gate)
+    }
+
+    /// The cotangent of the stack's input.
+    ///
+    /// # Errors
+    /// If layers are left.
+    pub fn finish(self) -> Result<Tensor> {
+        match self.remaining {
+            0 => Ok(self.d_next),
+            n => Err(fault(format!("{n} layers are left"))),
+        }
+    }
+
+    fn selections(&self, layer: usize) -> Vec<Rc<Entry>> {
+        self.kept.layers.get(layer).map(|layer| layer.selections.clone()).unwrap_or_default()
+    }
+
+    fn stored(&self, layer: usize) -> Result<&'a Stored> {
+        let stored = self.kept.stored.as_ref().and_then(|stored| stored.get(layer));
+        stored.ok_or_else(|| fault(format!("layer {layer} was not stored")))
+    }
+
+    /// The state before the one that the layer read; for layer 0 there is none, and its step is
+    /// done again in place of undone.
+    fn state_before(&self, layer: usize, step: Step, force: &Force<'_>) -> Result<Option<Tensor>> {
+        let fixed = step.fixed(self.kept.integrator.fraction_bits);
+        if self.kept.stored.is_some() {
+            let before = layer.checked_sub(1).map(|before| self.stored(before)).transpose()?;
+            return Ok(before.map(|stored| stored.state.shallow_clone()));
+        }
+        if layer > 0 {
+            let bits = self.kept.layers.get(layer).and_then(|layer| layer.bits.as_ref());
+            return fixed_inverse(&fixed, &self.next, bits, &self.now, force).map(Some);
+        }
+        let again = fixed_step(&fixed, &self.now, &self.now, force)?;
+        if again.next.f_equal(&self.next)? { Ok(None) } else { Err(not_reconstructed(layer)) }
+    }
+
+    fn gate_cotangent(&self, step: Step, force: &Force<'_>, gate: &Tensor) -> Result<Tensor> {
+        let wide = crate::Precision::F32.kind(gate.kind());
+        let made = force.y.f_to_kind(wide)?.f_sub(&force.p.f_to_kind(wide)?)?;
+        let felt = self.d_next.f_to_kind(wide)?.f_mul(&made)?.f_sum(wide)?;
+        Ok(felt.f_mul_scalar(step.weight)?.f_to_kind(gate.kind())?.f_reshape(gate.size())?)
+    }
+
+    /// `d_now + (1 - a) d_next - seed + through`, in this order, is the cotangent of the state that
+    /// the layer read; `a d_next` goes to the one before.
+    fn step_back(
+        &mut self,
+        step: Step,
+        seed: &Tensor,
+        through: &Tensor,
+        before: Option<Tensor>,
+    ) -> Result<()> {
+        let direct = self.d_next.f_mul_scalar(1.0 - step.a())?;
+        let direct = match self.d_now.take() {
+            Some(d_now) => d_now.f_add(&direct)?,
+            None => direct,
+        };
+        let d_now = direct.f_sub(seed)?.f_add(through)?;
+        let d_before = self.d_next.f_mul_scalar(step.a())?;
+        self.d_next = d_now;
+        if let Some(before) = before {
+            self.d_now = Some(d_before);
+            self.next = std::mem::replace(&mut self.now, before);
+        }
+        Ok(())
+    }
+}
+
+fn step_of(integrator: &'static Integrator, layer: usize) -> Result<Step> {
+    let step = integrator.steps.get(layer).copied();
+    step.ok_or_else(|| fault(format!("the integrator has no step for layer {layer}")))
+}
+
+fn gate_value(gate: Option<&Tensor>) -> Result<f64> {
+    gate.map_or(Ok(1.0), |gate| Ok(gate.f_double_value(&[])?))
+}
+
+fn fault(detail: String) -> Error {
+    Error::Op { op: "reversible stack", detail }
+}
+
+fn not_reconstructed(layer: usize) -> Error {
+    TrainError::NotReconstructed { layer }.into()
+}
