@@ -327,7 +327,11 @@ impl Graph {
     ///
     /// # Errors
     /// A step that does not hold: a fault of the prover.
-    pub(crate) fn explain(&mut self, a: Id, b: Id) -> Result<BTreeMap<&'static str, usize>, String> {
+    pub(crate) fn explain(
+        &mut self,
+        a: Id,
+        b: Id,
+    ) -> Result<BTreeMap<&'static str, usize>, String> {
         if self.egraph.analysis.clash {
             return Err("two terms of different types were found equal".to_owned());
         }
@@ -561,8 +565,7 @@ impl<'g> Replay<'g> {
     fn step(&mut self, rule: Symbol, from: usize, to: usize) -> Result<(), String> {
         let number: u32 = rule.as_str().parse().map_err(|_| format!("no rule `{rule}`"))?;
         let instances = self.instances;
-        let instance =
-            instances.get(number as usize).ok_or_else(|| format!("no rule `{rule}`"))?;
+        let instance = instances.get(number as usize).ok_or_else(|| format!("no rule `{rule}`"))?;
         let mut bound: BTreeMap<Var, usize> = BTreeMap::new();
         let left = Id::from(instance.left.len().saturating_sub(1));
         let right = Id::from(instance.right.len().saturating_sub(1));
@@ -607,10 +610,7 @@ impl<'g> Replay<'g> {
 }
 
 /// The number of steps and the size of the largest term of a chain, written out.
-fn flat_chain(
-    steps: &Steps,
-    memo: &mut HashMap<*const TreeTerm<Node>, (f64, f64)>,
-) -> (f64, f64) {
+fn flat_chain(steps: &Steps, memo: &mut HashMap<*const TreeTerm<Node>, (f64, f64)>) -> (f64, f64) {
     let mut total = (0.0, 1.0_f64);
     for term in steps {
         let known = memo.get(&Rc::as_ptr(term)).copied();

@@ -216,7 +216,8 @@ impl<'a> Pair<'_, 'a> {
             };
             let goal = match port {
                 Some(rule) => {
-                    let unread = || Gap::new(&t.path, target, format!("`gives {name}` cannot be read"));
+                    let unread =
+                        || Gap::new(&t.path, target, format!("`gives {name}` cannot be read"));
                     let known = BTreeMap::from([(name.as_str(), right)]);
                     let tree = read::rule(rule, &|path| path.to_owned()).ok_or_else(unread)?;
                     Some(ported(&tree, &known))
@@ -225,7 +226,8 @@ impl<'a> Pair<'_, 'a> {
             };
             let relation = self.conclude(left, right, goal, &name, t, target)?;
             if matches!(ends, Ends::Ports) && !relation.is_empty() {
-                let why = format!("`{name}` is that of the source followed by zeros: write `gives`");
+                let why =
+                    format!("`{name}` is that of the source followed by zeros: write `gives`");
                 return Err(Gap::new(&t.path, target, why));
             }
             found.push(relation);
@@ -252,9 +254,8 @@ impl<'a> Pair<'_, 'a> {
     ) -> Result<Vec<Id>, Gap> {
         let mut grown = Vec::new();
         for (name, value) in target.inputs() {
-            let mismatch = || {
-                Gap::new(&t.path, target, format!("input `{name}` differs between the two"))
-            };
+            let mismatch =
+                || Gap::new(&t.path, target, format!("input `{name}` differs between the two"));
             let id = match self.prover.maps.input(name) {
                 Some(rule) => {
                     let tree = read::rule(rule, &|path| path.to_owned()).ok_or_else(mismatch)?;

@@ -76,9 +76,10 @@ impl Scale {
     /// What a rule's factor says.
     pub(crate) fn factor(factor: &Factor) -> Option<Scale> {
         let start = Scale::number(factor.number)?;
-        factor.sizes.iter().try_fold(start, |total, (size, half)| {
-            Some(total.times(&Scale::size(size, *half)?))
-        })
+        factor
+            .sizes
+            .iter()
+            .try_fold(start, |total, (size, half)| Some(total.times(&Scale::size(size, *half)?)))
     }
 
     fn raise(&mut self, atom: &Size, half_powers: i32) {

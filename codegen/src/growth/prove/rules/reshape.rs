@@ -22,8 +22,7 @@ pub(super) const CANCEL: Rule = Rule {
                     same.then(|| renamed(*x, ty, axes, into)).flatten()
                 }
                 (Head::Merge { axes, into: merged }, Head::Split { axis, into }) => {
-                    let same =
-                        axis == merged && axes.iter().eq(into.iter().map(|part| &part.name));
+                    let same = axis == merged && axes.iter().eq(into.iter().map(|part| &part.name));
                     same.then_some(Tree::Var(*x))
                 }
                 _ => None,

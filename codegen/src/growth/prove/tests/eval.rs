@@ -27,8 +27,7 @@ pub(super) fn stored(value: &Value, order: &[String]) -> Array {
 /// A stored array as a value.
 pub(super) fn unordered(ty: &Type, array: &Array, _: &Bound) -> Value {
     let value = Ty::of(ty);
-    let positions: Vec<usize> =
-        value.axes.keys().map(|name| ty.position(name).unwrap()).collect();
+    let positions: Vec<usize> = value.axes.keys().map(|name| ty.position(name).unwrap()).collect();
     let array = array.view().permuted_axes(positions).as_standard_layout().into_owned();
     (value, array)
 }

@@ -80,7 +80,8 @@ fn difference(growth: &str, name: &str, sizes: &[(&str, i64)]) -> f64 {
         let value = draws.array(&Ty::of(&placed.item.ty), &none());
         store.params.insert(placed.path.clone(), eval::stored(&value, &placed.item.ty.names()));
     }
-    let grown = Store { params: grown(&map, &source, &store.params, &mut draws), ..Store::default() };
+    let grown =
+        Store { params: grown(&map, &source, &store.params, &mut draws), ..Store::default() };
     // Free axes have a length each.
     let mut lengths: BTreeMap<String, i64> = BTreeMap::new();
     let mut inputs: BTreeMap<String, Value> = BTreeMap::new();
@@ -105,7 +106,8 @@ fn difference(growth: &str, name: &str, sizes: &[(&str, i64)]) -> f64 {
             |port| eval::rule(&port.rule, &inputs, &lengths, &mut Draws::new("port")),
         )
     };
-    let before = interp::run(&source, &stored(&source, &|name| inputs[name].clone()), &store).unwrap();
+    let before =
+        interp::run(&source, &stored(&source, &|name| inputs[name].clone()), &store).unwrap();
     let after = interp::run(&target, &stored(&target, &ports), &grown).unwrap();
     let mut results: BTreeMap<String, Value> = BTreeMap::new();
     for (output, array) in entry.outputs.iter().zip(&before.outputs) {

@@ -147,8 +147,18 @@ fn seeds() -> Vec<Tree> {
         Tree::Node(
             Head::op(attention),
             vec![
-                concat("k", vec![leaf("q", "b t h k"), fill(0.0, "b t h k=g"), leaf("p", "b t h k=j")]),
-                concat("k", vec![leaf("c", "b s=t h k"), leaf("n", "b s=t h k=g"), fill(0.0, "b s=t h k=j")]),
+                concat(
+                    "k",
+                    vec![leaf("q", "b t h k"), fill(0.0, "b t h k=g"), leaf("p", "b t h k=j")],
+                ),
+                concat(
+                    "k",
+                    vec![
+                        leaf("c", "b s=t h k"),
+                        leaf("n", "b s=t h k=g"),
+                        fill(0.0, "b s=t h k=j"),
+                    ],
+                ),
                 concat("m", vec![leaf("v", "b s=t h m"), leaf("o", "b s=t h m=g")]),
                 mask,
             ],

@@ -18,10 +18,19 @@ pub(super) const CASES: &[Case] = &[
         map: "widen_ffn",
         sizes: &[("d", 3), ("f", 4), ("g", 2)],
         wrong: &[
-            ("down = concat(src.down, zeros, over f)", "down = concat(src.down, normal(0.02), over f)"),
+            (
+                "down = concat(src.down, zeros, over f)",
+                "down = concat(src.down, normal(0.02), over f)",
+            ),
             ("down = concat(src.down, zeros, over f)", "down = concat(zeros, src.down, over f)"),
-            ("up   = concat(src.up, normal(0.02), over f)", "up   = concat(normal(0.02), src.up, over f)"),
-            ("gate = concat(src.gate, normal(0.02), over f)", "gate = concat(src.gate * 2, normal(0.02), over f)"),
+            (
+                "up   = concat(src.up, normal(0.02), over f)",
+                "up   = concat(normal(0.02), src.up, over f)",
+            ),
+            (
+                "gate = concat(src.gate, normal(0.02), over f)",
+                "gate = concat(src.gate * 2, normal(0.02), over f)",
+            ),
         ],
     },
     Case {
@@ -37,9 +46,18 @@ pub(super) const CASES: &[Case] = &[
         map: "add_heads",
         sizes: &[("d", 3), ("h", 2), ("k", 2), ("g", 1)],
         wrong: &[
-            ("out   = concat(src.out, zeros, over h)", "out   = concat(src.out, normal(0.02), over h)"),
-            ("value = concat(src.value, normal(0.02), over h)", "value = concat(normal(0.02), src.value, over h)"),
-            ("key   = concat(src.key, normal(0.02), over h)", "key   = concat(src.query, normal(0.02), over h)"),
+            (
+                "out   = concat(src.out, zeros, over h)",
+                "out   = concat(src.out, normal(0.02), over h)",
+            ),
+            (
+                "value = concat(src.value, normal(0.02), over h)",
+                "value = concat(normal(0.02), src.value, over h)",
+            ),
+            (
+                "key   = concat(src.key, normal(0.02), over h)",
+                "key   = concat(src.query, normal(0.02), over h)",
+            ),
         ],
     },
     Case {
@@ -67,7 +85,10 @@ pub(super) const CASES: &[Case] = &[
         wrong: &[
             ("norm: PaddedRmsNorm(live: d)", "norm: RmsNorm()"),
             ("feed_norm.weight * sqrt(d / (d + g))", "feed_norm.weight"),
-            ("concat(src.layers[l].feed.down, zeros, over d)", "concat(src.layers[l].feed.down, normal(0.02), over d)"),
+            (
+                "concat(src.layers[l].feed.down, zeros, over d)",
+                "concat(src.layers[l].feed.down, normal(0.02), over d)",
+            ),
             ("concat(src.embedding, zeros, over d)", "concat(src.embedding, normal(0.02), over d)"),
         ],
     },
