@@ -237,7 +237,7 @@ fn what_is_wrong_with_a_map_is_said() {
         (
             "small",
             "rest = src\nlayers[l].body.* = src.layers[l].body.* for l in 0 .. 2\nlayers[0].body.gate = src.layers[0].body.gate",
-            &["E0621"],
+            &[],
         ),
         ("wide", "rest = src", &["E0631", "E0631", "E0631", "E0631", "E0631", "E0631"]),
         (

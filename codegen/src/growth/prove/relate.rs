@@ -10,13 +10,14 @@
 use super::graph::{Ended, Graph, Tree};
 use super::read::{self, Sizes, bound_ty, padded};
 use super::scale::Scale;
-use super::term::{Axes, Head, Ty};
+use super::term::{Axes, Head, Step, Ty};
 use super::{Gap, Maps};
 use crate::growth::apply::RESULT;
 use crate::ir::paths::{join, sub_path};
 use crate::ir::{FuncId, Function, Module, Node, PENALTIES, ValueId, has_penalties};
 use crate::ops::Op;
 use egg::Id;
+use lightc_dsl::model::{Integrator, Midpoint};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A function at a path of its stage.
@@ -498,19 +499,68 @@ impl<'a> Pair<'_, 'a> {
                 self.call(frame, op.sub, 0, &args, node)?
             }
             Op::Stack(op) => {
-                let mut state = frame.args(node).ok_or_else(|| fault("an argument is missing"))?;
-                let layers = function.subs.get(op.sub).map_or(0, |sub| sub.callees.len());
-                for layer in 0..layers {
-                    state = self.call(frame, op.sub, layer, &state, node)?;
-                    state.truncate(1);
-                }
-                state.resize_with(node.results.len(), || self.nothing());
-                state
+                let args = frame.args(node).ok_or_else(|| fault("an argument is missing"))?;
+                let last = match &op.integrator {
+                    Integrator::Plain => self.plain(frame, op.sub, &args, node)?,
+                    Integrator::Midpoint(how) => self.stepped(frame, op.sub, how, &args, node)?,
+                };
+                let mut results = vec![last];
+                results.resize_with(node.results.len(), || self.nothing());
+                results
             }
             op => self.op(frame, op, node)?,
         };
         frame.values.extend(node.results.iter().copied().zip(results));
         Ok(())
+    }
+
+    /// Layers one after the other.
+    fn plain(
+        &mut self,
+        frame: &Frame<'_>,
+        sub: usize,
+        args: &[Id],
+        node: &Node,
+    ) -> Result<Id, Gap> {
+        let lacks = || Gap::new(&frame.path, frame.function, "a stack gives nothing".to_owned());
+        let layers = frame.function.subs.get(sub).map_or(0, |sub| sub.callees.len());
+        let mut state = args.first().copied().ok_or_else(lacks)?;
+        for layer in 0..layers {
+            let results = self.call(frame, sub, layer, &[state], node)?;
+            state = results.first().copied().ok_or_else(lacks)?;
+        }
+        Ok(state)
+    }
+
+    /// Layers joined by an integrator: a chain of steps on the last two states.
+    fn stepped(
+        &mut self,
+        frame: &Frame<'_>,
+        sub: usize,
+        how: &Midpoint,
+        args: &[Id],
+        node: &Node,
+    ) -> Result<Id, Gap> {
+        let lacks = || Gap::new(&frame.path, frame.function, "a stack gives nothing".to_owned());
+        let mut args = args.iter().copied();
+        let x = args.next().ok_or_else(lacks)?;
+        let mut now = self.graph.add(Head::Quantize(how.fraction_bits), vec![x]);
+        let mut before = now;
+        for (layer, of_layer) in how.steps.iter().enumerate() {
+            let gate = match of_layer.gate {
+                Some(_) => args.next().ok_or_else(lacks)?,
+                None => self.graph.add(Head::fill(Scale::one(), Axes::new()), Vec::new()),
+            };
+            let results = self.call(frame, sub, layer, &[now], node)?;
+            let force = results.first().copied().ok_or_else(lacks)?;
+            let (numerator, bits) =
+                if layer == 0 { (0, 0) } else { (of_layer.numerator, of_layer.bits) };
+            let weight = how.weight(layer).to_bits();
+            let step = Step { numerator, bits, weight, fraction: how.fraction_bits };
+            let next = self.graph.add(Head::Step(step), vec![before, now, gate, force]);
+            (before, now) = (now, next);
+        }
+        Ok(now)
     }
 
     fn op(&mut self, frame: &Frame<'_>, op: &Op, node: &Node) -> Result<Vec<Id>, Gap> {

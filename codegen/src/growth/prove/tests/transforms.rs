@@ -102,6 +102,55 @@ pub(super) const CASES: &[Case] = &[
         ],
     },
     Case {
+        map: "add_silent_pair",
+        sizes: &[("vocab", 5), ("d", 3), ("h", 2), ("k", 2), ("f", 4)],
+        wrong: &[
+            ("    layers[2].gate = zeros", "    layers[2].gate = ones"),
+            ("a: [1 / 2, 1, 1, 1 / 2]", "a: [1 / 2, 1 / 2, 1, 1 / 2]"),
+            (
+                "a: [1 / 2, 1, 1, 1 / 2], gates: [none, 0, 0, none]",
+                "a: [1 / 2, 1 / 2, 1, 1], gates: [none, 0, 0, none]",
+            ),
+            (
+                "a: [1 / 2, 1, 1, 1 / 2], gates: [none, 0, 0, none]",
+                "a: [1 / 2, 1, 1, 1], gates: [none, 0, 0, none]",
+            ),
+        ],
+    },
+    Case {
+        map: "dense_to_experts",
+        sizes: &[("d", 3), ("f", 4), ("e", 5), ("w", 2), ("p", 2)],
+        wrong: &[
+            ("routed.down       = zeros", "routed.down       = normal(0.02)"),
+            (
+                "shared.**         = src.**",
+                "shared.gate = src.gate\n    shared.up = src.up * 2\n    shared.down = src.down",
+            ),
+            (
+                "shared.**         = src.**",
+                "shared.gate = src.up\n    shared.up = src.gate\n    shared.down = src.down",
+            ),
+        ],
+    },
+    Case {
+        map: "clone_experts",
+        sizes: &[("d", 3), ("f", 4), ("g", 4), ("w", 2), ("p", 2), ("r", 3), ("c", 2)],
+        wrong: &[
+            ("tile(src.routed.down, over e)", "tile(src.routed.down / size(r), over e)"),
+            ("tile(src.routed.gate, over e)", "interleave(src.routed.gate, over e)"),
+            ("tile(src.routed.up, over e)", "normal(0.02)"),
+        ],
+    },
+    Case {
+        map: "wider_and_deeper",
+        sizes: &[("vocab", 5), ("d", 3), ("h", 2), ("k", 2), ("f", 4), ("g", 2)],
+        wrong: &[
+            ("layers[1].mix.out   = zeros", "layers[1].mix.out   = normal(0.02)"),
+            ("layers[1].feed.down = zeros", "layers[1].feed.down = normal(0.02)"),
+            ("zip([0, 1, 2], [0, 0, 1])", "zip([0, 1, 2], [0, 0, 0])"),
+        ],
+    },
+    Case {
         map: "attach_adapter",
         sizes: &[("d", 3), ("f", 4), ("r", 2)],
         wrong: &[
