@@ -3,8 +3,8 @@
 use super::measure::{Change, Meter};
 use super::resolve::{self, Resolved};
 use super::trial::{Compared, Trial, is_training};
-use crate::ir::{Module, Output};
 use super::{Claim, GrowthMap, Proof, codes, prove};
+use crate::ir::{Module, Output};
 use crate::ops::EvalError;
 use lightc_dsl::ast::{DType, FormalKind};
 use lightc_dsl::diag::Diag;
