@@ -14,7 +14,7 @@
 
 use crate::config::GroupConfig;
 use crate::error::{ConfigError, Result};
-use crate::stage::{ParamSpec, Storage};
+use crate::stage::ParamSpec;
 use crate::{Kind, Tensor};
 
 /// The numbers of AdamW that all groups share.

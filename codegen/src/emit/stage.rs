@@ -260,9 +260,10 @@ fn stage_items(program: &Program<'_>, origin: &Origin) -> Result<TokenStream, St
         }
     });
     let integrators = integrators(module);
+    let flat_states = has_states(module, module.entry).then(|| quote!(FlatStates,));
     let doc = format!(" Stage `{name}`: {} parameter tensors.", params.len());
     Ok(quote! {
-        use lightc_runtime::bind::{Empty, FlatSource, FlatStates, ParamGrads};
+        use lightc_runtime::bind::{Empty, FlatSource, #flat_states ParamGrads};
         use lightc_runtime::{
             Batch, CarrySpec, Init, Inputs, Outputs, ParamSpec, Precision, Result, Stage, StateSpec,
             StepReport, Storage, TableSpec, Tensor, TrainState,
