@@ -246,7 +246,7 @@ fn what_is_wrong_with_a_map_is_said() {
             &["E0613"],
         ),
         ("deep", "layers[i].** = src.layers[j].** for i, j in zip(0 .. 4, [0 .. 2, 0 .. 2])", &[]),
-        ("deep", "layers[i].** = src.layers[i].** for i in 0 .. 4", &["E0611"]),
+        ("deep", "layers[i].** = src.layers[i].** for i in 0 .. 4", &["E0611", "E0611"]),
         ("small", "rest = src\nlayers[0].norm.weight = src.layers[0].norm.seen", &["E0632"]),
         ("small", "rest = src\nlayers[0].norm.weight = src.layers[0].body.gate", &["E0630"]),
         (

@@ -2,8 +2,9 @@
 
 use super::measure::{Change, Meter};
 use super::resolve::{self, Resolved};
-use super::trial::{Compared, Trial};
+use super::trial::{Compared, Trial, is_training};
 use super::{Claim, GrowthMap, Proof, codes, prove};
+use crate::ir::{Module, Output};
 use crate::ops::EvalError;
 use lightc_dsl::ast::{DType, FormalKind};
 use lightc_dsl::diag::Diag;
@@ -290,7 +291,7 @@ fn input_text(probe: &Resolved, trial: &Trial) -> String {
 /// Asks the prover, for the sizes that the stages leave open at their probes.
 fn proved(program: &Program, def: &MapDef, decision: &mut Decision) {
     let symbolic = resolve::resolve(program, def, Sizes::Symbolic, &FormalValues::new());
-    let symbolic = match symbolic {
+    let mut symbolic = match symbolic {
         Ok(symbolic) => symbolic,
         Err(diags) => {
             let first = diags.first().map_or("", |d| d.message.as_str());
@@ -298,12 +299,25 @@ fn proved(program: &Program, def: &MapDef, decision: &mut Decision) {
             return;
         }
     };
+    for side in [&mut symbolic.source, &mut symbolic.target] {
+        without_training(&mut side.module);
+    }
     match prove(&symbolic.map, &symbolic.source.module, &symbolic.target.module) {
         Proof::Proved { rules } => {
             decision.verdict = Verdict::Proved;
             decision.rules = rules.into_iter().map(|(name, n)| format!("{name} ({n})")).collect();
         }
         Proof::Unknown { why, place } => decision.why = Some(format!("in {place}: {why}")),
+    }
+}
+
+/// Leaves the outputs that say what is computed, where there are such.
+fn without_training(module: &mut Module) {
+    let entry = module.functions.get_mut(module.entry.0 as usize);
+    let Some(entry) = entry else { return };
+    let named = |o: &Output, f: fn(&str) -> bool| o.name.as_deref().is_some_and(f);
+    if entry.outputs.iter().any(|o| !named(o, is_training)) {
+        entry.outputs.retain(|o| !named(o, is_training));
     }
 }
 

@@ -115,11 +115,10 @@ impl Meter {
         for compared in outputs {
             self.output(&compared.name, compared);
         }
-        for compared in trial.calls(source, target)? {
-            // The last norm gives the hidden state that the heads read.
-            if compared.name == "final_norm" {
-                self.output("hidden", &compared);
-            }
+        // The last norm gives the hidden state that the heads read.
+        let calls = trial.calls(source, target)?;
+        if let Some(hidden) = calls.iter().find(|call| call.name == "final_norm") {
+            self.output("hidden", hidden);
         }
         self.blocks(source, target, trial)?;
         self.routers(map, source, target, trial)
@@ -249,11 +248,10 @@ fn replaced(source: &Side, target: &Side) -> BTreeSet<String> {
         let float = |side: &Side| {
             function_at(side, path).is_some_and(|id| {
                 let function = side.module.function(id);
-                function.outputs.len() == 1
-                    && function.outputs.iter().all(|o| function.ty(o.value).is_float())
+                function.outputs.first().is_some_and(|o| function.ty(o.value).is_float())
             })
         };
-        float(source) && float(target)
+        float(source) && float(target) && inputs_at(source, path) == inputs_at(target, path)
     };
     let mut found = BTreeSet::new();
     for path in target.nodes.keys().filter(|path| differs(path)) {
@@ -270,6 +268,17 @@ fn replaced(source: &Side, target: &Side) -> BTreeSet<String> {
         }
     }
     found
+}
+
+/// Inputs of the block at a path: names, axes, and the sizes that are known.
+fn inputs_at(side: &Side, path: &str) -> Option<Vec<(String, Vec<(String, Option<i64>)>)>> {
+    let function = side.module.function(function_at(side, path)?);
+    let inputs = function.inputs().map(|(name, value)| {
+        let axes = &function.ty(value).axes;
+        let axes = axes.iter().map(|axis| (axis.name.clone(), axis.size.as_constant()));
+        (name.to_owned(), axes.collect())
+    });
+    Some(inputs.collect())
 }
 
 /// The function of the block at a path.

@@ -385,6 +385,9 @@ impl<'a> Work<'a> {
         }
         let source = Pattern::new(&frame.source, path, &frame.names).ok()?;
         let (to, from) = (pattern.root(), source.root());
+        if self.target.nodes.contains_key(&to) && !self.source.nodes.contains_key(&from) {
+            return Some(pattern::unknown(self.source, &from, path.span));
+        }
         self.other_kind(&to, &from, value.span)
     }
 

@@ -11,7 +11,7 @@ use lightc_dsl::ast::DType;
 use lightc_dsl::model::{InitLaw, Storage};
 use lightc_numerics::draw::{Law, Stream};
 use ndarray::{ArrayD, IxDyn};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, VecDeque};
 
 /// Lengths of open axes, in the order in which the inputs bind them.
 const LENGTHS: [i64; 6] = [2, 10, 3, 5, 4, 6];
@@ -61,8 +61,8 @@ impl Trial {
         Ok(Trial { seed, inputs, source, target, target_store })
     }
 
-    /// Outputs of the root that say what is computed. Where a loss is one of several, it is left
-    /// out: penalties belong to training, not to the function.
+    /// Outputs of the root that say what is computed: not the loss and its penalties, which belong
+    /// to training, where there are others.
     pub(super) fn outputs(
         &self,
         map: &GrowthMap,
@@ -73,10 +73,10 @@ impl Trial {
         let sizes = open_sizes(source);
         let sources: BTreeMap<String, Array> =
             from.iter().cloned().zip(self.source.outputs.iter().cloned()).collect();
-        let common = to.iter().filter(|name| from.contains(name) && *name != "loss").count();
+        let common = to.iter().filter(|name| from.contains(name) && !is_training(name)).count();
         let mut compared = Vec::new();
         for (name, output) in to.iter().zip(&self.target.outputs) {
-            if name == "loss" && common > 0 {
+            if is_training(name) && common > 0 {
                 continue;
             }
             let expected = match map.outputs.iter().find(|port| port.name == *name) {
@@ -97,22 +97,22 @@ impl Trial {
     /// Calls that stand at the same place of both trees and return values of one shape, in the
     /// order in which they ended. Layers of stacks of different depth have no common place.
     pub(super) fn calls(&self, source: &Side, target: &Side) -> Result<Vec<Compared>, EvalError> {
-        let from: BTreeMap<String, Visit<'_>> = interp::visits(&source.module, &self.source.trace)
-            .into_iter()
-            .map(|visit| (visit.path.clone(), visit))
-            .collect();
+        // A block that is called again has its calls in order.
+        let mut from: BTreeMap<String, VecDeque<Visit<'_>>> = BTreeMap::new();
+        for visit in interp::visits(&source.module, &self.source.trace) {
+            from.entry(visit.path.clone()).or_default().push_back(visit);
+        }
         let mut compared = Vec::new();
-        let mut seen = BTreeSet::new();
         for visit in interp::visits(&target.module, &self.target.trace) {
-            let Some(other) = from.get(&visit.path) else { continue };
-            if !seen.insert(visit.path.clone()) || !same_place(source, target, &visit.path) {
+            let other = from.get_mut(&visit.path).and_then(VecDeque::pop_front);
+            let Some(other) = other else { continue };
+            if !same_place(source, target, &visit.path) {
                 continue;
             }
             let function = target.module.function(visit.function);
-            let single = function.outputs.len() == 1;
             let float = function.outputs.first().is_some_and(|o| function.ty(o.value).is_float());
             let (a, b) = (other.outputs(&source.module)?, visit.outputs(&target.module)?);
-            if let (true, true, Some(a), Some(b)) = (single, float, a.first(), b.first())
+            if let (true, Some(a), Some(b)) = (float, a.first(), b.first())
                 && a.shape() == b.shape()
             {
                 let name = visit.path.clone();
@@ -123,17 +123,18 @@ impl Trial {
     }
 }
 
+/// Outputs that training reads: the loss, and the sum of penalties in it.
+pub(super) fn is_training(output: &str) -> bool {
+    output == "loss" || output == "aux"
+}
+
 /// No layer of a stack of another depth is on the way.
 pub(super) fn same_place(source: &Side, target: &Side, path: &str) -> bool {
     let mut known = String::new();
     path.split('.').filter(|p| !p.is_empty()).all(|part| {
-        known = interp_join(&known, part);
+        known = crate::ir::paths::join(&known, part);
         source.layers(&known) == target.layers(&known)
     })
-}
-
-fn interp_join(prefix: &str, name: &str) -> String {
-    crate::ir::paths::join(prefix, name)
 }
 
 fn names(module: &Module) -> Vec<String> {

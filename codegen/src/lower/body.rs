@@ -708,6 +708,8 @@ impl Body<'_, '_> {
         use Item::{Number, Value};
         let (x, number) = match (left, right) {
             (Value(left), Value(right)) => {
+                let left = self.whole_size(left, span)?;
+                let right = self.whole_size(right, span)?;
                 return self.push(IndexBinary { function }, vec![left, right], span);
             }
             (Value(x), Number(c)) | (Number(c), Value(x)) => (x, c),
@@ -726,6 +728,14 @@ impl Body<'_, '_> {
             (IndexFn::Sub, Number(_)) => (-1, c),
         };
         self.push(IndexAffine { mul, add }, vec![x], span)
+    }
+
+    /// A size that is open is a whole number, so it can count positions.
+    fn whole_size(&mut self, value: ValueId, span: Span) -> Option<ValueId> {
+        match self.function.definition(value).op {
+            Op::SizeValue(_) => self.push(Cast { to: DType::Index }, vec![value], span),
+            _ => Some(value),
+        }
     }
 
     /// A two-operand op in which a number takes the precision class of the other operand.

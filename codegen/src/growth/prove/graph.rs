@@ -1,6 +1,6 @@
 //! The e-graph: terms, their types, saturation under rules, and proofs that are checked again.
 
-use super::rules::{RULES, Rule};
+use super::rules::{self, RULES, Rule};
 use super::term::{Head, Ty};
 use egg::{
     Analysis, DidMerge, EGraph, ENodeOrVar, Explanation, Id, Language, Pattern, PatternAst,
@@ -245,6 +245,10 @@ impl Graph {
         let mut matches = Vec::new();
         for id in ids {
             let view = View(&self.egraph);
+            // Whatever is one value everywhere, such as 0, is known: its many forms lead nowhere.
+            if rules::fill(&view, id).is_some() {
+                continue;
+            }
             for (head, children) in view.nodes(id) {
                 for rule in RULES {
                     let mut found = Vec::new();
@@ -378,13 +382,6 @@ impl Graph {
         out
     }
 
-    /// The left and right sides of all instances of a rule so far, for property tests.
-    #[cfg(test)]
-    pub(crate) fn instances_of(&self, rule: &str) -> Vec<(Shape, Shape)> {
-        let used = self.instances.iter().filter(|instance| instance.rule == rule);
-        used.map(|instance| (self.shape(&instance.left), self.shape(&instance.right))).collect()
-    }
-
     #[cfg(test)]
     fn shape(&self, ast: &PatternAst<Node>) -> Shape {
         let mut shapes: Vec<Shape> = Vec::new();
@@ -401,20 +398,47 @@ impl Graph {
         shapes.pop().unwrap()
     }
 
-    /// What the variables of the matches were, by rule: used by property tests.
+    /// Every match so far: the rule, its sides, and the types of what its variables stand for.
     #[cfg(test)]
-    pub(crate) fn matches_of(&self, rule: &str) -> Vec<(Shape, Shape, Vec<Ty>)> {
-        let mut found = Vec::new();
+    pub(crate) fn matches(&self) -> Vec<Match> {
         let mut done: Vec<&(u32, Vec<Id>)> = self.done.iter().collect();
         done.sort();
+        let mut found = Vec::new();
         for (number, vars) in done {
             let instance = &self.instances[*number as usize];
-            if instance.rule == rule {
-                let types = vars.iter().map(|id| self.ty(*id).unwrap().clone()).collect();
-                found.push((self.shape(&instance.left), self.shape(&instance.right), types));
-            }
+            let types = vars.iter().map(|id| self.ty(*id).unwrap().clone()).collect();
+            let (left, right) = (self.shape(&instance.left), self.shape(&instance.right));
+            found.push(Match { rule: instance.rule, left, right, types });
         }
         found
+    }
+}
+
+/// One use of a rule.
+#[cfg(test)]
+#[derive(Clone, Debug)]
+pub(crate) struct Match {
+    pub(crate) rule: &'static str,
+    pub(crate) left: Shape,
+    pub(crate) right: Shape,
+    pub(crate) types: Vec<Ty>,
+}
+
+#[cfg(test)]
+thread_local! {
+    /// Matches of all graphs of this thread, while a test records them.
+    pub(crate) static RECORD: std::cell::RefCell<Option<Vec<Match>>> =
+        const { std::cell::RefCell::new(None) };
+}
+
+#[cfg(test)]
+impl Drop for Graph {
+    fn drop(&mut self) {
+        RECORD.with_borrow_mut(|record| {
+            if let Some(record) = record {
+                record.extend(self.matches());
+            }
+        });
     }
 }
 

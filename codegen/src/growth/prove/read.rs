@@ -80,7 +80,8 @@ pub(crate) fn op(op: &Op, result: usize, args: &[Tree], types: &[Ty]) -> Option<
     match (op, args, types) {
         (Op::Permute(_) | Op::StopGradient(_), [x], _) => Some(x.clone()),
         (Op::Cast(cast), [x], [ty]) if Kind::of(cast.to) == ty.kind => Some(x.clone()),
-        (Op::Cast(_), [_], _) => {
+        // Whole numbers as numbers: in which precision does not matter.
+        (Op::Cast(cast), [_], _) if Kind::of(cast.to) == Kind::Float => {
             Some(Tree::Node(Head::op(ops::Cast { to: DType::F32 }), args.to_vec()))
         }
         (Op::Const(constant), [], _) if Kind::of(constant.dtype) == Kind::Float => {

@@ -9,12 +9,15 @@
 
 use super::graph::{Ended, Graph, Tree};
 use super::read::{self, Sizes, bound_ty, padded};
-use super::term::{Head, Ty};
+use super::scale::Scale;
+use super::term::{Axes, Head, Step, Ty};
 use super::{Gap, Maps};
+use crate::growth::apply::RESULT;
 use crate::ir::paths::{join, sub_path};
-use crate::ir::{FuncId, Function, Module, Node, ValueId};
+use crate::ir::{FuncId, Function, Module, Node, PENALTIES, ValueId, has_penalties};
 use crate::ops::Op;
 use egg::Id;
+use lightc_dsl::model::{Integrator, Midpoint};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A function at a path of its stage.
@@ -71,19 +74,31 @@ impl<'a> Prover<'a> {
     }
 
     /// Relations of the outputs of `t`, given those of its inputs, to those of `s`.
-    pub(super) fn pair(
-        &mut self,
-        s: &Place,
-        t: &Place,
-        relations: &[Relation],
-    ) -> Result<Vec<Relation>, Gap> {
+    fn pair(&mut self, s: &Place, t: &Place, relations: &[Relation]) -> Result<Vec<Relation>, Gap> {
         let key = (s.func, t.func, relations.to_vec(), self.binding(s, t));
         if let Some(known) = self.memo.get(&key) {
             return known.clone();
         }
         let before = self.used.clone();
-        let result = Pair {
-            prover: &mut *self,
+        let result = self.start(s).prove(s, t, &Ends::Related(relations));
+        if result.is_err() {
+            // What a failed attempt has proved on its way is no part of the proof.
+            self.used = before;
+        }
+        self.memo.insert(key, result.clone());
+        result
+    }
+
+    /// Proves the roots: inputs and outputs correspond as the map says.
+    pub(super) fn root(&mut self) -> Result<(), Gap> {
+        let root = |module: &Module| Place { func: module.entry, path: String::new() };
+        let (s, t) = (root(self.source), root(self.target));
+        self.start(&s).prove(&s, &t, &Ends::Ports).map(|_| ())
+    }
+
+    fn start(&mut self, s: &Place) -> Pair<'_, 'a> {
+        Pair {
+            prover: self,
             graph: Graph::new(),
             source_base: s.path.clone(),
             sites: Vec::new(),
@@ -92,13 +107,6 @@ impl<'a> Prover<'a> {
             target_updates: BTreeMap::new(),
             gap: None,
         }
-        .prove(s, t, relations);
-        if result.is_err() {
-            // What a failed attempt has proved on its way is no part of the proof.
-            self.used = before;
-        }
-        self.memo.insert(key, result.clone());
-        result
     }
 
     /// The rules below a target path, by paths relative to both sides.
@@ -125,11 +133,33 @@ fn relative(path: &str, base: &str) -> String {
     }
 }
 
+/// How the inputs and outputs of a pair correspond.
+enum Ends<'e> {
+    /// Inputs are related like this; how the outputs are is found out.
+    Related(&'e [Relation]),
+    /// As the map says.
+    Ports,
+}
+
 /// Which module a function is of.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Side {
     Source,
     Target,
+}
+
+/// A rule over ports with the values that they stand for.
+fn ported(tree: &Tree, ports: &BTreeMap<&str, Id>) -> Tree {
+    match tree {
+        Tree::Node(Head::Leaf { name, .. }, _) => {
+            ports.get(name.as_str()).map_or_else(|| tree.clone(), |id| Tree::Var(*id))
+        }
+        Tree::Node(head, children) => {
+            let children = children.iter().map(|child| ported(child, ports)).collect();
+            Tree::Node(head.clone(), children)
+        }
+        Tree::Var(_) => tree.clone(),
+    }
 }
 
 /// One function while it is read.
@@ -148,7 +178,7 @@ impl Frame<'_> {
 }
 
 impl<'a> Pair<'_, 'a> {
-    fn prove(mut self, s: &Place, t: &Place, relations: &[Relation]) -> Result<Vec<Relation>, Gap> {
+    fn prove(mut self, s: &Place, t: &Place, ends: &Ends<'_>) -> Result<Vec<Relation>, Gap> {
         let (source, target) =
             (self.prover.source.function(s.func), self.prover.target.function(t.func));
         let mut leaves = Vec::new();
@@ -157,23 +187,51 @@ impl<'a> Pair<'_, 'a> {
             leaves.push(self.graph.add(leaf, Vec::new()));
         }
         let outputs = self.body(Side::Source, s, &leaves)?;
-        let grown = self.target_inputs(target, t, &leaves, relations)?;
+        let names: BTreeMap<&str, Id> =
+            source.inputs().map(|(name, _)| name).zip(leaves.iter().copied()).collect();
+        let grown = match ends {
+            Ends::Related(relations) => self.target_inputs(target, t, &leaves, relations)?,
+            Ends::Ports => self.port_inputs(target, t, &names)?,
+        };
         let results = self.body(Side::Target, t, &grown)?;
         let mut found = Vec::new();
         for (index, output) in source.outputs.iter().enumerate() {
-            let name = output.name.clone().unwrap_or_else(|| format!("output {index}"));
-            let at = match target.outputs.iter().position(|other| other.name == output.name) {
-                Some(_) if output.name.is_none() => index,
-                Some(position) => position,
-                None => {
-                    let why = format!("the target has no output `{name}`");
-                    return Err(Gap::new(&t.path, target, why));
+            // What a penalty adds to the loss is no part of the function.
+            if output.name.as_deref() == Some(PENALTIES) {
+                found.push(Relation::new());
+                continue;
+            }
+            let name = output.name.clone().unwrap_or_else(|| RESULT.to_owned());
+            let at = match &output.name {
+                None => Some(index),
+                Some(_) => target.outputs.iter().position(|other| other.name == output.name),
+            };
+            let Some(left) = at.and_then(|at| results.get(at)).copied() else {
+                let why = format!("the target has no output `{name}`");
+                return Err(Gap::new(&t.path, target, why));
+            };
+            let Some(right) = outputs.get(index).copied() else { continue };
+            let port = match ends {
+                Ends::Ports => self.prover.maps.output(&name),
+                Ends::Related(_) => None,
+            };
+            let goal = match port {
+                Some(rule) => {
+                    let unread =
+                        || Gap::new(&t.path, target, format!("`gives {name}` cannot be read"));
+                    let known = BTreeMap::from([(name.as_str(), right)]);
+                    let tree = read::rule(rule, &|path| path.to_owned()).ok_or_else(unread)?;
+                    Some(ported(&tree, &known))
                 }
+                None => None,
             };
-            let (Some(left), Some(right)) = (results.get(at), outputs.get(index)) else {
-                return Err(Gap::new(&t.path, target, "the outputs differ in number".to_owned()));
-            };
-            found.push(self.conclude(*left, *right, &name, t, target)?);
+            let relation = self.conclude(left, right, goal, &name, t, target)?;
+            if matches!(ends, Ends::Ports) && !relation.is_empty() {
+                let why =
+                    format!("`{name}` is that of the source followed by zeros: write `gives`");
+                return Err(Gap::new(&t.path, target, why));
+            }
+            found.push(relation);
         }
         self.updates(t, target)?;
         let obligations = std::mem::take(&mut self.obligations);
@@ -186,6 +244,34 @@ impl<'a> Pair<'_, 'a> {
             }
         }
         Ok(found)
+    }
+
+    /// The target's inputs, as the map says.
+    fn port_inputs(
+        &mut self,
+        target: &Function,
+        t: &Place,
+        source: &BTreeMap<&str, Id>,
+    ) -> Result<Vec<Id>, Gap> {
+        let mut grown = Vec::new();
+        for (name, value) in target.inputs() {
+            let mismatch =
+                || Gap::new(&t.path, target, format!("input `{name}` differs between the two"));
+            let id = match self.prover.maps.input(name) {
+                Some(rule) => {
+                    let tree = read::rule(rule, &|path| path.to_owned()).ok_or_else(mismatch)?;
+                    self.graph.add_tree(&ported(&tree, source))
+                }
+                None => source.get(name).copied().ok_or_else(mismatch)?,
+            };
+            let names = |ty: &Ty| ty.axes.keys().cloned().collect::<Vec<_>>();
+            let declared = Ty::of(target.ty(value));
+            if self.graph.ty(id).map(names) != Some(names(&declared)) {
+                return Err(mismatch());
+            }
+            grown.push(id);
+        }
+        Ok(grown)
     }
 
     /// The target's inputs, as related to the source's.
@@ -225,6 +311,7 @@ impl<'a> Pair<'_, 'a> {
         &mut self,
         left: Id,
         right: Id,
+        goal: Option<Tree>,
         name: &str,
         t: &Place,
         target: &Function,
@@ -233,7 +320,9 @@ impl<'a> Pair<'_, 'a> {
         let (Some(left_ty), Some(right_ty)) = types else {
             return Err(Gap::new(&t.path, target, format!("`{name}` has no type")));
         };
-        let Some((goal, relation)) = padded(Tree::Var(right), &right_ty, &left_ty) else {
+        let stated = goal.map(|goal| (goal, Relation::new()));
+        let goal = stated.or_else(|| padded(Tree::Var(right), &right_ty, &left_ty));
+        let Some((goal, relation)) = goal else {
             let why = format!("`{name}` is {left_ty:?} in the target, {right_ty:?} in the source");
             return Err(Gap::new(&t.path, target, why));
         };
@@ -368,10 +457,22 @@ impl<'a> Pair<'_, 'a> {
                 };
             }
         }
-        let outputs = function.outputs.iter().map(|o| frame.values.get(&o.value).copied());
-        outputs
-            .collect::<Option<Vec<Id>>>()
-            .ok_or_else(|| Gap::new(&place.path, function, "an output is not computed".to_owned()))
+        let mut outputs = Vec::new();
+        for output in &function.outputs {
+            let value = match output.name.as_deref() == Some(PENALTIES) {
+                true => Some(self.nothing()),
+                false => frame.values.get(&output.value).copied(),
+            };
+            outputs.push(value.ok_or_else(|| {
+                Gap::new(&place.path, function, "an output is not computed".to_owned())
+            })?);
+        }
+        Ok(outputs)
+    }
+
+    /// What is put for the penalties of a call: the function is looked at without them.
+    fn nothing(&mut self) -> Id {
+        self.graph.add(Head::fill(Scale::zero(), Axes::new()), Vec::new())
     }
 
     fn node(&mut self, frame: &mut Frame<'_>, node: &Node) -> Result<(), Gap> {
@@ -398,17 +499,68 @@ impl<'a> Pair<'_, 'a> {
                 self.call(frame, op.sub, 0, &args, node)?
             }
             Op::Stack(op) => {
-                let mut state = frame.args(node).ok_or_else(|| fault("an argument is missing"))?;
-                let layers = function.subs.get(op.sub).map_or(0, |sub| sub.callees.len());
-                for layer in 0..layers {
-                    state = self.call(frame, op.sub, layer, &state, node)?;
-                }
-                state
+                let args = frame.args(node).ok_or_else(|| fault("an argument is missing"))?;
+                let last = match &op.integrator {
+                    Integrator::Plain => self.plain(frame, op.sub, &args, node)?,
+                    Integrator::Midpoint(how) => self.stepped(frame, op.sub, how, &args, node)?,
+                };
+                let mut results = vec![last];
+                results.resize_with(node.results.len(), || self.nothing());
+                results
             }
             op => self.op(frame, op, node)?,
         };
         frame.values.extend(node.results.iter().copied().zip(results));
         Ok(())
+    }
+
+    /// Layers one after the other.
+    fn plain(
+        &mut self,
+        frame: &Frame<'_>,
+        sub: usize,
+        args: &[Id],
+        node: &Node,
+    ) -> Result<Id, Gap> {
+        let lacks = || Gap::new(&frame.path, frame.function, "a stack gives nothing".to_owned());
+        let layers = frame.function.subs.get(sub).map_or(0, |sub| sub.callees.len());
+        let mut state = args.first().copied().ok_or_else(lacks)?;
+        for layer in 0..layers {
+            let results = self.call(frame, sub, layer, &[state], node)?;
+            state = results.first().copied().ok_or_else(lacks)?;
+        }
+        Ok(state)
+    }
+
+    /// Layers joined by an integrator: a chain of steps on the last two states.
+    fn stepped(
+        &mut self,
+        frame: &Frame<'_>,
+        sub: usize,
+        how: &Midpoint,
+        args: &[Id],
+        node: &Node,
+    ) -> Result<Id, Gap> {
+        let lacks = || Gap::new(&frame.path, frame.function, "a stack gives nothing".to_owned());
+        let mut args = args.iter().copied();
+        let x = args.next().ok_or_else(lacks)?;
+        let mut now = self.graph.add(Head::Quantize(how.fraction_bits), vec![x]);
+        let mut before = now;
+        for (layer, of_layer) in how.steps.iter().enumerate() {
+            let gate = match of_layer.gate {
+                Some(_) => args.next().ok_or_else(lacks)?,
+                None => self.graph.add(Head::fill(Scale::one(), Axes::new()), Vec::new()),
+            };
+            let results = self.call(frame, sub, layer, &[now], node)?;
+            let force = results.first().copied().ok_or_else(lacks)?;
+            let (numerator, bits) =
+                if layer == 0 { (0, 0) } else { (of_layer.numerator, of_layer.bits) };
+            let weight = how.weight(layer).to_bits();
+            let step = Step { numerator, bits, weight, fraction: how.fraction_bits };
+            let next = self.graph.add(Head::Step(step), vec![before, now, gate, force]);
+            (before, now) = (now, next);
+        }
+        Ok(now)
     }
 
     fn op(&mut self, frame: &Frame<'_>, op: &Op, node: &Node) -> Result<Vec<Id>, Gap> {
@@ -469,11 +621,17 @@ impl<'a> Pair<'_, 'a> {
             return Err(Gap::new(&frame.path, frame.function, "an undeclared call".to_owned()));
         };
         let place = Place { func, path: sub_path(&frame.path, sub, layer) };
-        let types: Vec<Ty> = node
+        let mut types: Vec<Ty> = node
             .results
             .iter()
             .map(|value| bound_ty(frame.function.ty(*value), &frame.sizes))
             .collect();
+        // In a stack, some layers have penalties and others none.
+        let module = match frame.side {
+            Side::Source => self.prover.source,
+            Side::Target => self.prover.target,
+        };
+        types.resize(module.function(func).outputs.len(), Ty::float(Axes::new()));
         match frame.side {
             Side::Source => Ok(self.site(place, args, types)),
             Side::Target => self.target_call(&place, args, &types),
@@ -485,6 +643,12 @@ impl<'a> Pair<'_, 'a> {
         let number = self.sites.len();
         let mut results = Vec::new();
         for (index, ty) in types.iter().enumerate() {
+            let callee = self.prover.source.function(place.func);
+            if has_penalties(callee) && index + 1 == callee.outputs.len() {
+                let nothing = self.nothing();
+                results.push(nothing);
+                continue;
+            }
             let path = relative(&place.path, &self.source_base);
             let name = format!("result {index} of call {number}, {path}");
             results.push(self.graph.add(Head::Leaf { name, ty: ty.clone() }, Vec::new()));
@@ -569,7 +733,13 @@ impl<'a> Pair<'_, 'a> {
             }
         };
         let mut results = Vec::new();
+        let callee = self.prover.target.function(place.func);
         for (position, ty) in types.iter().enumerate() {
+            if has_penalties(callee) && position + 1 == callee.outputs.len() {
+                let nothing = self.nothing();
+                results.push(nothing);
+                continue;
+            }
             let (result, s_ty) = (s_results.get(position)?, s_types.get(position)?);
             let (tree, relation) = padded(Tree::Var(*result), s_ty, ty)?;
             if out.get(position) != Some(&relation) {

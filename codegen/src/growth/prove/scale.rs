@@ -20,13 +20,13 @@ pub(crate) struct Scale {
 const LARGEST: u64 = 1 << 24;
 
 impl Scale {
-    /// A plain number; `None` if it is not finite.
+    /// A plain number; `None` if it is not finite, or too small for all its digits.
     pub(crate) fn number(value: f64) -> Option<Scale> {
-        if !value.is_finite() {
-            return None;
-        }
         if value == 0.0 {
-            return Some(Scale { number: 0, atoms: BTreeMap::new() });
+            return Some(Scale::zero());
+        }
+        if !value.is_normal() {
+            return None;
         }
         let (mantissa, exponent) = odd_mantissa(value.abs());
         let mut scale = Scale { number: 1.0_f64.to_bits(), atoms: BTreeMap::new() };
@@ -179,14 +179,21 @@ impl Scale {
         self.value(&BTreeMap::new())
     }
 
+    /// The size names in it.
+    #[cfg(test)]
+    pub(crate) fn symbols(&self) -> Vec<String> {
+        self.atoms.keys().flat_map(|size| size.symbols()).map(str::to_owned).collect()
+    }
+
     /// The number under a binding of sizes.
     #[allow(clippy::cast_precision_loss, reason = "sizes are small whole numbers")]
     pub(crate) fn value(&self, sizes: &BTreeMap<String, i64>) -> Option<f64> {
         self.atoms.iter().try_fold(self.plain(), |total, (atom, half)| {
             let base = atom.evaluate(sizes)? as f64;
-            let power =
-                if half % 2 == 0 { base.powi(half / 2) } else { base.powf(f64::from(*half) / 2.0) };
-            Some(total * power)
+            // In two halves: a power of 2 can lie beyond what a number holds, and the product not.
+            let (whole, root) = (half / 2, half % 2);
+            let product = total * base.powi(whole / 2) * base.powi(whole - whole / 2);
+            Some(if root == 0 { product } else { product * base.sqrt().powi(root) })
         })
     }
 }
@@ -207,13 +214,12 @@ impl fmt::Display for Scale {
     }
 }
 
-/// The odd whole number and the power of two whose product a number is.
+/// The odd whole number and the power of two whose product a normal number is.
 fn odd_mantissa(value: f64) -> (u64, i32) {
     let bits = value.to_bits();
     let biased = ((bits >> 52) & 0x7ff) as i32;
-    let fraction = bits & ((1 << 52) - 1);
-    let (mantissa, exponent) =
-        if biased == 0 { (fraction, -1074) } else { (fraction | 1 << 52, biased - 1075) };
+    let mantissa = bits & ((1 << 52) - 1) | 1 << 52;
+    let exponent = biased - 1075;
     let zeros = mantissa.trailing_zeros();
     (mantissa >> zeros, exponent + zeros as i32)
 }
@@ -237,7 +243,7 @@ mod tests {
         assert!(a.times(&b.power(-2).unwrap()).is_one());
         assert_eq!(Scale::number(0.5).unwrap(), Scale::size(&Size::constant(2), -2).unwrap());
         assert_eq!(Scale::number(6.0).unwrap(), Scale::size(&Size::constant(36), 1).unwrap());
-        for value in [0.0, -3.0, 0.1, 1e-6, 1.0 / 3.0, 1e300, -5e-324] {
+        for value in [0.0, -3.0, 0.1, 1e-6, 1.0 / 3.0, 1e300, -2.5e-300] {
             assert_eq!(Scale::number(value).unwrap().as_number(), Some(value), "{value}");
         }
     }

@@ -1,6 +1,6 @@
 //! Zeros, ones, factors.
 
-use super::super::facts::linear;
+use super::super::facts::{linear, outer};
 use super::super::graph::Tree;
 use super::super::scale::Scale;
 use super::super::term::{Head, Kind, Ty};
@@ -245,6 +245,54 @@ pub(super) const SCALE_OUT: Rule = Rule {
                     let right = Tree::Node(Head::Mul, vec![fill_tree(value, ty), inner]);
                     found.push((node(head, children, &[(index, &tree)]), right));
                 }
+            }
+        }
+    },
+};
+
+pub(super) const REPEAT_OUT: Rule = Rule {
+    name: "repeat-out",
+    why: "an op that works on each position of an axis by itself gives the same at every position of \
+          an axis along which its operands are repeated",
+    find: |view, head, children, found| {
+        if matches!(head, Head::Mul) {
+            return;
+        }
+        let types: Option<Vec<&Ty>> = children.iter().map(|child| view.ty(*child)).collect();
+        let Some(types) = types else { return };
+        for child in children {
+            for (value, ones, _, x) in scaled(view, *child) {
+                let Some(x_ty) = view.ty(x) else { continue };
+                let spread = without(&ones.axes, &x_ty.axes);
+                if !value.is_one()
+                    || spread.is_empty()
+                    || spread.len() != ones.axes.len()
+                    || !spread.keys().all(|axis| outer(head, axis, &types))
+                {
+                    continue;
+                }
+                let mut written: Vec<(usize, Tree)> = Vec::new();
+                let mut inner: Vec<Tree> = Vec::new();
+                for (index, (other, ty)) in children.iter().zip(&types).enumerate() {
+                    if !spread.keys().any(|axis| ty.has(axis)) {
+                        inner.push(Tree::Var(*other));
+                        continue;
+                    }
+                    let same = scaled(view, *other).into_iter().find(|(v, t, _, y)| {
+                        let clear = |ty: &Ty| !spread.keys().any(|axis| ty.has(axis));
+                        v.is_one() && t.axes == ones.axes && view.ty(*y).is_some_and(clear)
+                    });
+                    let Some((_, _, tree, y)) = same else { break };
+                    written.push((index, tree));
+                    inner.push(Tree::Var(y));
+                }
+                if inner.len() != children.len() {
+                    continue;
+                }
+                let refs: Vec<(usize, &Tree)> = written.iter().map(|(i, t)| (*i, t)).collect();
+                let once = Tree::Node(head.clone(), inner);
+                let right = Tree::Node(Head::Mul, vec![fill_tree(value, ones), once]);
+                found.push((node(head, children, &refs), right));
             }
         }
     },

@@ -41,6 +41,7 @@ pub(crate) const RULES: &[Rule] = &[
     arithmetic::ADD_COMMON,
     arithmetic::ZERO,
     arithmetic::SCALE_OUT,
+    arithmetic::REPEAT_OUT,
     sums::SUM_FACTOR,
     sums::SUM_SUM,
     sums::SUM_CONCAT,
@@ -52,12 +53,16 @@ pub(crate) const RULES: &[Rule] = &[
     concat::CONCAT_SPLIT,
     concat::CONCAT_MERGE,
     reshape::CANCEL,
+    reshape::RESHAPE_RENAME,
     reshape::MERGE_OUT,
     reshape::SPLIT_IN,
     reshape::RENAME_RENAME,
+    reshape::RENAME_OUT,
+    reshape::SUM_RENAME,
     special::ATTENTION_CHANNELS,
     special::LOSS_CHANNELS,
     special::SILENT_STEP,
+    special::EXPERT_CLONES,
 ];
 
 /// The node as a tree, with some children written as trees.
@@ -70,7 +75,7 @@ fn node(head: &Head, children: &[Id], written: &[(usize, &Tree)]) -> Tree {
 }
 
 /// A class that has a fill: its value and type.
-fn fill<'a>(view: &View<'a>, id: Id) -> Option<(&'a Scale, &'a Ty)> {
+pub(super) fn fill<'a>(view: &View<'a>, id: Id) -> Option<(&'a Scale, &'a Ty)> {
     view.nodes(id).find_map(|(head, _)| match head {
         Head::Fill { value, ty } => Some((value, ty)),
         _ => None,
@@ -89,9 +94,13 @@ fn zero_tree(ty: &Ty) -> Tree {
     fill_tree(&Scale::zero(), ty)
 }
 
-/// The ways in which a class is a fill times something that is not a fill.
+/// The ways in which a class is a fill times something that is not a fill. What is a fill itself
+/// needs no looking into: every product with 0 is the same.
 fn scaled<'a>(view: &View<'a>, id: Id) -> Vec<(&'a Scale, &'a Ty, Tree, Id)> {
     let mut found = Vec::new();
+    if fill(view, id).is_some() {
+        return found;
+    }
     for (head, children) in view.nodes(id) {
         if let (Head::Mul, [factor, of]) = (head, children)
             && let Some((value, ty)) = fill(view, *factor)
@@ -105,8 +114,6 @@ fn scaled<'a>(view: &View<'a>, id: Id) -> Vec<(&'a Scale, &'a Ty, Tree, Id)> {
 }
 
 fn without(axes: &Axes, other: &Axes) -> Axes {
-    axes.iter()
-        .filter(|(name, _)| !other.contains_key(*name))
-        .map(|(n, s)| (n.clone(), s.clone()))
-        .collect()
+    let only = axes.iter().filter(|(name, _)| !other.contains_key(*name));
+    only.map(|(name, size)| (name.clone(), size.clone())).collect()
 }

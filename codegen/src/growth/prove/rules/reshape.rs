@@ -14,24 +14,72 @@ pub(super) const CANCEL: Rule = Rule {
         let [of] = children else { return };
         for (inner, operands) in view.nodes(*of) {
             let [x] = operands else { continue };
-            let same = match (head, inner) {
+            let right = match (head, inner) {
                 (Head::Split { axis, into }, Head::Merge { axes, into: merged }) => {
-                    let ty = view.ty(*x);
-                    axis == merged
-                        && axes.len() == into.len()
-                        && axes.iter().zip(into).all(|(name, part)| {
-                            *name == part.name
-                                && ty.and_then(|ty| ty.axes.get(name)) == Some(&part.size)
-                        })
+                    let Some(ty) = view.ty(*x) else { continue };
+                    let sizes = axes.iter().map(|name| ty.axes.get(name));
+                    let same = axis == merged && sizes.eq(into.iter().map(|part| Some(&part.size)));
+                    same.then(|| renamed(*x, ty, axes, into)).flatten()
                 }
                 (Head::Merge { axes, into: merged }, Head::Split { axis, into }) => {
-                    axis == merged && axes.iter().eq(into.iter().map(|part| &part.name))
+                    let same = axis == merged && axes.iter().eq(into.iter().map(|part| &part.name));
+                    same.then_some(Tree::Var(*x))
                 }
-                _ => false,
+                _ => None,
             };
-            if same {
+            if let Some(right) = right {
+                found.push((Tree::one(head.clone(), node(inner, operands, &[])), right));
+            }
+        }
+    },
+};
+
+/// A term with the axes of a split in place of those that were merged; `None` if a new name is
+/// taken.
+fn renamed(x: Id, ty: &Ty, axes: &[String], into: &[Axis]) -> Option<Tree> {
+    let mut tree = Tree::Var(x);
+    for (from, part) in axes.iter().zip(into) {
+        if *from == part.name {
+            continue;
+        }
+        if ty.has(&part.name) {
+            return None;
+        }
+        let head = Head::Rename { from: from.clone(), to: part.name.clone() };
+        tree = Tree::one(head, tree);
+    }
+    Some(tree)
+}
+
+pub(super) const RESHAPE_RENAME: Rule = Rule {
+    name: "reshape-rename",
+    why: "a part of a split can have its new name at once, and a part can be merged under its old one",
+    find: |view, head, children, found| {
+        let [of] = children else { return };
+        for (inner, operands) in view.nodes(*of) {
+            let [x] = operands else { continue };
+            let direct = match (head, inner) {
+                (Head::Rename { from, to }, Head::Split { axis, into })
+                    if into.iter().any(|part| part.name == *from) =>
+                {
+                    let mut into = into.clone();
+                    for part in into.iter_mut().filter(|part| part.name == *from) {
+                        part.name.clone_from(to);
+                    }
+                    Some(Head::Split { axis: axis.clone(), into })
+                }
+                (Head::Merge { axes, into }, Head::Rename { from, to }) if axes.contains(to) => {
+                    let mut axes = axes.clone();
+                    for part in axes.iter_mut().filter(|name| *name == to) {
+                        part.clone_from(from);
+                    }
+                    Some(Head::Merge { axes, into: into.clone() })
+                }
+                _ => None,
+            };
+            if let Some(direct) = direct {
                 let left = Tree::one(head.clone(), node(inner, operands, &[]));
-                found.push((left, Tree::Var(*x)));
+                found.push((left, Tree::one(direct, Tree::Var(*x))));
             }
         }
     },
@@ -172,6 +220,69 @@ pub(super) const RENAME_RENAME: Rule = Rule {
                 }
             };
             found.push((left, right));
+        }
+    },
+};
+
+pub(super) const RENAME_OUT: Rule = Rule {
+    name: "rename-out",
+    why: "an op that works on each position of an axis by itself can act before that axis is renamed \
+          in all operands that have it",
+    find: |view, head, children, found| {
+        if !matches!(head, Head::Add | Head::Mul | Head::Op { .. }) {
+            return;
+        }
+        let types: Option<Vec<&Ty>> = children.iter().map(|child| view.ty(*child)).collect();
+        let Some(types) = types else { return };
+        for child in children {
+            for (rename, _) in view.nodes(*child) {
+                let Head::Rename { from, to } = rename else { continue };
+                if !outer(head, to, &types) || !outer(head, from, &types) {
+                    continue;
+                }
+                let mut written: Vec<(usize, Tree)> = Vec::new();
+                let mut inner: Vec<Tree> = Vec::new();
+                for (index, other) in children.iter().enumerate() {
+                    let Some(ty) = view.ty(*other) else { return };
+                    if !ty.has(to) && !ty.has(from) {
+                        inner.push(Tree::Var(*other));
+                        continue;
+                    }
+                    let same = view.nodes(*other).find(|(known, _)| *known == rename);
+                    let Some((_, [x])) = same else { break };
+                    written.push((index, Tree::one(rename.clone(), Tree::Var(*x))));
+                    inner.push(Tree::Var(*x));
+                }
+                if inner.len() == children.len() {
+                    let refs: Vec<(usize, &Tree)> = written.iter().map(|(i, t)| (*i, t)).collect();
+                    let right = Tree::one(rename.clone(), Tree::Node(head.clone(), inner));
+                    found.push((node(head, children, &refs), right));
+                }
+            }
+        }
+    },
+};
+
+pub(super) const SUM_RENAME: Rule = Rule {
+    name: "sum-rename",
+    why: "the name of an axis that is summed does not matter",
+    find: |view, head, children, found| {
+        let (Head::Sum(over), [of]) = (head, children) else { return };
+        for (inner, operands) in view.nodes(*of) {
+            let (Head::Rename { from, to }, [x]) = (inner, operands) else { continue };
+            if !over.contains(to) {
+                // A sum over another axis can act before.
+                let right = Tree::one(inner.clone(), Tree::one(head.clone(), Tree::Var(*x)));
+                if !over.contains(from) {
+                    found.push((Tree::one(head.clone(), node(inner, operands, &[])), right));
+                }
+                continue;
+            }
+            let mut axes = over.clone();
+            axes.remove(to);
+            axes.insert(from.clone());
+            let left = Tree::one(head.clone(), node(inner, operands, &[]));
+            found.push((left, Tree::one(Head::Sum(axes), Tree::Var(*x))));
         }
     },
 };
