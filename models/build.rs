@@ -7,8 +7,13 @@ use std::path::{Path, PathBuf};
 use std::{env, fs};
 
 /// Source file and stage of everything that this crate offers.
-const STAGES: &[(&str, &str)] =
-    &[("models/tiny/tiny.llm", "tiny_2b"), ("models/lightning/lightning.llm", "lightning_2b")];
+const STAGES: &[(&str, &str)] = &[
+    ("models/tiny/tiny.llm", "tiny_2b"),
+    ("models/tiny/tiny.llm", "tiny_5b"),
+    ("models/tiny/tiny.llm", "tiny_9b"),
+    ("models/tiny/tiny.llm", "tiny_120b"),
+    ("models/lightning/lightning.llm", "lightning_2b"),
+];
 
 fn main() -> Result<(), Box<dyn Error>> {
     let folder = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?);

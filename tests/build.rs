@@ -4,8 +4,12 @@
 mod cases;
 
 use cases::Case;
-use lightc_codegen::emit::emit_blocks;
+use lightc_codegen::emit::{Origin, emit_blocks, emit_stage, source_digest};
 use lightc_codegen::ir::{FuncId, Function, Module, text};
+use lightc_codegen::pipeline::{compile, program};
+use lightc_dsl::diag::{self, Diag};
+use lightc_dsl::resolve::load_program;
+use lightc_dsl::source::MapLoader;
 use std::error::Error;
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -26,7 +30,52 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     writeln!(rust, "/// Every case.\npub(crate) static EMITTED: &[Emitted] = &[\n{list}];")?;
     fs::write(out.join("cases.rs"), rust)?;
+    fs::write(out.join("stages.rs"), stages()?)?;
     Ok(())
+}
+
+/// Every stage of `stages/`, a Rust module each.
+fn stages() -> Result<String, Box<dyn Error>> {
+    println!("cargo:rerun-if-changed=stages");
+    println!("cargo:rerun-if-changed=../models/std");
+    let mut library = MapLoader::default();
+    for entry in fs::read_dir("../models/std")? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        library = library.with(format!("std/{name}"), fs::read_to_string(&path)?);
+    }
+    let mut rust = String::new();
+    let mut paths: Vec<PathBuf> = Vec::new();
+    for entry in fs::read_dir("stages")? {
+        paths.push(entry?.path());
+    }
+    paths.sort();
+    for path in paths {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let text = fs::read_to_string(&path)?;
+        let (sources, files, diags) = load_program(&name, &text, &library);
+        let report = |diags: &[Diag]| diag::render(diags, &files, false);
+        if !diags.is_empty() {
+            return Err(report(&diags).into());
+        }
+        for stage in sources.stage_names() {
+            let model = sources.resolve_stage(stage).map_err(|diags| report(&diags))?;
+            let compiled = compile(&model).map_err(|diags| report(&diags))?;
+            let program = program(&compiled).map_err(|diags| report(&diags))?;
+            let origin = Origin {
+                source: name.clone(),
+                source_hash: source_digest(&files),
+                compiler: "test".to_owned(),
+            };
+            let text = emit_stage(&program, &origin)?;
+            write!(
+                rust,
+                "#[allow(missing_docs, unreachable_pub, dead_code, clippy::all)]\n\
+                 pub mod {stage} {{\n{text}\n}}\n"
+            )?;
+        }
+    }
+    Ok(rust)
 }
 
 /// The blocks of a case, and a function that runs its entry forward and, if it has one, backward.

@@ -22,6 +22,7 @@ mod diff;
 mod failure;
 mod files;
 pub mod generated;
+mod growth;
 mod program;
 mod runtime;
 mod source;

@@ -8,7 +8,8 @@
 mod common;
 
 use common::{library, root};
-use lightc_codegen::pipeline;
+use lightc_codegen::analysis::rank_dependent_states;
+use lightc_codegen::{growth, pipeline};
 use lightc_dsl::diag::{self, Diag, Severity};
 use lightc_dsl::format;
 use lightc_dsl::model::StageModel;
@@ -81,6 +82,11 @@ fn check(text: &str, library: &MapLoader, steps: Steps) -> (Vec<Diag>, Sources) 
         let found = passes(model, is_stage, steps);
         diags.extend(found.unwrap_or_else(|errors| errors));
     }
+    if !diags.iter().any(|d| d.severity == Severity::Error) {
+        for map in program.maps().iter().filter(|map| map.file == program.root()) {
+            diags.extend(growth::decide(&program, map).1);
+        }
+    }
     diag::normalize(&mut diags);
     (diags, sources)
 }
@@ -92,11 +98,13 @@ fn passes(model: &StageModel, is_stage: bool, steps: Steps) -> Result<Vec<Diag>,
         return Ok(Vec::new());
     }
     let compiled = pipeline::differentiate(model, module)?;
+    let mut warnings = rank_dependent_states(&compiled.module);
     match pipeline::program(&compiled) {
-        Err(found) if steps == Steps::Program => Err(found),
-        Err(found) => Ok(found.into_iter().map(Diag::into_warning).collect()),
-        Ok(_) => Ok(Vec::new()),
+        Err(found) if steps == Steps::Program => return Err(found),
+        Err(found) => warnings.extend(found.into_iter().map(Diag::into_warning)),
+        Ok(_) => {}
     }
+    Ok(warnings)
 }
 
 /// Line and code of each error; a diagnostic in an imported file has line 0.

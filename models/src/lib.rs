@@ -1,13 +1,22 @@
 //! The code that the compiler generates from the stages in this folder.
 
-/// Generated from `models/tiny/tiny.llm`.
-#[allow(clippy::all)]
-pub mod tiny_2b {
-    include!(concat!(env!("OUT_DIR"), "/tiny_2b.rs"));
+macro_rules! stages {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        $($(#[$doc])* #[allow(clippy::all)] pub mod $name {
+            include!(concat!(env!("OUT_DIR"), "/", stringify!($name), ".rs"));
+        })*
+    };
 }
 
-/// Generated from `models/lightning/lightning.llm`.
-#[allow(clippy::all)]
-pub mod lightning_2b {
-    include!(concat!(env!("OUT_DIR"), "/lightning_2b.rs"));
+stages! {
+    /// Generated from `models/tiny/tiny.llm`.
+    tiny_2b,
+    /// Generated from `models/tiny/tiny.llm`.
+    tiny_5b,
+    /// Generated from `models/tiny/tiny.llm`.
+    tiny_9b,
+    /// Generated from `models/tiny/tiny.llm`.
+    tiny_120b,
+    /// Generated from `models/lightning/lightning.llm`.
+    lightning_2b,
 }

@@ -194,6 +194,7 @@ impl Builder {
             ty: ty.clone(),
             init: InitLaw::Zeros,
             storage,
+            active: None,
             doc: None,
             span: None,
         });

@@ -64,7 +64,7 @@ func @Root {
   %3.x = add (%0, %2) : act[n, d=5]
   %4, %5 = call sub=0 (%3, %1) : f32[n, e=5], act[n, e=5]
   %6 = rename from=e to=d (%5) : act[n, d=5]
-  %7 = stack sub=1 (%6) : act[n, d=5]
+  %7 = stack sub=1 integrator="plain()" (%6) : act[n, d=5]
   %8, %9 = call sub=0 (%7, %1) : f32[n, e=5], act[n, e=5]
   %10 = call sub=2 (%3) : act[n, d=5]
   %11 = contract over=[d] (%10, %3) : act[n]
@@ -167,11 +167,11 @@ func @Root {
   param unread: act[d=3] ~ ones() trained
   %0.x = input name="x" () : act[t, d=3]
   %1.spare = input name="spare" () : act[t]
-  %2 = stack sub=1 (%0) : act[t, d=3]
+  %2 = stack sub=1 integrator="plain()" (%0) : act[t, d=3]
   %3.half, %4.double = call sub=0 (%2, %1) : act[t, d=3], act[t, d=3]
-  %5 = stack sub=2 (%3) : act[t, d=3]
-  %6 = stack sub=3 (%5) : act[t, d=3]
-  %7 = stack sub=2 (%0) : act[t, d=3]
+  %5 = stack sub=2 integrator="plain()" (%3) : act[t, d=3]
+  %6 = stack sub=3 integrator="plain()" (%5) : act[t, d=3]
+  %7 = stack sub=2 integrator="plain()" (%0) : act[t, d=3]
   %8 = mul (%6, %7) : act[t, d=3]
   return loss: %8
 }
@@ -209,7 +209,7 @@ func @Root {
   %0.x = input name="x" () : act[t, d=3]
   %1 = param index=0 () : act[d=3]
   %2 = mul (%0, %1) : act[t, d=3]
-  %3.layers_0_call = stack sub=0 (%2) : act[t, d=3]
+  %3.layers_0_call = stack sub=0 integrator="plain()" (%2) : act[t, d=3]
   %4.layers_2_call = call sub=1 (%3) : act[t, d=3]
   %5 = mul (%4, %3) : act[t, d=3]
   %6 = state index=0 () : f32[d=3]
@@ -220,11 +220,72 @@ func @Root {
 }
 "#;
 
+/// Reversible stacks: factors that keep 0 to 3 bits, gates on some layers (one on the first), a layer
+/// with a state, a stack inside a layer, a stack that is called twice, of one layer and of none.
+const REVERSIBLE: &str = r#"
+module reversible entry @Root
+
+func @Turn {
+  param weight: act[e=5, d=5] ~ normal(0.02) trained
+  %0.x = input name="x" () : act[t, d=5]
+  %1 = param index=0 () : act[e=5, d=5]
+  %2 = contract over=[d] (%0, %1) : act[t, e=5]
+  %3 = tanh (%2) : act[t, e=5]
+  %4 = rename from=e to=d (%3) : act[t, d=5]
+  %5 = add (%0, %4) : act[t, d=5]
+  return %5
+}
+
+func @Count {
+  param weight: act[d=5] ~ ones() trained
+  state seen: f32[d=5] = 0.5
+  %0.x = input name="x" () : act[t, d=5]
+  %1 = param index=0 () : act[d=5]
+  %2 = mul (%0, %1) : act[t, d=5]
+  %3 = state index=0 () : f32[d=5]
+  %4 = sum over=[t] (%2) : act[d=5]
+  %5 = add (%4, %3) : f32[d=5]
+  %6 = mul (%2, %3) : f32[t, d=5]
+  %7 = cast to=act (%6) : act[t, d=5]
+  update seen = %5
+  return %7
+}
+
+func @Nest {
+  stack inner = [@Turn, @Count]
+  %0.x = input name="x" () : act[t, d=5]
+  %1 = stack sub=0 integrator="midpoint(h: 0.5, a: [1/4] * 2, bootstrap: half_euler, fraction_bits: 20)" (%0) : act[t, d=5]
+  return %1
+}
+
+func @Root {
+  stack layers = [@Turn, @Count, @Turn, @Nest, @Turn]
+  param layers.0.gate: f32[] ~ ones() trained
+  param layers.3.gate: f32[] ~ ones() trained
+  stack Layers = [@Turn]
+  stack none = []
+  param layers_0_gate: act[d=5] ~ ones() trained
+  %0.x = input name="x" () : act[n, d=5]
+  %1.tape = param index=2 () : act[d=5]
+  %2 = mul (%0, %1) : act[n, d=5]
+  %3.layers.0.gate = param index=0 () : f32[]
+  %4.layers.3.gate = param index=1 () : f32[]
+  %5 = stack sub=0 integrator="midpoint(h: 0.25, a: [1/2] * 2 + [5/8] * 1 + [3/4] * 1 + [1] * 1, gates: [1.0] * 1 + [none] * 2 + [0.5] * 1 + [none] * 1, bootstrap: half_euler, fraction_bits: 20)" (%2, %3, %4) : act[n, d=5]
+  %6.layers_call = stack sub=1 integrator="midpoint(h: 0.25, a: [1] * 1, bootstrap: full, fraction_bits: 18)" (%5) : act[n, d=5]
+  %7 = stack sub=2 integrator="midpoint(h: 0.25, a: [], bootstrap: full, fraction_bits: 24)" (%6) : act[n, d=5]
+  %8 = affine mul=0.25 add=0.5 (%7) : act[n, d=5]
+  %9 = stack sub=0 integrator="midpoint(h: 0.25, a: [1/2] * 2 + [5/8] * 1 + [3/4] * 1 + [1] * 1, gates: [1.0] * 1 + [none] * 2 + [0.5] * 1 + [none] * 1, bootstrap: half_euler, fraction_bits: 20)" (%8, %3, %4) : act[n, d=5]
+  %10.reversible = mul (%9, %7) : act[n, d=5]
+  return loss: %10
+}
+"#;
+
 pub(super) fn all(cases: &mut Cases) {
     let ids = [("ids", Below("6"))];
     cases.module("calls", CALLS, &ids);
     cases.module("numbered", NUMBERED, &[]);
     cases.module("fields", FIELDS, &[]);
     cases.module("spare", SPARE, &[]);
+    cases.module("reversible", REVERSIBLE, &[]);
     cases.module("names", NAMES, &[("loop", Normal)]);
 }

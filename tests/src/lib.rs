@@ -6,7 +6,8 @@ use lightc_codegen::ops::Array;
 use lightc_codegen::pipeline::{Compiled, compile};
 use lightc_dsl::diag::Diag;
 use lightc_dsl::source::{MapLoader, Sources};
-use lightc_runtime::{Init, ParamSpec, StateSpec};
+use lightc_numerics::int8;
+use lightc_runtime::{Format, Init, ParamSpec, StateSpec, Storage};
 use ndarray::ArrayD;
 use rand_chacha::ChaCha8Rng;
 use rand_core::{RngCore, SeedableRng};
@@ -143,6 +144,9 @@ pub fn worst_difference(a: &Array, b: &Array) -> f64 {
 pub fn random_params(specs: &[ParamSpec], random: &mut Random) -> Tensors {
     let mut tensors = Tensors::new();
     for spec in specs {
+        if spec.storage == Storage::Scale {
+            continue;
+        }
         let shape: Vec<usize> = spec.shape.iter().map(|n| *n as usize).collect();
         let array = match spec.init {
             Init::Zeros => random.array(&shape, |r| 0.1 * r.normal()),
@@ -159,9 +163,31 @@ pub fn random_params(specs: &[ParamSpec], random: &mut Random) -> Tensors {
                 random.array(&shape, |r| (high * (0.02 + 0.2 * r.uniform())).ln())
             }
         };
-        let _ = tensors.insert(spec.path.to_owned(), array);
+        match spec.storage {
+            Storage::Codes(format) => quantize(&mut tensors, spec.path, format, &array),
+            _ => drop(tensors.insert(spec.path.to_owned(), array)),
+        }
     }
     tensors
+}
+
+/// Adds codes and scales of a quantized parameter, and, at its path in the source, the values that
+/// they stand for.
+fn quantize(tensors: &mut Tensors, codes_path: &str, format: Format, array: &Array) {
+    let path = codes_path.strip_suffix(".codes").expect("codes have their path");
+    let values: Vec<f32> = array.iter().map(|x| *x as f32).collect();
+    let n = array.shape().last().copied().unwrap_or(1);
+    let quantized = int8::quantize(format, &values, n).expect("the draws are finite");
+    let of = |shape: &[usize], data: Vec<f64>| {
+        ArrayD::from_shape_vec(shape.to_vec(), data).expect("the count fits")
+    };
+    let rows = &array.shape()[..array.ndim() - 1];
+    let codes = quantized.codes.iter().map(|code| f64::from(*code)).collect();
+    let scales = quantized.scales.iter().map(|scale| f64::from(*scale)).collect();
+    let meant = int8::dequantize(format, &quantized, n);
+    let _ = tensors.insert(codes_path.to_owned(), of(array.shape(), codes));
+    let _ = tensors.insert(format!("{path}.scale"), of(rows, scales));
+    let _ = tensors.insert(path.to_owned(), of(array.shape(), meant));
 }
 
 /// Start values of states.

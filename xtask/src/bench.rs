@@ -44,6 +44,17 @@ pub(crate) fn run(runs: u32, json: bool) -> Result<()> {
     Ok(())
 }
 
+/// Runs the measurement of growth in release: see `grow/examples/bench.rs`.
+pub(crate) fn grow(gigabytes: f64, kills: u32, folder: Option<&Path>) -> Result<()> {
+    let mut command = process::cargo(&["run", "--release", "-p", "lightc-grow"]);
+    let _ = command.args(["--example", "bench", "--", "--gigabytes"]).arg(gigabytes.to_string());
+    let _ = command.arg("--kills").arg(kills.to_string());
+    if let Some(folder) = folder {
+        let _ = command.arg("--folder").arg(folder);
+    }
+    process::run(&mut command)
+}
+
 /// The times of a case, sorted. The first run, which fills the file cache, is
 /// not counted.
 fn measure(binary: &Path, case: &Case, runs: u32) -> Result<Times> {

@@ -5,12 +5,14 @@
 //! that fails. It needs Rust, and Python 3.10 or newer for libtorch.
 
 mod bench;
+mod chart;
 mod corpus;
 mod demo;
 mod libtorch;
 mod process;
 mod suite;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -52,6 +54,32 @@ enum Command {
         /// How to print the result.
         #[arg(long, value_enum, default_value_t = BenchFormat::Text)]
         format: BenchFormat,
+    },
+    /// Draw the loss of several runs, each grown from the one before, as SVG.
+    Chart {
+        /// A lineage: `NAME=STAGE:METRICS,STAGE:METRICS,...` with the `metrics.jsonl` of each run.
+        #[arg(required = true)]
+        lineages: Vec<String>,
+        /// The title.
+        #[arg(long, default_value = "Loss across growth steps")]
+        title: String,
+        /// The picture to write.
+        #[arg(long)]
+        out: PathBuf,
+    },
+    /// Grow a synthetic checkpoint: memory, rate against a plain copy, and kills.
+    ///
+    /// Needs room for two checkpoints of that size in the folder, which is removed afterwards.
+    GrowBench {
+        /// Size of the checkpoint.
+        #[arg(long, default_value_t = 8.0)]
+        gigabytes: f64,
+        /// How often a growth is killed.
+        #[arg(long, default_value_t = 4)]
+        kills: u32,
+        /// Where; a folder for temporary files where absent.
+        #[arg(long)]
+        folder: Option<PathBuf>,
     },
     /// Print the environment that builds against libtorch and runs the result.
     ///
@@ -99,6 +127,10 @@ fn run(command: &Command) -> Result<()> {
         Command::Lint => suite::lint(),
         Command::Bless { arguments } => suite::bless(arguments),
         Command::Bench { runs, format } => bench::run(*runs, *format == BenchFormat::Json),
+        Command::Chart { lineages, title, out } => chart::run(lineages, title, out),
+        Command::GrowBench { gigabytes, kills, folder } => {
+            bench::grow(*gigabytes, *kills, folder.as_deref())
+        }
         Command::Env { format } => libtorch::print_environment(*format == EnvFormat::Json),
         Command::Cargo { arguments } => suite::cargo_in_environment(arguments),
     }

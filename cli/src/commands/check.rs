@@ -1,10 +1,12 @@
 //! `lightc check`: every error of a source.
 
 use crate::failure::{Failure, has_errors, show_diags};
+use crate::growth;
 use crate::source::{Loaded, name_of};
 use crate::table::{counted, grouped};
 use crate::terminal::{self, Format};
-use lightc_codegen::analysis::param_table;
+use lightc_codegen::analysis::{param_table, rank_dependent_states};
+use lightc_codegen::growth::Decision;
 use lightc_codegen::ir::Module;
 use lightc_codegen::pipeline;
 use lightc_dsl::diag::{self, Diag};
@@ -30,7 +32,7 @@ pub(crate) struct Arguments {
 struct Report {
     diagnostics: Value,
     /// Growth maps and how their claims were decided.
-    maps: Vec<Value>,
+    maps: Vec<Decision>,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
@@ -42,27 +44,35 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
                 "line": 1, "column": 1, "end_line": 1, "end_column": 1, "span": [0, 0],
                 "label": "", "related": [], "help": fault.help,
             });
-            print_report(json!([place]))?;
+            print_report(json!([place]), Vec::new())?;
             return Err(Failure::Said(1));
         }
         (loaded, _) => loaded?,
     };
-    let (summaries, diags) = check(&loaded);
+    let (summaries, mut diags) = check(&loaded);
+    let mut maps = Vec::new();
+    // A map between stages with errors has nothing to say.
+    if !has_errors(&diags) {
+        let (decisions, found) = growth::decide(&loaded);
+        maps = decisions;
+        diags.extend(found);
+        diag::normalize(&mut diags);
+    }
     let failed = has_errors(&diags);
     match arguments.format {
-        Format::Json => print_report(diag::to_json(&diags, &loaded.sources))?,
+        Format::Json => print_report(diag::to_json(&diags, &loaded.sources), maps)?,
         Format::Text => {
             show_diags(&diags, &loaded.sources);
             if !failed {
-                terminal::print(&summary(&summaries))?;
+                terminal::print(&(summary(&summaries) + &growth::text(&maps)))?;
             }
         }
     }
     if failed { Err(Failure::Said(1)) } else { Ok(()) }
 }
 
-fn print_report(diagnostics: Value) -> Result<(), Failure> {
-    terminal::print_json(&Report { diagnostics, maps: Vec::new() })
+fn print_report(diagnostics: Value, maps: Vec<Decision>) -> Result<(), Failure> {
+    terminal::print_json(&Report { diagnostics, maps })
 }
 
 /// What was checked, a line each, and everything that is wrong.
@@ -75,7 +85,8 @@ fn check(loaded: &Loaded) -> (Vec<Summary>, Vec<Diag>) {
     for model in &models {
         match compile(model, is_stage) {
             Ok((module, program)) => {
-                summaries.push(Summary::of(&module, is_stage, program.is_empty()));
+                let fed = !program.iter().any(|d| d.code.starts_with("E05"));
+                summaries.push(Summary::of(&module, is_stage, fed));
                 diags.extend(program);
             }
             Err(found) => diags.extend(found),
@@ -92,7 +103,8 @@ fn compile(model: &StageModel, is_stage: bool) -> Result<(Module, Vec<Diag>), Ve
     if is_stage && pipeline::has_loss(&module) {
         let compiled = pipeline::differentiate(model, module)?;
         let warnings = pipeline::program(&compiled).err().unwrap_or_default();
-        let warnings = warnings.into_iter().map(Diag::into_warning).collect();
+        let mut warnings: Vec<Diag> = warnings.into_iter().map(Diag::into_warning).collect();
+        warnings.extend(rank_dependent_states(&compiled.module));
         return Ok((compiled.module, warnings));
     }
     Ok((module, Vec::new()))

@@ -12,6 +12,8 @@ const TAKEN: &[&str] = &[
     "grads",
     "like",
     "ops",
+    "layer_penalty",
+    "penalty_share",
     "self",
     "tape",
     "reversible",

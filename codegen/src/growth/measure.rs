@@ -251,7 +251,7 @@ fn replaced(source: &Side, target: &Side) -> BTreeSet<String> {
                 function.outputs.first().is_some_and(|o| function.ty(o.value).is_float())
             })
         };
-        float(source) && float(target)
+        float(source) && float(target) && inputs_at(source, path) == inputs_at(target, path)
     };
     let mut found = BTreeSet::new();
     for path in target.nodes.keys().filter(|path| differs(path)) {
@@ -268,6 +268,17 @@ fn replaced(source: &Side, target: &Side) -> BTreeSet<String> {
         }
     }
     found
+}
+
+/// Inputs of the block at a path: names, axes, and the sizes that are known.
+fn inputs_at(side: &Side, path: &str) -> Option<Vec<(String, Vec<(String, Option<i64>)>)>> {
+    let function = side.module.function(function_at(side, path)?);
+    let inputs = function.inputs().map(|(name, value)| {
+        let axes = &function.ty(value).axes;
+        let axes = axes.iter().map(|axis| (axis.name.clone(), axis.size.as_constant()));
+        (name.to_owned(), axes.collect())
+    });
+    Some(inputs.collect())
 }
 
 /// The function of the block at a path.

@@ -10,7 +10,7 @@ use crate::ir::paths::join;
 use crate::ir::types::dtype_word;
 use lightc_dsl::ast::{ClauseKind, Segment};
 use lightc_dsl::diag::Diag;
-use lightc_dsl::model::{Instance, Storage};
+use lightc_dsl::model::{Bootstrap, Instance, Integrator, Storage};
 use lightc_dsl::resolve::MapDef;
 use lightc_dsl::source::Span;
 use std::collections::{BTreeMap, BTreeSet};
@@ -266,6 +266,14 @@ fn instance_settings(
             add(found, join(name, number), from.to_string(), to.to_string(), spans);
         }
     }
+    for sub in &target.subs {
+        let Some(from) = source.subs.iter().find(|other| other.name == sub.name) else { continue };
+        let (a, b) = (integrator(&from.integrator), integrator(&sub.integrator));
+        if a != b {
+            let name = join(&join(name, &sub.name), "integrator");
+            add(found, name, a, b, (Some(from.span), Some(sub.span)));
+        }
+    }
     let visible = axes_of(source).chain(axes_of(target)).collect::<BTreeSet<&str>>();
     for (axis, from) in &source.sizes {
         if visible.contains(axis.as_str()) || !source.subs.is_empty() {
@@ -277,6 +285,29 @@ fn instance_settings(
             add(found, join(name, axis), from.to_string(), to.to_string(), spans);
         }
     }
+}
+
+/// How layers are joined, whatever their number.
+fn integrator(integrator: &Integrator) -> String {
+    let Integrator::Midpoint(midpoint) = integrator else { return "plain()".to_owned() };
+    let mut factors: Vec<f64> = Vec::new();
+    for step in &midpoint.steps {
+        if !factors.contains(&step.a()) {
+            factors.push(step.a());
+        }
+    }
+    let factors: Vec<String> = factors.iter().map(f64::to_string).collect();
+    let gates = if midpoint.gated().next().is_some() { ", gates" } else { "" };
+    let bootstrap = match midpoint.bootstrap {
+        Bootstrap::HalfEuler => "half_euler",
+        Bootstrap::Full => "full",
+    };
+    format!(
+        "midpoint(h: {}, a: {}{gates}, bootstrap: {bootstrap}, fraction_bits: {})",
+        midpoint.h,
+        factors.join(" and "),
+        midpoint.fraction_bits
+    )
 }
 
 /// Names of axes that tensors of the instance have: rules speak about their sizes.

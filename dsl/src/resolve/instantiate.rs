@@ -943,7 +943,7 @@ impl<'p> Resolver<'p> {
                         codes::REQUIREMENT,
                         format!("a requirement does not hold: {}", require.reason.value),
                         condition.span,
-                        format!("here this is {a} {word} {b}"),
+                        format!("here this is {} {word} {}", rounded(a), rounded(b)),
                     )
                     .with_help("change the sizes or numbers of the instance so that it holds"),
                 );
@@ -1032,6 +1032,11 @@ fn gates(stack: &Stack, integrator: &Integrator) -> Vec<ParamDef> {
         })
     };
     midpoint.steps.iter().enumerate().filter_map(gate).collect()
+}
+
+/// A number to twelve digits: `0.02 * 460` is 9.2 to a reader.
+fn rounded(value: f64) -> f64 {
+    format!("{value:.11e}").parse().unwrap_or(value)
 }
 
 /// Numbers that no distribution can have.

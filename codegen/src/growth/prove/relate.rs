@@ -624,57 +624,49 @@ impl<'a> Pair<'_, 'a> {
             return Err(Gap::new(&frame.path, frame.function, "an undeclared call".to_owned()));
         };
         let place = Place { func, path: sub_path(&frame.path, sub, layer) };
-        let module: &'a Module = match frame.side {
+        let module = match frame.side {
             Side::Source => self.prover.source,
             Side::Target => self.prover.target,
         };
         let callee = module.function(func);
-        // A call passes values axis by axis in storage order; names are those of either side.
-        let inputs: Vec<Vec<String>> = callee.inputs().map(|(_, v)| callee.ty(v).names()).collect();
-        let given = node.args.iter().map(|arg| frame.function.ty(*arg).names());
-        let pairs = args.iter().zip(given.zip(inputs));
-        let args: Vec<Id> = pairs.map(|(arg, (from, to))| self.renamed(*arg, &from, &to)).collect();
-        let mut types = Vec::new();
-        let mut names = Vec::new();
-        for (position, output) in callee.outputs.iter().enumerate() {
-            let inside = callee.ty(output.value).names();
-            // In a stack, some layers have penalties and others none.
-            let Some(result) = node.results.get(position) else {
-                types.push(Ty::float(Axes::new()));
-                names.push((inside.clone(), inside));
-                continue;
-            };
-            let outside = frame.function.ty(*result);
-            let mut ty = bound_ty(outside, &frame.sizes);
-            let axes = inside.iter().zip(outside.names());
-            let sizes =
-                axes.filter_map(|(name, outer)| Some((name.clone(), ty.axes.get(&outer)?.clone())));
-            ty.axes = sizes.collect();
-            types.push(ty);
-            names.push((inside, outside.names()));
-        }
+        let inputs: Vec<Vec<String>> =
+            callee.inputs().map(|(_, value)| callee.ty(value).names()).collect();
+        let outputs: Vec<Vec<String>> =
+            callee.outputs.iter().map(|output| callee.ty(output.value).names()).collect();
+        // An axis can have one name in the caller and another in the callee; their order tells.
+        let outside = |values: &[ValueId]| -> Vec<Vec<String>> {
+            values.iter().map(|value| frame.function.ty(*value).names()).collect()
+        };
+        let (given, taken) = (outside(&node.args), outside(&node.results));
+        let args: Vec<Id> = args
+            .iter()
+            .zip(given.iter().zip(&inputs))
+            .map(|(arg, (from, to))| self.graph.add_tree(&read::under(Tree::Var(*arg), from, to)))
+            .collect();
+        let mut types: Vec<Ty> = node
+            .results
+            .iter()
+            .zip(&outputs)
+            .map(|(value, inside)| {
+                let mut ty = frame.function.ty(*value).clone();
+                for (axis, name) in ty.axes.iter_mut().zip(inside) {
+                    axis.name.clone_from(name);
+                }
+                bound_ty(&ty, &frame.sizes)
+            })
+            .collect();
+        // In a stack, some layers have penalties and others none.
+        types.resize(outputs.len(), Ty::float(Axes::new()));
         let results = match frame.side {
             Side::Source => self.site(place, &args, types),
             Side::Target => self.target_call(&place, &args, &types)?,
         };
-        let back = results.into_iter().zip(names);
-        Ok(back.map(|(id, (inside, outside))| self.renamed(id, &inside, &outside)).collect())
-    }
-
-    /// A value with axes of these names under those names.
-    fn renamed(&mut self, id: Id, from: &[String], to: &[String]) -> Id {
-        let mut id = id;
-        let differing = || from.iter().zip(to).filter(|(from, to)| from != to);
-        // By way of names that are free, as two axes can change places.
-        for (old, new) in differing() {
-            let passing = format!("{new}'");
-            id = self.graph.add(Head::Rename { from: old.clone(), to: passing }, vec![id]);
-        }
-        for (_, new) in differing() {
-            let passing = format!("{new}'");
-            id = self.graph.add(Head::Rename { from: passing, to: new.clone() }, vec![id]);
-        }
-        id
+        let outside = outputs.iter().zip(taken.iter().map(Some).chain(std::iter::repeat(None)));
+        let results = results.into_iter().zip(outside).map(|(result, (from, to))| match to {
+            Some(to) => self.graph.add_tree(&read::under(Tree::Var(result), from, to)),
+            None => result,
+        });
+        Ok(results.collect())
     }
 
     /// A call of the source: its results are leaves.

@@ -1,0 +1,92 @@
+//! Growth maps in `lightc check`: how their claims came out, for people.
+
+use crate::source::Loaded;
+use lightc_codegen::growth::{self, Change, Claim, Decision, Measured, Verdict};
+use lightc_dsl::diag::Diag;
+
+/// Decides the maps of the root file.
+pub(crate) fn decide(loaded: &Loaded) -> (Vec<Decision>, Vec<Diag>) {
+    let program = &loaded.program;
+    let (mut decisions, mut diags) = (Vec::new(), Vec::new());
+    for map in program.maps().iter().filter(|map| map.file == program.root()) {
+        let (decision, found) = growth::decide(program, map);
+        decisions.extend(decision);
+        diags.extend(found);
+    }
+    (decisions, diags)
+}
+
+/// One paragraph per map.
+pub(crate) fn text(maps: &[Decision]) -> String {
+    maps.iter().map(|map| format!("\n{}", paragraph(map))).collect()
+}
+
+fn paragraph(map: &Decision) -> String {
+    let mut out = format!("map {}: {} -> {}\n", map.name, map.from, map.to);
+    let claim = match &map.claim {
+        Claim::Exactly => "preserves exactly".to_owned(),
+        Claim::Within { bound } => format!("preserves within {bound:e}"),
+        Claim::Changes { reason } => format!("changes: {reason}"),
+    };
+    line(&mut out, "claim", &claim);
+    let verdict = match map.verdict {
+        Verdict::Proved => "proved, for all inputs, weights and open sizes",
+        Verdict::Refuted => "refuted",
+        Verdict::Unknown => "unknown",
+        Verdict::Declared => "declared",
+    };
+    line(&mut out, "verdict", verdict);
+    if let Some(change) = &map.change {
+        changes(&mut out, change);
+    }
+    if !map.rules.is_empty() {
+        line(&mut out, "rules", &map.rules.join(", "));
+    }
+    if let Some(why) = &map.why {
+        line(&mut out, "note", why);
+    }
+    out
+}
+
+fn changes(out: &mut String, change: &Change) {
+    let same = change.outputs.iter().chain(&change.blocks).all(|m| m.error == 0.0);
+    if same && change.routing.is_empty() {
+        line(out, "measured", "no difference in any output");
+        return;
+    }
+    for measured in &change.outputs {
+        line(out, "measured", &format!("{}: {}", measured.name, figures(measured)));
+    }
+    for measured in &change.blocks {
+        let figures = figures(measured);
+        line(out, "measured", &format!("{}, given the same input: {figures}", measured.name));
+    }
+    for routing in &change.routing {
+        let percent = |share: f64| format!("{:.1}%", 100.0 * share);
+        line(
+            out,
+            "measured",
+            &format!(
+                "{}: {} slots over clones of {} experts; all of one source at {} of positions; {} of \
+                 slots are clones of the first choice, {} of the first two",
+                routing.name,
+                routing.slots,
+                routing.experts,
+                percent(routing.one_source),
+                percent(routing.top1),
+                percent(routing.top2),
+            ),
+        );
+    }
+}
+
+fn figures(measured: &Measured) -> String {
+    format!(
+        "norm x{:.3}, projection {:.3}, cosine {:.4}, relative error {:.3}",
+        measured.norm, measured.projection, measured.cosine, measured.error
+    )
+}
+
+fn line(out: &mut String, what: &str, text: &str) {
+    out.push_str(&format!("    {what:<9} {text}\n"));
+}
