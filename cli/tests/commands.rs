@@ -359,7 +359,7 @@ fn snapshot_pins_and_shows_a_change() {
     for expected in [
         "-# |     f              = 96\n",
         "+# |     f              = 192\n",
-        "-stored  635,402, at inference 590,994\n",
+        "-stored  898,218, at inference 830,834\n",
     ] {
         assert!(diff.contains(expected), "{expected:?} in\n{diff}");
     }
