@@ -243,7 +243,31 @@ pub fn schedule_text(schedule: &Schedule) -> String {
         "target {}; callees are not counted in their callers\n\n{}",
         schedule.target,
         rows.text()
-    )
+    ) + &stacks_text(schedule)
+}
+
+/// What reversible stacks keep, one line per stack; nothing where there are none.
+fn stacks_text(schedule: &Schedule) -> String {
+    if schedule.stacks.is_empty() {
+        return String::new();
+    }
+    let mut rows = Table::new(&[
+        "reversible stack",
+        ">layers",
+        "bytes of states",
+        "kept bits",
+        "bits of selections",
+    ]);
+    for stack in &schedule.stacks {
+        rows.row(vec![
+            format!("{}.{}", stack.function, stack.stack),
+            stack.layers.to_string(),
+            stack.state_bytes.to_string(),
+            stack.kept_bits.to_string(),
+            stack.replay_bits.to_string(),
+        ]);
+    }
+    format!("\nof the layers below, one at a time keeps what it saves\n\n{}", rows.text())
 }
 
 /// The steps of one function.

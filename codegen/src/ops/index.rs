@@ -289,6 +289,10 @@ impl OpDef for Top {
         "top"
     }
 
+    fn is_replayed(&self) -> bool {
+        true
+    }
+
     fn attrs(&self) -> Attrs {
         Attrs::default().word("axis", &self.axis).axes("slots", std::slice::from_ref(&self.slots))
     }

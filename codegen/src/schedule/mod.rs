@@ -5,6 +5,10 @@
 //! its last use unless a backward function reads it. Costs are symbolic in the sizes that
 //! stay open.
 
+mod stacks;
+
+pub use stacks::StackMemory;
+
 use crate::ir::{BackwardId, FuncId, Function, Module, ValueId};
 use crate::ops::{Cost, Op};
 use lightc_dsl::size::Size;
@@ -48,6 +52,8 @@ pub struct Schedule {
     pub target: &'static str,
     /// Forward functions, callees first, then backward functions.
     pub functions: Vec<FunctionSchedule>,
+    /// Stacks whose states are had back in the backward pass, and what they keep for it.
+    pub stacks: Vec<StackMemory>,
 }
 
 /// Values of a forward function that any of its backward functions reads, in value order.
@@ -74,7 +80,7 @@ pub fn schedule_cpu(module: &Module) -> Schedule {
         let _ = BackwardId(index as u32);
         functions.push(function_schedule(&backward.body, &[]));
     }
-    Schedule { target: "cpu", functions }
+    Schedule { target: "cpu", functions, stacks: stacks::stacks(module) }
 }
 
 fn function_schedule(function: &Function, saved: &[ValueId]) -> FunctionSchedule {

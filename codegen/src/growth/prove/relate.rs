@@ -10,13 +10,14 @@
 use super::graph::{Ended, Graph, Tree};
 use super::read::{self, Sizes, bound_ty, padded};
 use super::scale::Scale;
-use super::term::{Axes, Head, Ty};
+use super::term::{Axes, Head, Step, Ty};
 use super::{Gap, Maps};
 use crate::growth::apply::RESULT;
 use crate::ir::paths::{join, sub_path};
 use crate::ir::{FuncId, Function, Module, Node, PENALTIES, ValueId, has_penalties};
 use crate::ops::Op;
 use egg::Id;
+use lightc_dsl::model::{Integrator, Midpoint};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A function at a path of its stage.
@@ -498,19 +499,68 @@ impl<'a> Pair<'_, 'a> {
                 self.call(frame, op.sub, 0, &args, node)?
             }
             Op::Stack(op) => {
-                let mut state = frame.args(node).ok_or_else(|| fault("an argument is missing"))?;
-                let layers = function.subs.get(op.sub).map_or(0, |sub| sub.callees.len());
-                for layer in 0..layers {
-                    state = self.call(frame, op.sub, layer, &state, node)?;
-                    state.truncate(1);
-                }
-                state.resize_with(node.results.len(), || self.nothing());
-                state
+                let args = frame.args(node).ok_or_else(|| fault("an argument is missing"))?;
+                let last = match &op.integrator {
+                    Integrator::Plain => self.plain(frame, op.sub, &args, node)?,
+                    Integrator::Midpoint(how) => self.stepped(frame, op.sub, how, &args, node)?,
+                };
+                let mut results = vec![last];
+                results.resize_with(node.results.len(), || self.nothing());
+                results
             }
             op => self.op(frame, op, node)?,
         };
         frame.values.extend(node.results.iter().copied().zip(results));
         Ok(())
+    }
+
+    /// Layers one after the other.
+    fn plain(
+        &mut self,
+        frame: &Frame<'_>,
+        sub: usize,
+        args: &[Id],
+        node: &Node,
+    ) -> Result<Id, Gap> {
+        let lacks = || Gap::new(&frame.path, frame.function, "a stack gives nothing".to_owned());
+        let layers = frame.function.subs.get(sub).map_or(0, |sub| sub.callees.len());
+        let mut state = args.first().copied().ok_or_else(lacks)?;
+        for layer in 0..layers {
+            let results = self.call(frame, sub, layer, &[state], node)?;
+            state = results.first().copied().ok_or_else(lacks)?;
+        }
+        Ok(state)
+    }
+
+    /// Layers joined by an integrator: a chain of steps on the last two states.
+    fn stepped(
+        &mut self,
+        frame: &Frame<'_>,
+        sub: usize,
+        how: &Midpoint,
+        args: &[Id],
+        node: &Node,
+    ) -> Result<Id, Gap> {
+        let lacks = || Gap::new(&frame.path, frame.function, "a stack gives nothing".to_owned());
+        let mut args = args.iter().copied();
+        let x = args.next().ok_or_else(lacks)?;
+        let mut now = self.graph.add(Head::Quantize(how.fraction_bits), vec![x]);
+        let mut before = now;
+        for (layer, of_layer) in how.steps.iter().enumerate() {
+            let gate = match of_layer.gate {
+                Some(_) => args.next().ok_or_else(lacks)?,
+                None => self.graph.add(Head::fill(Scale::one(), Axes::new()), Vec::new()),
+            };
+            let results = self.call(frame, sub, layer, &[now], node)?;
+            let force = results.first().copied().ok_or_else(lacks)?;
+            let (numerator, bits) =
+                if layer == 0 { (0, 0) } else { (of_layer.numerator, of_layer.bits) };
+            let weight = how.weight(layer).to_bits();
+            let step = Step { numerator, bits, weight, fraction: how.fraction_bits };
+            let next = self.graph.add(Head::Step(step), vec![before, now, gate, force]);
+            (before, now) = (now, next);
+        }
+        Ok(now)
     }
 
     fn op(&mut self, frame: &Frame<'_>, op: &Op, node: &Node) -> Result<Vec<Id>, Gap> {
@@ -571,21 +621,49 @@ impl<'a> Pair<'_, 'a> {
             return Err(Gap::new(&frame.path, frame.function, "an undeclared call".to_owned()));
         };
         let place = Place { func, path: sub_path(&frame.path, sub, layer) };
-        let mut types: Vec<Ty> = node
-            .results
-            .iter()
-            .map(|value| bound_ty(frame.function.ty(*value), &frame.sizes))
-            .collect();
-        // In a stack, some layers have penalties and others none.
         let module = match frame.side {
             Side::Source => self.prover.source,
             Side::Target => self.prover.target,
         };
-        types.resize(module.function(func).outputs.len(), Ty::float(Axes::new()));
-        match frame.side {
-            Side::Source => Ok(self.site(place, args, types)),
-            Side::Target => self.target_call(&place, args, &types),
-        }
+        let callee = module.function(func);
+        let inputs: Vec<Vec<String>> =
+            callee.inputs().map(|(_, value)| callee.ty(value).names()).collect();
+        let outputs: Vec<Vec<String>> =
+            callee.outputs.iter().map(|output| callee.ty(output.value).names()).collect();
+        // An axis can have one name in the caller and another in the callee; their order tells.
+        let outside = |values: &[ValueId]| -> Vec<Vec<String>> {
+            values.iter().map(|value| frame.function.ty(*value).names()).collect()
+        };
+        let (given, taken) = (outside(&node.args), outside(&node.results));
+        let args: Vec<Id> = args
+            .iter()
+            .zip(given.iter().zip(&inputs))
+            .map(|(arg, (from, to))| self.graph.add_tree(&read::under(Tree::Var(*arg), from, to)))
+            .collect();
+        let mut types: Vec<Ty> = node
+            .results
+            .iter()
+            .zip(&outputs)
+            .map(|(value, inside)| {
+                let mut ty = frame.function.ty(*value).clone();
+                for (axis, name) in ty.axes.iter_mut().zip(inside) {
+                    axis.name.clone_from(name);
+                }
+                bound_ty(&ty, &frame.sizes)
+            })
+            .collect();
+        // In a stack, some layers have penalties and others none.
+        types.resize(outputs.len(), Ty::float(Axes::new()));
+        let results = match frame.side {
+            Side::Source => self.site(place, &args, types),
+            Side::Target => self.target_call(&place, &args, &types)?,
+        };
+        let outside = outputs.iter().zip(taken.iter().map(Some).chain(std::iter::repeat(None)));
+        let results = results.into_iter().zip(outside).map(|(result, (from, to))| match to {
+            Some(to) => self.graph.add_tree(&read::under(Tree::Var(result), from, to)),
+            None => result,
+        });
+        Ok(results.collect())
     }
 
     /// A call of the source: its results are leaves.

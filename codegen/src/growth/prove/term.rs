@@ -133,6 +133,20 @@ impl Hash for OpKey {
     }
 }
 
+/// `next = a before + (1 - a) last + weight gate (force - last)` with `a = numerator / 2^bits`,
+/// rounded as `lightc_numerics::fixed` says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Step {
+    /// Odd, or 0 for the first step of a stack.
+    pub(crate) numerator: u32,
+    /// Bits that are shifted out.
+    pub(crate) bits: u32,
+    /// Of the force: the bits of a number.
+    pub(crate) weight: u64,
+    /// Bits of a state after the point.
+    pub(crate) fraction: u32,
+}
+
 /// What stands at the head of a term.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Head {
@@ -158,9 +172,11 @@ pub(crate) enum Head {
     Slice { axis: String, start: Size, len: Size },
     /// Any other op, and which of its results.
     Op { key: OpKey, result: usize },
-    /// A step of an integrator over fixed-point states: the children are the state before last,
-    /// the last state, the force gate and what the layer gave for the last state.
-    Step { rule: String, leapfrog: bool },
+    /// A number as a state of fixed point with so many bits after the point.
+    Quantize(u32),
+    /// A step of an integrator over such states: the children are the state before last, the last
+    /// state, the force gate and what the layer gave for the last state.
+    Step(Step),
 }
 
 impl Head {
@@ -221,7 +237,8 @@ impl Head {
                 Some(ty)
             }
             (Head::Op { key, result }, _) => infer_op(self, key, *result, children),
-            (Head::Step { .. }, [before, last, _, force]) => {
+            (Head::Quantize(_), [x]) => (x.kind == Kind::Float).then(|| (*x).clone()),
+            (Head::Step(_), [before, last, _, force]) => {
                 (before == last && last == force).then(|| (*last).clone())
             }
             _ => None,
@@ -331,7 +348,8 @@ impl fmt::Display for Head {
             Head::Slice { axis, start, len } => write!(f, "slice[{axis}:{start}+{len}]"),
             Head::Op { key, result: 0 } => f.write_str(&key.text),
             Head::Op { key, result } => write!(f, "{}.{result}", key.text),
-            Head::Step { rule, .. } => write!(f, "step[{rule}]"),
+            Head::Quantize(bits) => write!(f, "quantize[{bits}]"),
+            Head::Step(step) => write!(f, "step[{step:?}]"),
         }
     }
 }

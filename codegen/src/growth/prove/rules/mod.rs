@@ -62,6 +62,7 @@ pub(crate) const RULES: &[Rule] = &[
     special::ATTENTION_CHANNELS,
     special::LOSS_CHANNELS,
     special::SILENT_STEP,
+    special::EXPERT_CLONES,
 ];
 
 /// The node as a tree, with some children written as trees.

@@ -226,14 +226,20 @@ pub(super) const RENAME_RENAME: Rule = Rule {
 
 pub(super) const RENAME_OUT: Rule = Rule {
     name: "rename-out",
-    why: "an op on each element can act before an axis is renamed in all operands that have it",
+    why: "an op that works on each position of an axis by itself can act before that axis is renamed \
+          in all operands that have it",
     find: |view, head, children, found| {
-        if !head.is_pointwise() {
+        if !matches!(head, Head::Add | Head::Mul | Head::Op { .. }) {
             return;
         }
+        let types: Option<Vec<&Ty>> = children.iter().map(|child| view.ty(*child)).collect();
+        let Some(types) = types else { return };
         for child in children {
             for (rename, _) in view.nodes(*child) {
                 let Head::Rename { from, to } = rename else { continue };
+                if !outer(head, to, &types) || !outer(head, from, &types) {
+                    continue;
+                }
                 let mut written: Vec<(usize, Tree)> = Vec::new();
                 let mut inner: Vec<Tree> = Vec::new();
                 for (index, other) in children.iter().enumerate() {

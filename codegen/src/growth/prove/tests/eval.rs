@@ -193,6 +193,19 @@ fn apply(head: &Head, children: &[Value], sizes: &Bound) -> Option<Value> {
             let arrays = key.op.def().eval(&call).ok()?;
             Some(unordered(&results[*result], &arrays[*result], sizes))
         }
-        Head::Step { .. } => None,
+        Head::Quantize(bits) => {
+            let whole = |x: f64| {
+                lightc_numerics::fixed::value(lightc_numerics::fixed::quantize(x, *bits).0, *bits)
+            };
+            Some((ty, children[0].1.mapv(whole)))
+        }
+        // Without the rounding, for which a test of its own stands.
+        Head::Step(step) => {
+            let a = f64::from(step.numerator) / f64::from(1 << step.bits);
+            let of = |index: usize| spread(&children[index], &ty, sizes);
+            let (before, now, gate, force) = (of(0)?, of(1)?, of(2)?, of(3)?);
+            let push = (force - &now) * gate * f64::from_bits(step.weight);
+            Some((ty, before * a + now * (1.0 - a) + push))
+        }
     }
 }

@@ -253,6 +253,18 @@ fn every_rule_holds_on_random_data() {
 }
 
 #[test]
+fn a_silent_step_is_exact_in_whole_numbers() {
+    use lightc_numerics::fixed::Step;
+    let step = Step::new(1, 0, 0.5, 20);
+    for before in [i32::MIN, -7, 0, 1, 12345, i32::MAX] {
+        for now in [i32::MIN, -1, 0, 99, i32::MAX] {
+            let stepped = step.forward(before, now, 0.0);
+            assert_eq!((stepped.next, stepped.kept), (before, 0));
+        }
+    }
+}
+
+#[test]
 fn rules_have_names_of_their_own() {
     let names: BTreeSet<&str> = RULES.iter().map(|rule| rule.name).collect();
     assert_eq!(names.len(), RULES.len());

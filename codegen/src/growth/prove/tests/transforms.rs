@@ -56,7 +56,7 @@ pub(super) const CASES: &[Case] = &[
             ),
             (
                 "key   = concat(src.key, normal(0.02), over h)",
-                "key   = concat(src.query, normal(0.02), over h)",
+                "key   = concat(src.key * 2, normal(0.02), over h)",
             ),
         ],
     },
@@ -83,7 +83,7 @@ pub(super) const CASES: &[Case] = &[
         map: "widen_residual",
         sizes: &[("vocab", 5), ("d", 3), ("h", 2), ("k", 2), ("f", 4), ("g", 2)],
         wrong: &[
-            ("norm: PaddedRmsNorm(live: d)", "norm: RmsNorm()"),
+            ("norm: PaddedRmsNorm(d: d + g, live: d)", "norm: RmsNorm(d: d + g)"),
             ("feed_norm.weight * sqrt(d / (d + g))", "feed_norm.weight"),
             (
                 "concat(src.layers[l].feed.down, zeros, over d)",
@@ -96,9 +96,67 @@ pub(super) const CASES: &[Case] = &[
         map: "add_layer",
         sizes: &[("vocab", 5), ("d", 3), ("h", 2), ("k", 2), ("f", 4)],
         wrong: &[
-            ("layers[1].mix.out   = zeros", "layers[1].mix.out   = src.layers[0].mix.out"),
-            ("layers[1].feed.down = zeros", "layers[1].feed.down = normal(0.02)"),
-            ("layers[2].** = src.layers[1].**", "layers[2].** = src.layers[0].**"),
+            ("layers[1].mix.out      = zeros", "layers[1].mix.out      = src.layers[0].mix.out"),
+            ("layers[1].feed.down    = zeros", "layers[1].feed.down    = normal(0.02)"),
+            (
+                "layers[2].**           = src.layers[1].**",
+                "layers[2].**           = src.layers[1].**\n    lm_head = src.lm_head * 2",
+            ),
+        ],
+    },
+    Case {
+        map: "add_silent_pair",
+        sizes: &[("vocab", 5), ("d", 3), ("h", 2), ("k", 2), ("f", 4)],
+        wrong: &[
+            ("    layers[2].gate = zeros", "    layers[2].gate = ones"),
+            ("a: [1 / 2, 1, 1, 1 / 2]", "a: [1 / 2, 1 / 2, 1, 1 / 2]"),
+            (
+                "a: [1 / 2, 1, 1, 1 / 2], gates: [none, 0, 0, none]",
+                "a: [1 / 2, 1 / 2, 1, 1], gates: [none, 0, 0, none]",
+            ),
+            (
+                "a: [1 / 2, 1, 1, 1 / 2], gates: [none, 0, 0, none]",
+                "a: [1 / 2, 1, 1, 1], gates: [none, 0, 0, none]",
+            ),
+        ],
+    },
+    Case {
+        map: "dense_to_experts",
+        sizes: &[
+            ("vocab", 5),
+            ("d", 3),
+            ("h", 2),
+            ("k", 2),
+            ("f", 4),
+            ("e", 5),
+            ("w", 2),
+            ("p", 2),
+        ],
+        wrong: &[
+            ("routed.down       = zeros", "routed.down       = normal(0.02)"),
+            ("src.layers[0].feed.up\n", "src.layers[0].feed.up * 2\n"),
+            ("src.layers[0].feed.down\n", "src.layers[0].feed.down / 2\n"),
+        ],
+    },
+    Case {
+        map: "clone_experts",
+        sizes: &[("d", 3), ("f", 4), ("g", 4), ("w", 2), ("p", 2), ("r", 3), ("c", 2)],
+        wrong: &[
+            ("tile(src.routed.down, over e)", "tile(src.routed.down / size(r), over e)"),
+            ("tile(src.routed.gate, over e)", "interleave(src.routed.gate, over e)"),
+            ("tile(src.routed.up, over e)", "normal(0.02)"),
+        ],
+    },
+    Case {
+        map: "wider_and_deeper",
+        sizes: &[("vocab", 5), ("d", 3), ("h", 2), ("k", 2), ("f", 4), ("g", 2)],
+        wrong: &[
+            ("layers[1].mix.out      = zeros", "layers[1].mix.out      = normal(0.02)"),
+            ("layers[1].feed.down    = zeros", "layers[1].feed.down    = normal(0.02)"),
+            (
+                "layers[0].feed         = widen_ffn(src.layers[0].feed)",
+                "layers[0].feed.gate = concat(src.layers[0].feed.gate, zeros, over f)\n    layers[0].feed.up = concat(src.layers[0].feed.up, zeros, over f)\n    layers[0].feed.down = concat(src.layers[0].feed.down * 2, zeros, over f)",
+            ),
         ],
     },
     Case {
