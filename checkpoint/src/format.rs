@@ -37,9 +37,17 @@ pub struct Head {
     /// What tensors of equal names and shapes do not show: the integrator of each stack, by path.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub integrators: BTreeMap<String, String>,
+    /// Updates that the moments have seen before step 0 of the run: 0 where all began anew. The
+    /// optimizer's bias correction counts them.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub moment_updates: u64,
     /// Where a stage that was grown comes from; kept by all later checkpoints of the run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grown: Option<Grown>,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// The growth that a run begins with.
@@ -54,9 +62,6 @@ pub struct Grown {
     pub from_root: String,
     /// Optimizer updates that the source had had.
     pub from_step: u64,
-    /// Updates that the moments have seen before step 0: 0 where all begin anew. The optimizer's
-    /// bias correction counts them.
-    pub moment_updates: u64,
 }
 
 /// One tensor.

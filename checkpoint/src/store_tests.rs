@@ -18,6 +18,7 @@ fn head(step: u64) -> Head {
         corpus_digest: "cccc".to_owned(),
         settings: BTreeMap::from([("data.batch".to_owned(), "4".to_owned())]),
         integrators: BTreeMap::new(),
+        moment_updates: 0,
         grown: None,
     }
 }

@@ -22,6 +22,7 @@ fn save(store: &Store, step: u64) {
         corpus_digest: String::new(),
         settings: BTreeMap::new(),
         integrators: BTreeMap::new(),
+        moment_updates: 0,
         grown: None,
     };
     let bytes: Vec<u8> =

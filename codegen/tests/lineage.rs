@@ -56,3 +56,8 @@ fn the_maps_of_lightning_are_decided() {
 fn the_maps_of_tiny_are_decided() {
     check("tiny/tiny.llm");
 }
+
+#[test]
+fn the_library_of_transforms_is_decided() {
+    check("std/growth.llm");
+}

@@ -135,7 +135,8 @@ fn kills(arguments: &Arguments, to: &Path, seconds: f64, root: &str) -> Result<(
         let mut child = arguments.spawn(to)?;
         // A fixed set of moments without a pattern.
         let share = f64::from(kill * 61 % 97) / 97.0;
-        let wait = seconds * (0.2 + 0.6 * share);
+        // Each kill leaves less to do for the next.
+        let wait = seconds * (0.1 + 0.3 * share);
         std::thread::sleep(Duration::from_secs_f64(wait));
         let _ = child.kill();
         let status = child.wait()?;

@@ -7,6 +7,7 @@ use lightc_codegen::growth::{Rule, RuleKind};
 use lightc_codegen::ir::Type;
 use lightc_numerics::draw::Stream;
 use lightc_numerics::hadamard::Hadamard;
+use lightc_numerics::int8::Format;
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
@@ -236,6 +237,8 @@ impl Compiler<'_> {
                 permuted == *shape
             }
             Kind::Split { of, .. } | Kind::Merge { of, .. } => of.n_elements() == node.n_elements(),
+            // Made by the plan, not by a rule.
+            Kind::Codes { .. } | Kind::Scales { .. } | Kind::Dequantize { .. } => true,
             Kind::Source(_) | Kind::Fill(_) | Kind::Draw { .. } => true,
         };
         if fits {
@@ -257,6 +260,8 @@ pub(crate) fn moments(
     let kind = match &node.kind {
         Kind::Source(tensor) => return source(*tensor),
         Kind::Fill(_) | Kind::Draw { .. } => Kind::Fill(0.0),
+        Kind::Dequantize { codes, .. } => return moments(codes, power, source),
+        Kind::Codes { of, .. } | Kind::Scales { of, .. } => return moments(of, power, source),
         Kind::Noise { of, .. } => return moments(of, power, source),
         Kind::Scale { of: child, factor } => {
             Kind::Scale { of: of(child)?, factor: factor.powi(power) }
@@ -304,6 +309,47 @@ pub(crate) fn moments(
         }
     };
     Ok(Node { shape: node.shape.clone(), kind })
+}
+
+/// The codes or the scales of a node whose rows along the last axis are stored in 8 bits. What moves
+/// rows as they are moves codes and scales as they are; other rows are quantized.
+pub(crate) fn quantized(node: &Node, format: Format, is_codes: bool) -> Node {
+    let part = |of: &Node| Box::new(quantized(of, format, is_codes));
+    let last = node.shape.len().saturating_sub(1);
+    let inner = |of: &Node| of.shape.len().saturating_sub(1);
+    let mut shape = node.shape.clone();
+    if !is_codes {
+        let _ = shape.pop();
+    }
+    let kind = match &node.kind {
+        Kind::Dequantize { codes, scales, format: stored } if *stored == format => {
+            return if is_codes { (**codes).clone() } else { (**scales).clone() };
+        }
+        Kind::Concat { parts, axis } if *axis != last => {
+            let parts = parts.iter().map(|of| quantized(of, format, is_codes)).collect();
+            Kind::Concat { parts, axis: *axis }
+        }
+        Kind::Tile { of, axis } if *axis != last => Kind::Tile { of: part(of), axis: *axis },
+        Kind::Interleave { of, axis, times } if *axis != last => {
+            Kind::Interleave { of: part(of), axis: *axis, times: *times }
+        }
+        Kind::Repeat { of, axis } if *axis != last => Kind::Repeat { of: part(of), axis: *axis },
+        Kind::Slice { of, axis, start } if *axis != last => {
+            Kind::Slice { of: part(of), axis: *axis, start: *start }
+        }
+        Kind::Pick { of, axis, positions } if *axis != last => {
+            Kind::Pick { of: part(of), axis: *axis, positions: positions.clone() }
+        }
+        Kind::PickEach { of, axis, each, positions }
+            if *axis != last && *each != last && inner(of) + 1 == last =>
+        {
+            let positions = positions.clone();
+            Kind::PickEach { of: part(of), axis: *axis, each: *each, positions }
+        }
+        _ if is_codes => Kind::Codes { of: Box::new(node.clone()), format },
+        _ => Kind::Scales { of: Box::new(node.clone()), format },
+    };
+    Node { shape, kind }
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use crate::node::{Keeps, Kind, Lazy, Moments, Node, Rest};
 use crate::number;
 use crate::region::{Region, View, at, copy, strides};
 use lightc_numerics::draw::{Law, Stream};
+use lightc_numerics::int8::{Format, Levels, quantize, value};
 use safetensors::Dtype;
 
 /// Positions are followed one by one where at least this many bytes lie together at each.
@@ -583,12 +584,69 @@ fn compute(context: Context<'_>, node: &Node, region: &Region) -> Result<Vec<f64
         Kind::Rotate { of, axis, turn } => {
             along_axis(context, of, *axis, region, |line| turn.apply(line))
         }
+        Kind::Codes { of, format } => Ok(codes(&rows(context, of, region)?, *format, region)),
+        Kind::Scales { of, format } => {
+            let mut wide = region.clone();
+            wide.start.push(0);
+            wide.len.push(1);
+            Ok(scales(&rows(context, of, &wide)?, *format))
+        }
+        Kind::Dequantize { codes, scales, format } => {
+            let last = region.len.len().saturating_sub(1);
+            let codes = values(context, codes, region)?;
+            let scales = values(context, scales, &region.without(last))?;
+            let n = at(&node.shape, last);
+            let levels = (*format == Format::Quantile8).then(|| Levels::of_length(n));
+            let per_row = at(&region.len, last).max(1);
+            let rows = codes.chunks(per_row).zip(scales);
+            let each = rows.flat_map(|(codes, scale)| {
+                let value = |code: &f64| value(*code as i8, scale as f32, levels.as_deref());
+                codes.iter().map(value).collect::<Vec<f64>>()
+            });
+            // As the runtime reads it: rounded to f32.
+            Ok(each.map(|value| f64::from(value as f32)).collect())
+        }
         Kind::Mean { of, axis } => along_axis(context, of, *axis, region, |line| {
             let mean = line.iter().sum::<f64>() / line.len() as f64;
             line.fill(mean);
         }),
         _ => values(context, node, region),
     }
+}
+
+/// Whole rows of the last axis, in f32: what is quantized.
+struct Rows {
+    n: usize,
+    values: Vec<f32>,
+}
+
+/// The whole rows that a box has a part of.
+fn rows(context: Context<'_>, of: &Node, region: &Region) -> Result<Rows> {
+    let last = of.shape.len().saturating_sub(1);
+    let n = at(&of.shape, last).max(1);
+    let found = values(context, of, &region.with(last, 0, n))?;
+    Ok(Rows { n, values: found.into_iter().map(|value| value as f32).collect() })
+}
+
+/// The codes of a box. Where a row has none, its scale says so.
+fn codes(rows: &Rows, format: Format, region: &Region) -> Vec<f64> {
+    let (start, len) = region.along(region.len.len().saturating_sub(1));
+    let each = rows.values.chunks(rows.n).flat_map(|row| match quantize(format, row, rows.n) {
+        Ok(quantized) => quantized.codes,
+        Err(_) => vec![0; rows.n],
+    });
+    let all: Vec<f64> = each.map(f64::from).collect();
+    let parts = all.chunks(rows.n).flat_map(|row| row.iter().skip(start).take(len).copied());
+    parts.collect()
+}
+
+/// The scale of each row; NaN where a row has none.
+fn scales(rows: &Rows, format: Format) -> Vec<f64> {
+    let scale = |row: &[f32]| {
+        let quantized = quantize(format, row, rows.n).ok();
+        quantized.and_then(|q| q.scales.first().copied()).map_or(f64::NAN, f64::from)
+    };
+    rows.values.chunks(rows.n).map(scale).collect()
 }
 
 /// Elements of a stream, which is indexed by the row-major position in the whole.

@@ -139,6 +139,9 @@ fn meaning(node: &Node, source: &InMemory, seed: u64, index: &[usize]) -> f64 {
             turn.apply(&mut line);
             line[index[*axis]]
         }
+        Kind::Codes { .. } | Kind::Scales { .. } | Kind::Dequantize { .. } => {
+            unreachable!("quantized tensors have a test of their own")
+        }
         Kind::Mean { of: child, axis } => {
             let line = line(child, *axis);
             line.iter().sum::<f64>() / line.len() as f64
@@ -293,5 +296,41 @@ fn blocks_cover_a_tensor_in_order() {
             let n_elements: u64 = shape.iter().map(|n| *n as u64).product();
             assert_eq!(all, (0..n_elements).collect::<Vec<_>>(), "{shape:?} {n}");
         }
+    }
+}
+
+#[test]
+fn what_is_quantized_is_as_the_numerics_say() {
+    let source = InMemory::new(Dtype::F32, &[vec![3, 4, 8]]);
+    let context = Context { tensors: &source, seed: 3 };
+    let leaf = Node { shape: vec![3, 4, 8], kind: Kind::Source(0) };
+    let all = values(context, &leaf, &Region::whole(&leaf.shape)).expect("evaluates");
+    let all: Vec<f32> = all.into_iter().map(|value| value as f32).collect();
+    for format in Format::ALL {
+        let expected = quantize(format, &all, 8).expect("is finite");
+        let of = || Box::new(leaf.clone());
+        let codes = Node { shape: vec![3, 4, 8], kind: Kind::Codes { of: of(), format } };
+        let scales = Node { shape: vec![3, 4], kind: Kind::Scales { of: of(), format } };
+        let mut found_codes = Vec::new();
+        for region in blocks(&codes.shape, 5) {
+            let mut bytes = vec![0; region.n_elements()];
+            raw(context, &codes, &region, Dtype::I8, &mut bytes).expect("evaluates");
+            found_codes.extend(bytes.into_iter().map(|byte| byte as i8));
+        }
+        assert_eq!(found_codes, expected.codes);
+        let found: Vec<f32> = blocks(&scales.shape, 3)
+            .flat_map(|region| values(context, &scales, &region).expect("evaluates"))
+            .map(|value| value as f32)
+            .collect();
+        assert_eq!(found, expected.scales);
+        let kind = Kind::Dequantize { codes: Box::new(codes), scales: Box::new(scales), format };
+        let back = Node { shape: vec![3, 4, 8], kind };
+        let region = Region { start: vec![1, 0, 2], len: vec![2, 4, 3] };
+        let found = values(context, &back, &region).expect("evaluates");
+        let whole = lightc_numerics::int8::dequantize(format, &expected, 8);
+        let mut wanted = Vec::new();
+        region.runs(&[3, 4, 8], |at, n| wanted.extend_from_slice(&whole[at as usize..][..n]));
+        let wanted: Vec<f64> = wanted.into_iter().map(|value| f64::from(value as f32)).collect();
+        assert_eq!(found, wanted);
     }
 }

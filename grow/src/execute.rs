@@ -164,17 +164,15 @@ fn check_source(plan: &Plan, source: &Streamed) -> Result<()> {
         let (expected, found) = (expected.source_hash.clone(), head.source_hash.clone());
         return Err(Damage::Source { path, expected, found }.into());
     }
-    let absent = || "nothing".to_owned();
-    for (stack, integrator) in &head.integrators {
-        let stage = expected.integrators.get(stack);
-        if stage != Some(integrator) {
-            return Err(Error::Integrator {
-                path,
-                stack: stack.clone(),
-                stage: expected.stage.clone(),
-                found: integrator.clone(),
-                expected: stage.cloned().unwrap_or_else(absent),
-            });
+    let plain = || "plain()".to_owned();
+    let stacks: BTreeSet<&String> =
+        head.integrators.keys().chain(expected.integrators.keys()).collect();
+    for stack in stacks {
+        let [found, wanted] = [&head.integrators, &expected.integrators]
+            .map(|integrators| integrators.get(stack).cloned().unwrap_or_else(plain));
+        if found != wanted {
+            let (stack, stage) = (stack.clone(), expected.stage.clone());
+            return Err(Error::Integrator { path, stack, stage, found, expected: wanted });
         }
     }
     let wanted: Vec<lightc_checkpoint::Wanted<'_>> = plan
@@ -250,7 +248,6 @@ fn commit(
     options: &Options,
 ) -> Result<()> {
     let from = &source.manifest().head;
-    let before = from.grown.as_ref().map_or(0, |grown| grown.moment_updates);
     let head = Head {
         stage: plan.target.stage.clone(),
         source_hash: plan.target.source_hash.clone(),
@@ -261,12 +258,12 @@ fn commit(
         corpus_digest: from.corpus_digest.clone(),
         settings: std::collections::BTreeMap::new(),
         integrators: plan.target.integrators.clone(),
+        moment_updates: if plan.moments_follow { from.step + from.moment_updates } else { 0 },
         grown: Some(Grown {
             map: plan.map.clone(),
             from_stage: from.stage.clone(),
             from_root: receipt.source.root.clone(),
             from_step: from.step,
-            moment_updates: if plan.moments_follow { from.step + before } else { 0 },
         }),
     };
     let mut files = entries.to_vec();

@@ -38,7 +38,10 @@ impl Shard {
 /// The widest float type that the source has in a file: what the target is stored in.
 pub(crate) fn dtype_of(source: &Streamed, file: &str) -> Dtype {
     let entries = source.manifest().files.iter().filter(|entry| whole_name(&entry.name) == file);
-    let dtypes = entries.flat_map(|entry| entry.tensors.iter().map(|tensor| tensor.dtype));
+    let tensors = entries.flat_map(|entry| &entry.tensors);
+    // Scales of quantized tensors are f32 whatever the rest is.
+    let tensors = tensors.filter(|tensor| !tensor.name.ends_with(".scale"));
+    let dtypes = tensors.map(|tensor| tensor.dtype);
     let floats =
         dtypes.filter(|dtype| matches!(dtype, Dtype::F64 | Dtype::F32 | Dtype::BF16 | Dtype::F16));
     floats.max_by_key(|dtype| dtype.bitsize()).unwrap_or(Dtype::F32)
@@ -51,14 +54,19 @@ pub(crate) fn shards(plan: &Plan, source: &Streamed, shard_bytes: u64) -> Result
         let dtype = dtype_of(source, file);
         let mut lists: Vec<Vec<Placed>> = vec![Vec::new()];
         let mut n_bytes = 0;
-        for (target, tensor) in plan.targets.iter().enumerate().filter(|(_, t)| t.file == file) {
-            let placed = placed(target, tensor, dtype);
+        let targets = plan.targets.iter().enumerate().filter(|(_, t)| t.file == file);
+        let mut targets: Vec<Placed> = targets.map(|(i, t)| placed(i, t, dtype)).collect();
+        // Wide elements first, so that each tensor begins at a multiple of its element.
+        targets.sort_by_key(|placed| std::cmp::Reverse(width(placed.dtype)));
+        for placed in targets {
             if n_bytes > 0 && n_bytes + placed.n_bytes > shard_bytes {
                 lists.push(Vec::new());
                 n_bytes = 0;
             }
             n_bytes += placed.n_bytes;
-            lists.last_mut().into_iter().for_each(|list| list.push(placed.clone()));
+            if let Some(list) = lists.last_mut() {
+                list.push(placed);
+            }
         }
         let n_shards = lists.len();
         for (index, tensors) in lists.into_iter().enumerate() {
@@ -70,6 +78,7 @@ pub(crate) fn shards(plan: &Plan, source: &Streamed, shard_bytes: u64) -> Result
 }
 
 fn placed(target: usize, tensor: &Target, dtype: Dtype) -> Placed {
+    let dtype = tensor.dtype.unwrap_or(dtype);
     let n_bytes = tensor.node.n_elements() as u64 * width(dtype) as u64;
     Placed { target, dtype, n_bytes }
 }

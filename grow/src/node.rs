@@ -2,6 +2,7 @@
 
 use lightc_numerics::draw::Law;
 use lightc_numerics::hadamard::Hadamard;
+use lightc_numerics::int8::Format;
 use std::sync::{Arc, OnceLock};
 
 /// A rule whose sizes are numbers and whose axes are positions.
@@ -161,6 +162,29 @@ pub enum Kind {
         /// Signs and transform.
         turn: Arc<Hadamard>,
     },
+    /// 8-bit codes of rows along the last axis.
+    Codes {
+        /// Of what.
+        of: Box<Node>,
+        /// How a row is stored.
+        format: Format,
+    },
+    /// The scale of each row along `of`'s last axis, which this lacks.
+    Scales {
+        /// Of what.
+        of: Box<Node>,
+        /// How a row is stored.
+        format: Format,
+    },
+    /// What codes and scales stand for.
+    Dequantize {
+        /// The codes.
+        codes: Box<Node>,
+        /// The scales; they lack the last axis.
+        scales: Box<Node>,
+        /// How a row is stored.
+        format: Format,
+    },
     /// The mean along an axis at each of its positions: what a rotation makes of second moments.
     Mean {
         /// Of what.
@@ -211,6 +235,7 @@ impl Node {
         match &self.kind {
             Kind::Source(_) | Kind::Fill(_) | Kind::Draw { .. } => Vec::new(),
             Kind::Add(left, right) => vec![left, right],
+            Kind::Dequantize { codes, scales, .. } => vec![codes, scales],
             Kind::Concat { parts, .. } => parts.iter().collect(),
             Kind::Scale { of, .. }
             | Kind::Tile { of, .. }
@@ -225,6 +250,8 @@ impl Node {
             | Kind::Keep { of, .. }
             | Kind::Noise { of, .. }
             | Kind::Rotate { of, .. }
+            | Kind::Codes { of, .. }
+            | Kind::Scales { of, .. }
             | Kind::Mean { of, .. } => vec![of],
         }
     }
@@ -242,20 +269,5 @@ impl Node {
         found.sort_unstable();
         found.dedup();
         found
-    }
-
-    /// Whether its elements are elements of the source, without arithmetic.
-    pub fn is_copy(&self) -> bool {
-        let here = !matches!(
-            self.kind,
-            Kind::Draw { .. }
-                | Kind::Scale { .. }
-                | Kind::Add(..)
-                | Kind::Keep { .. }
-                | Kind::Noise { .. }
-                | Kind::Rotate { .. }
-                | Kind::Mean { .. }
-        );
-        here && self.children().into_iter().all(Node::is_copy)
     }
 }

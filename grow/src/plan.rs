@@ -7,6 +7,9 @@ use crate::node::{Kind, Node};
 use crate::words::words;
 use lightc_codegen::growth::{Claim, GrowthMap, Moments, SettingChange, TargetRule};
 use lightc_codegen::ir::Module;
+use lightc_dsl::model::Storage;
+use lightc_numerics::int8::Format;
+use safetensors::Dtype;
 use std::collections::BTreeMap;
 
 /// The files of a checkpoint that growth reads and writes.
@@ -82,6 +85,8 @@ pub struct Target {
     pub name: String,
     /// Where its values come from.
     pub node: Node,
+    /// Its element type; that of the source's floats in this file where absent.
+    pub dtype: Option<Dtype>,
     /// The rule in words.
     pub rule: String,
 }
@@ -89,8 +94,8 @@ pub struct Target {
 /// The tensors of the source while a plan is made.
 struct Source {
     tensors: Vec<SourceTensor>,
-    params: BTreeMap<String, usize>,
-    states: BTreeMap<String, usize>,
+    params: BTreeMap<String, Node>,
+    states: BTreeMap<String, Node>,
     /// First and second moments of a parameter, by its index.
     moments: BTreeMap<usize, [usize; 2]>,
 }
@@ -102,31 +107,28 @@ impl Plan {
     /// Where a size is open, a rule does not fit, or moments follow what has none.
     pub fn new(map: &GrowthMap, modules: (&Module, &Module), sides: (Side, Side)) -> Result<Self> {
         let source = Source::of(modules.0)?;
-        let trained: BTreeMap<String, bool> = modules
+        let storage: BTreeMap<String, Storage> = modules
             .1
             .placed_params()
             .into_iter()
-            .map(|placed| (placed.path, placed.item.storage.learns()))
+            .map(|placed| (placed.path, placed.item.storage.clone()))
             .collect();
         let mut targets = Vec::new();
         for rule in &map.params {
             let node = source.node(map.seed, rule, &source.params)?;
             let rule_words = words(&rule.rule);
-            if trained.get(&rule.path).copied().unwrap_or(true) {
+            let stored = storage.get(&rule.path).unwrap_or(&Storage::Trained);
+            if stored.learns() {
                 targets.extend(source.moments(rule, &node)?);
             }
-            targets.push(Target {
-                file: files::PARAMS,
-                name: rule.path.clone(),
-                node,
-                rule: rule_words,
-            });
+            targets.extend(params(rule, node, &rule_words, stored));
         }
         for rule in &map.states {
             targets.push(Target {
                 file: files::STATES,
                 name: rule.path.clone(),
                 node: source.node(map.seed, rule, &source.states)?,
+                dtype: None,
                 rule: words(&rule.rule),
             });
         }
@@ -148,6 +150,42 @@ impl Plan {
     }
 }
 
+/// A parameter as it is stored: itself, or codes and scales.
+fn params(rule: &TargetRule, node: Node, words: &str, storage: &Storage) -> Vec<Target> {
+    let target = |name: String, node: Node, dtype: Option<Dtype>, rule: String| Target {
+        file: files::PARAMS,
+        name,
+        node,
+        dtype,
+        rule,
+    };
+    let Storage::Quantized(format) = storage else {
+        return vec![target(rule.path.clone(), node, None, words.to_owned())];
+    };
+    let format = format_of(*format);
+    let part = |is_codes: bool| compile::quantized(&node, format, is_codes);
+    let text = |what: &str| format!("{what} ({}) of: {words}", format.name());
+    vec![
+        target(codes_path(&rule.path), part(true), Some(Dtype::I8), text("codes")),
+        target(scale_path(&rule.path), part(false), Some(Dtype::F32), text("scales")),
+    ]
+}
+
+fn codes_path(path: &str) -> String {
+    format!("{path}.codes")
+}
+
+fn scale_path(path: &str) -> String {
+    format!("{path}.scale")
+}
+
+fn format_of(format: lightc_dsl::model::Format) -> Format {
+    match format {
+        lightc_dsl::model::Format::Int8 => Format::Int8,
+        lightc_dsl::model::Format::Quantile8 => Format::Quantile8,
+    }
+}
+
 impl Source {
     fn of(module: &Module) -> Result<Self> {
         let mut source = Source {
@@ -158,8 +196,13 @@ impl Source {
         };
         for placed in module.placed_params() {
             let shape = shape_of(&placed.path, &placed.item.ty)?;
+            if let Storage::Quantized(format) = placed.item.storage {
+                source.add_quantized(&placed.path, &shape, format_of(format));
+                continue;
+            }
             let param = source.add(files::PARAMS, &placed.path, &shape);
-            source.params.insert(placed.path.clone(), param);
+            let leaf = Node { shape: shape.clone(), kind: Kind::Source(param) };
+            source.params.insert(placed.path.clone(), leaf);
             if placed.item.storage.learns() {
                 let moments = [files::MOMENTS_M, files::MOMENTS_V];
                 let moments = moments.map(|file| source.add(file, &placed.path, &shape));
@@ -169,7 +212,7 @@ impl Source {
         for placed in module.placed_states() {
             let shape = shape_of(&placed.path, &placed.item.ty)?;
             let state = source.add(files::STATES, &placed.path, &shape);
-            source.states.insert(placed.path, state);
+            source.states.insert(placed.path, Node { shape, kind: Kind::Source(state) });
         }
         Ok(source)
     }
@@ -179,18 +222,25 @@ impl Source {
         self.tensors.len() - 1
     }
 
+    fn add_quantized(&mut self, path: &str, shape: &[usize], format: Format) {
+        let rows = shape.split_last().map_or(shape, |(_, rows)| rows);
+        let mut part = |name: String, shape: &[usize]| {
+            let tensor = self.add(files::PARAMS, &name, shape);
+            Box::new(Node { shape: shape.to_vec(), kind: Kind::Source(tensor) })
+        };
+        let codes = part(codes_path(path), shape);
+        let scales = part(scale_path(path), rows);
+        let kind = Kind::Dequantize { codes, scales, format };
+        self.params.insert(path.to_owned(), Node { shape: shape.to_vec(), kind });
+    }
+
     fn leaf(&self, tensor: usize) -> Option<Node> {
         let shape = self.tensors.get(tensor)?.shape.clone();
         Some(Node { shape, kind: Kind::Source(tensor) })
     }
 
-    fn node(
-        &self,
-        seed: u64,
-        rule: &TargetRule,
-        tensors: &BTreeMap<String, usize>,
-    ) -> Result<Node> {
-        let source = |path: &str| self.leaf(*tensors.get(path)?);
+    fn node(&self, seed: u64, rule: &TargetRule, tensors: &BTreeMap<String, Node>) -> Result<Node> {
+        let source = |path: &str| tensors.get(path).cloned();
         let node = Compiler { seed, source: &source, path: &rule.path }.node(&rule.rule)?;
         let shape = shape_of(&rule.path, &rule.ty)?;
         if node.shape == shape {
@@ -206,6 +256,7 @@ impl Source {
             file,
             name: rule.path.clone(),
             node,
+            dtype: None,
             rule: rule_words,
         };
         let both = [(files::MOMENTS_M, 0, 1), (files::MOMENTS_V, 1, 2)];

@@ -87,6 +87,7 @@ pub fn make(sizes: Sizes, folder: &Path, options: &Options) -> Result<()> {
         corpus_digest: String::new(),
         settings: BTreeMap::new(),
         integrators: BTreeMap::new(),
+        moment_updates: 0,
         grown: None,
     };
     let path: PathBuf = Store::new(&seed).save(&head, &[])?;
@@ -97,7 +98,7 @@ pub fn make(sizes: Sizes, folder: &Path, options: &Options) -> Result<()> {
             let law = Law::Uniform { low, high: 0.1 };
             let kind = Kind::Draw { law, key: format!("{file} {name}") };
             let rule = "drawn".to_owned();
-            targets.push(Target { file, name, node: Node { shape, kind }, rule });
+            targets.push(Target { file, name, node: Node { shape, kind }, dtype: None, rule });
         }
     }
     let plan = plan("make", "nothing", Vec::new(), targets);
@@ -135,7 +136,13 @@ pub fn map(sizes: Sizes) -> Plan {
             };
             // No rule of this map lacks moments.
             let node = node.unwrap_or_else(|_| Node::fill(&shape, 0.0));
-            targets.push(Target { file, name: name.clone(), node, rule: "synthetic".to_owned() });
+            targets.push(Target {
+                file,
+                name: name.clone(),
+                node,
+                dtype: None,
+                rule: "synthetic".to_owned(),
+            });
         }
     }
     plan("synthetic", STAGE, tensors, targets)

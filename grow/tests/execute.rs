@@ -88,7 +88,7 @@ fn values_and_moments_follow_the_rules() {
     }
     let head = &to.manifest().head;
     let grown = head.grown.as_ref().unwrap();
-    assert_eq!((head.step, grown.from_step, grown.moment_updates), (0, 0, 100));
+    assert_eq!((head.step, grown.from_step, head.moment_updates), (0, 0, 100));
     assert!(place.to().join("receipt.md").is_file());
     assert!(!place.dir.path().join(".grow_target").exists());
 }
@@ -139,6 +139,9 @@ fn what_is_not_the_source_of_the_map_is_refused() {
     };
     assert_eq!(with(&|plan| plan.source.stage = "another".to_owned()), "E1014");
     assert_eq!(with(&|plan| plan.source.source_hash = "another".to_owned()), "E1015");
+    let midpoint = ("layers".to_owned(), "midpoint(h: 0.25)".to_owned());
+    let code = with(&|plan| plan.source.integrators.extend([midpoint.clone()]));
+    assert_eq!(code, "E0682");
     assert_eq!(with(&|plan| plan.tensors[0].shape = vec![16, 17]), "E1011");
     assert_eq!(with(&|plan| plan.tensors.truncate(20)), "E1010");
     assert_eq!(with(&|plan| plan.tensors[3].name = "absent".to_owned()), "E1010");

@@ -62,9 +62,15 @@ pub fn head(
         tokenizer_hash: corpus.tokenizer.hash().to_owned(),
         corpus_digest: corpus.digest.clone(),
         settings,
-        integrators: BTreeMap::new(),
-        grown: None,
+        integrators: integrators(stage),
+        moment_updates: state.moment_updates,
+        grown: state.grown.clone(),
     }
+}
+
+fn integrators(stage: &dyn Stage) -> BTreeMap<String, String> {
+    let each = stage.integrators().iter();
+    each.map(|(stack, integrator)| ((*stack).to_owned(), (*integrator).to_owned())).collect()
 }
 
 /// One tensor of a state: its file, its name, itself.
@@ -116,6 +122,11 @@ pub fn restore(
     settings: &BTreeMap<String, String>,
     strictness: Strictness,
 ) -> Result<()> {
+    let head = &checkpoint.manifest().head;
+    if head.grown.is_some() && head.step == 0 && !strictness.run {
+        // Fresh from growth: it has no lanes yet, and so no carries.
+        return begin_from(stage, state, checkpoint, corpus, strictness.source);
+    }
     let tensors = expected_tensors(&named(state))?;
     checkpoint.check(&Expected {
         stage: stage.name(),
@@ -131,7 +142,10 @@ pub fn restore(
         .map(|(file, name, like)| load(checkpoint, file, name, like))
         .collect::<Result<Vec<Tensor>>>()?;
     put(state, loaded);
-    state.step = checkpoint.manifest().head.step;
+    let head = &checkpoint.manifest().head;
+    state.step = head.step;
+    state.moment_updates = head.moment_updates;
+    state.grown = head.grown.clone();
     state.refresh_params()
 }
 
@@ -161,6 +175,9 @@ pub fn begin_from(
         .map(|(file, name, like)| load(checkpoint, file, name, like))
         .collect::<Result<Vec<Tensor>>>()?;
     put(state, loaded);
+    let head = &checkpoint.manifest().head;
+    state.moment_updates = head.step + head.moment_updates;
+    state.grown = head.grown.clone();
     state.refresh_params()
 }
 

@@ -151,6 +151,10 @@ pub trait Stage {
     fn name(&self) -> &'static str;
     /// Digest of the sources the stage was generated from.
     fn source_hash(&self) -> &'static str;
+    /// The integrator of each stack that is not plain: path, and how the source writes it.
+    fn integrators(&self) -> &'static [(&'static str, &'static str)] {
+        &[]
+    }
     /// The parameters, in order.
     fn params(&self) -> &'static [ParamSpec];
     /// The states, in order.

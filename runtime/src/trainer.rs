@@ -51,6 +51,10 @@ pub struct TrainState {
     pub(crate) info: StageInfo,
     pub(crate) setup: Setup,
     pub(crate) step: u64,
+    /// Updates that the moments have seen before step 0.
+    pub(crate) moment_updates: u64,
+    /// The growth that the run began with.
+    pub(crate) grown: Option<lightc_checkpoint::Grown>,
     /// Per parameter, at least f32; updated in place.
     pub(crate) master: Vec<Tensor>,
     /// Per parameter, in its run kind. Shares memory with the master weight
@@ -121,6 +125,8 @@ impl TrainState {
         let mut state = TrainState {
             info,
             step: 0,
+            moment_updates: 0,
+            grown: None,
             master: Vec::new(),
             params: Vec::new(),
             moments_m: Vec::new(),
@@ -334,7 +340,8 @@ impl TrainState {
             let mut slot = Slot { master: &mut self.master[index], moment_m, moment_v };
             let scaled = gradient.f_mul_scalar(clipped.scale)?;
             let lr = schedule.lr(self.step, group.lr_multiplier);
-            adamw.update(&mut slot, &scaled, lr, group.weight_decay, self.step + 1)?;
+            let n_updates = self.moment_updates + self.step + 1;
+            adamw.update(&mut slot, &scaled, lr, group.weight_decay, n_updates)?;
         }
         self.refresh_params()
     }

@@ -6,12 +6,12 @@ use crate::table::counted;
 use crate::terminal::{self, Format};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use lightc_codegen::growth::{self, Claim, Decision, GrowthMap, Verdict};
+use lightc_codegen::ir::Module;
 use lightc_codegen::pipeline;
 use lightc_dsl::diag::Diag;
 use lightc_grow::plan::Side;
 use lightc_grow::{Options, Plan, Probe, Progress, Report};
 use serde::Serialize;
-use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::sync::Mutex;
@@ -162,13 +162,13 @@ fn plan(loaded: &Loaded, map: &GrowthMap, is_strict: bool) -> Result<Plan, Plann
     let source = pipeline::lower(&map.source).map_err(Planning::Source)?;
     let target = pipeline::lower(&map.target).map_err(Planning::Source)?;
     let source_hash = lightc_codegen::emit::source_digest(&loaded.sources);
-    let side = |stage: &str| Side {
-        stage: stage.to_owned(),
+    let side = |module: &Module| Side {
+        stage: module.name.clone(),
         source_hash: source_hash.clone(),
         is_strict,
-        integrators: BTreeMap::new(),
+        integrators: module.integrators(),
     };
-    let sides = (side(&map.source.name), side(&map.target.name));
+    let sides = (side(&source), side(&target));
     Plan::new(map, (&source, &target), sides).map_err(|error| Planning::Map(Box::new(error)))
 }
 

@@ -10,7 +10,7 @@ use crate::ir::{BackwardId, FuncId, Function, Module, NodeId, Type, ValueId};
 use crate::ops::{Op, Stack};
 use crate::schedule::saved_values;
 use lightc_dsl::ast::DType;
-use lightc_dsl::model::Storage;
+use lightc_dsl::model::{Integrator, Storage};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -439,8 +439,9 @@ impl Walk<'_> {
 
 /// Low bits kept per step of a reversible stack; `None` for a plain one.
 fn kept_bits(op: &Stack) -> Option<Vec<u64>> {
-    let _ = op;
-    None
+    let Integrator::Midpoint(midpoint) = &op.integrator else { return None };
+    // The first step is a bootstrap, which keeps nothing.
+    Some(midpoint.steps.iter().skip(1).map(|step| u64::from(step.bits)).collect())
 }
 
 /// Whether a node's results take memory of their own: leaves are counted elsewhere, and views share

@@ -191,6 +191,18 @@ fn quantized_specs(
     ]
 }
 
+/// The method that names the integrators of stacks; nothing where all are plain.
+fn integrators(module: &Module) -> TokenStream {
+    let integrators = module.integrators();
+    if integrators.is_empty() {
+        return TokenStream::new();
+    }
+    let rows = integrators.iter().map(|(stack, integrator)| quote!((#stack, #integrator)));
+    quote! {
+        fn integrators(&self) -> &'static [(&'static str, &'static str)] { &[#(#rows),*] }
+    }
+}
+
 fn state_specs(compiled: &Compiled) -> Result<Vec<TokenStream>, String> {
     let mut specs = Vec::new();
     for placed in compiled.module.placed_states() {
@@ -247,6 +259,7 @@ fn stage_items(program: &Program<'_>, origin: &Origin) -> Result<TokenStream, St
             }
         }
     });
+    let integrators = integrators(module);
     let flat_states = has_states(module, module.entry).then(|| quote!(FlatStates,));
     let doc = format!(" Stage `{name}`: {} parameter tensors.", params.len());
     Ok(quote! {
@@ -274,6 +287,7 @@ fn stage_items(program: &Program<'_>, origin: &Origin) -> Result<TokenStream, St
         impl Stage for #stage {
             fn name(&self) -> &'static str { #name }
             fn source_hash(&self) -> &'static str { #hash }
+            #integrators
             fn params(&self) -> &'static [ParamSpec] { PARAMS }
             fn states(&self) -> &'static [StateSpec] { STATES }
             fn tables(&self) -> &'static [TableSpec] { TABLES }

@@ -215,15 +215,22 @@ fn redraw(
     let at = position(rule, choice.axis)?;
     let outer = choice.each.map(|each| position(rule, each)).transpose()?;
     let length = |axis: usize| of.shape().get(axis).copied().unwrap_or(0);
-    let kept: Vec<Vec<usize>> = match outer {
-        None => vec![chosen(seed, choice.key, length(at), choice.keep)],
-        Some(outer) => (0..length(outer))
-            .map(|e| chosen(seed, &format!("{}.{e}", choice.key), length(at), choice.keep))
-            .collect(),
+    let keep = |key: &str| {
+        let mut kept = vec![false; length(at)];
+        for position in chosen(seed, key, length(at), choice.keep) {
+            if let Some(place) = kept.get_mut(position) {
+                *place = true;
+            }
+        }
+        kept
+    };
+    let kept: Vec<Vec<bool>> = match outer {
+        None => vec![keep(choice.key)],
+        Some(outer) => (0..length(outer)).map(|e| keep(&format!("{}.{e}", choice.key))).collect(),
     };
     let is_kept = |index: &IxDyn| {
         let part = outer.map_or(0, |outer| index[outer]);
-        kept.get(part).is_some_and(|kept| kept.contains(&index[at]))
+        kept.get(part).and_then(|kept| kept.get(index[at])).copied().unwrap_or(false)
     };
     let replaced = of.indexed_iter().filter(|(index, _)| !is_kept(index)).map(|(_, v)| *v);
     let (mean, std) = moments(replaced);

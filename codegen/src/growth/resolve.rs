@@ -129,6 +129,15 @@ fn unknown_side(program: &Program, name: &str, span: Span) -> Diag {
 struct Entry {
     rule: Option<Rule>,
     span: Span,
+    /// Its path has no wildcard.
+    named: bool,
+}
+
+/// A rule whose path has wildcards: it is for what no other rule names.
+struct Wild {
+    pattern: Pattern,
+    value: RuleExpr,
+    frame: Frame,
 }
 
 /// A `rest = src` and the sub-blocks that it covers.
@@ -146,6 +155,7 @@ pub(super) struct Work<'a> {
     target: &'a Side,
     sizes: Sizes,
     entries: BTreeMap<String, Entry>,
+    wild: Vec<Wild>,
     rests: Vec<Rest>,
     used: BTreeSet<String>,
     drops: BTreeMap<String, (String, Span)>,
@@ -184,6 +194,7 @@ impl<'a> Work<'a> {
             target,
             sizes,
             entries: BTreeMap::new(),
+            wild: Vec::new(),
             rests: Vec::new(),
             used: BTreeSet::new(),
             drops: BTreeMap::new(),
@@ -204,6 +215,9 @@ impl<'a> Work<'a> {
             chain: vec![(self.def.ast.name.name.clone(), self.def.ast.name.span)],
         };
         self.clauses(self.def, &frame);
+        for Wild { pattern, value, frame } in std::mem::take(&mut self.wild) {
+            self.matching(&pattern, &value, &frame);
+        }
         self.rest();
     }
 
@@ -279,6 +293,16 @@ impl<'a> Work<'a> {
             self.application(&pattern.text(), pattern.span, value, frame);
             return;
         }
+        if pattern.wildcards() > 0 {
+            let (pattern, value, frame) = (pattern.clone(), value.clone(), frame.clone());
+            self.wild.push(Wild { pattern, value, frame });
+            return;
+        }
+        self.matching(pattern, value, frame);
+    }
+
+    /// A rule for every tensor that its path matches, where no rule names the tensor.
+    fn matching(&mut self, pattern: &Pattern, value: &RuleExpr, frame: &Frame) {
         if let Some(diag) = self.motif(pattern, value, frame) {
             self.lose(diag, frame);
             return;
@@ -311,8 +335,13 @@ impl<'a> Work<'a> {
             self.lose(diag, frame);
             return;
         }
+        let named = pattern.wildcards() == 0;
         for (index, captures) in matched {
-            self.tensor_rule(index, &captures, value, pattern.span, frame);
+            let tensor = self.target.tensors.get(index);
+            let known = tensor.and_then(|tensor| self.entries.get(&tensor.path));
+            if named || !known.is_some_and(|entry| entry.named) {
+                self.tensor_rule(index, &captures, value, (pattern.span, named), frame);
+            }
         }
     }
 
@@ -335,7 +364,7 @@ impl<'a> Work<'a> {
         index: usize,
         captures: &Captures,
         value: &RuleExpr,
-        span: Span,
+        (span, named): (Span, bool),
         frame: &Frame,
     ) {
         let Some(tensor) = self.target.tensors.get(index) else { return };
@@ -374,7 +403,7 @@ impl<'a> Work<'a> {
             self.report(diag.with_help("narrow one of the two paths"), frame);
             return;
         }
-        self.entries.insert(path, Entry { rule, span });
+        self.entries.insert(path, Entry { rule, span, named });
     }
 
     /// A rule that copies all of a block goes between blocks of one kind.
@@ -513,7 +542,7 @@ impl<'a> Work<'a> {
                     chain: Vec::new(),
                 };
                 let index = self.target.position(&tensor.path).unwrap_or_default();
-                self.tensor_rule(index, &Vec::new(), &value, rest.span, &frame);
+                self.tensor_rule(index, &Vec::new(), &value, (rest.span, false), &frame);
                 break;
             }
         }

@@ -1,7 +1,9 @@
 //! Parameter, state and table paths of a module: one canonical name per tensor.
 
 use super::graph::{FuncId, Function, Module, Param, State, Table};
-use lightc_dsl::model::MemberRef;
+use crate::ops::Op;
+use lightc_dsl::model::{Integrator, MemberRef};
+use std::collections::BTreeMap;
 
 /// A declared tensor at one place of the call tree.
 #[derive(Clone, Debug)]
@@ -59,6 +61,23 @@ impl Module {
     /// All states, in the order of a depth-first walk.
     pub fn placed_states(&self) -> Vec<Placed<'_, State>> {
         self.placed(|function| &function.states, |state| &state.name)
+    }
+
+    /// The integrator of every stack that is not plain: path and text form, in path order.
+    pub fn integrators(&self) -> BTreeMap<String, String> {
+        let mut found = BTreeMap::new();
+        let mut stack = vec![self.root_visit()];
+        while let Some(visit) = stack.pop() {
+            for node in &visit.body.nodes {
+                let Op::Stack(op) = &node.op else { continue };
+                let sub = visit.body.subs.get(op.sub);
+                if let (Some(sub), true) = (sub, op.integrator != Integrator::Plain) {
+                    found.insert(join(&visit.path, &sub.name), op.integrator.to_string());
+                }
+            }
+            stack.extend(self.children(&visit));
+        }
+        found
     }
 
     /// All tables, in the order of a depth-first walk.
