@@ -211,7 +211,7 @@ fn chars_match(pattern: &[u8], text: &[u8]) -> bool {
 mod tests {
     use super::*;
     use crate::Device;
-    use crate::stage::{Init, Precision};
+    use crate::stage::{Init, Precision, Storage};
 
     fn param(path: &'static str, storage: Storage) -> ParamSpec {
         ParamSpec { path, shape: &[2], precision: Precision::Act, init: Init::Zeros, storage }

@@ -17,6 +17,8 @@ mod delta;
 mod errors;
 #[path = "ops/experts.rs"]
 mod experts;
+#[path = "ops/fixed.rs"]
+mod fixed;
 #[path = "ops/gather.rs"]
 mod gather;
 #[path = "ops/loss.rs"]

@@ -226,9 +226,7 @@ fn redraw(
     };
     let kept: Vec<Vec<bool>> = match outer {
         None => vec![keep(choice.key)],
-        Some(outer) => {
-            (0..length(outer)).map(|e| keep(&format!("{}.{e}", choice.key))).collect()
-        }
+        Some(outer) => (0..length(outer)).map(|e| keep(&format!("{}.{e}", choice.key))).collect(),
     };
     let is_kept = |index: &IxDyn| {
         let part = outer.map_or(0, |outer| index[outer]);

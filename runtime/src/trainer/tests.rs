@@ -119,3 +119,28 @@ fn the_clipped_norm_is_the_global_one() {
     assert_eq!(clipped.norm, f64::sqrt(n_elements));
     assert_eq!(clipped.scale, 1.0 / f64::sqrt(n_elements));
 }
+
+#[test]
+fn a_state_beyond_its_range_stops_the_step_before_it_changes_anything() {
+    use crate::reversible::{Forward, Integrator, take_report};
+    static INTEGRATOR: Integrator = Integrator { fraction_bits: 20, steps: &[] };
+    let corpus = TestCorpus::new();
+    let config = corpus.own_config();
+    let stage = BigramStage::GOOD;
+    let session = Session::open(&stage, &config).expect("opens");
+    let mut state = session.fresh_state().expect("makes");
+    let before: Vec<Tensor> = state.master.iter().map(Tensor::copy).collect();
+    let split = &session.corpus().train;
+    let plan = Plan::new(split, &config.data, 1).expect("fits");
+    let batch = plan.batch(split, 0, Kind::Float).expect("reads");
+    let _ = take_report();
+    let far = Tensor::from_slice(&[1.0f32, 2000.0, -1e9, f32::NAN]);
+    let stack = Forward::start(&INTEGRATOR, &far, None).expect("starts");
+    let _ = stack.finish(None).expect("ends");
+    let error = stage.train_step(&mut state, &batch).expect_err("stops");
+    assert_eq!(error.code(), "E1120");
+    assert!(error.to_string().contains("3 elements"), "{error}");
+    assert_eq!(state.master, before);
+    // What was told once is not told again.
+    let _ = stage.train_step(&mut state, &batch).expect("steps");
+}

@@ -61,6 +61,18 @@ fn renamed(x: Tree, from: &str, to: &str) -> Tree {
     }
 }
 
+/// A value whose axes are `from`, in order, with those of `to` in their place. Names that are taken
+/// while others still have them go by way of names that no source can have.
+pub(crate) fn under(x: Tree, from: &[String], to: &[String]) -> Tree {
+    let moves: Vec<(&String, &String)> = from.iter().zip(to).filter(|(a, b)| a != b).collect();
+    let crosses = moves.iter().any(|(_, to)| from.contains(to));
+    if !crosses {
+        return moves.into_iter().fold(x, |x, (from, to)| renamed(x, from, to));
+    }
+    let away = moves.iter().fold(x, |x, (from, to)| renamed(x, from, &format!("~{to}")));
+    moves.iter().fold(away, |x, (_, to)| renamed(x, &format!("~{to}"), to))
+}
+
 fn zeros(ty: &Ty, axis: &str, size: &Size) -> Option<Tree> {
     let mut ty = ty.clone();
     ty.axes.insert(axis.to_owned(), size.clone());

@@ -621,21 +621,49 @@ impl<'a> Pair<'_, 'a> {
             return Err(Gap::new(&frame.path, frame.function, "an undeclared call".to_owned()));
         };
         let place = Place { func, path: sub_path(&frame.path, sub, layer) };
-        let mut types: Vec<Ty> = node
-            .results
-            .iter()
-            .map(|value| bound_ty(frame.function.ty(*value), &frame.sizes))
-            .collect();
-        // In a stack, some layers have penalties and others none.
         let module = match frame.side {
             Side::Source => self.prover.source,
             Side::Target => self.prover.target,
         };
-        types.resize(module.function(func).outputs.len(), Ty::float(Axes::new()));
-        match frame.side {
-            Side::Source => Ok(self.site(place, args, types)),
-            Side::Target => self.target_call(&place, args, &types),
-        }
+        let callee = module.function(func);
+        let inputs: Vec<Vec<String>> =
+            callee.inputs().map(|(_, value)| callee.ty(value).names()).collect();
+        let outputs: Vec<Vec<String>> =
+            callee.outputs.iter().map(|output| callee.ty(output.value).names()).collect();
+        // An axis can have one name in the caller and another in the callee; their order tells.
+        let outside = |values: &[ValueId]| -> Vec<Vec<String>> {
+            values.iter().map(|value| frame.function.ty(*value).names()).collect()
+        };
+        let (given, taken) = (outside(&node.args), outside(&node.results));
+        let args: Vec<Id> = args
+            .iter()
+            .zip(given.iter().zip(&inputs))
+            .map(|(arg, (from, to))| self.graph.add_tree(&read::under(Tree::Var(*arg), from, to)))
+            .collect();
+        let mut types: Vec<Ty> = node
+            .results
+            .iter()
+            .zip(&outputs)
+            .map(|(value, inside)| {
+                let mut ty = frame.function.ty(*value).clone();
+                for (axis, name) in ty.axes.iter_mut().zip(inside) {
+                    axis.name.clone_from(name);
+                }
+                bound_ty(&ty, &frame.sizes)
+            })
+            .collect();
+        // In a stack, some layers have penalties and others none.
+        types.resize(outputs.len(), Ty::float(Axes::new()));
+        let results = match frame.side {
+            Side::Source => self.site(place, &args, types),
+            Side::Target => self.target_call(&place, &args, &types)?,
+        };
+        let outside = outputs.iter().zip(taken.iter().map(Some).chain(std::iter::repeat(None)));
+        let results = results.into_iter().zip(outside).map(|(result, (from, to))| match to {
+            Some(to) => self.graph.add_tree(&read::under(Tree::Var(result), from, to)),
+            None => result,
+        });
+        Ok(results.collect())
     }
 
     /// A call of the source: its results are leaves.

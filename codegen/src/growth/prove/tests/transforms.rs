@@ -56,7 +56,7 @@ pub(super) const CASES: &[Case] = &[
             ),
             (
                 "key   = concat(src.key, normal(0.02), over h)",
-                "key   = concat(src.query, normal(0.02), over h)",
+                "key   = concat(src.key * 2, normal(0.02), over h)",
             ),
         ],
     },
@@ -83,7 +83,7 @@ pub(super) const CASES: &[Case] = &[
         map: "widen_residual",
         sizes: &[("vocab", 5), ("d", 3), ("h", 2), ("k", 2), ("f", 4), ("g", 2)],
         wrong: &[
-            ("norm: PaddedRmsNorm(live: d)", "norm: RmsNorm()"),
+            ("norm: PaddedRmsNorm(d: d + g, live: d)", "norm: RmsNorm(d: d + g)"),
             ("feed_norm.weight * sqrt(d / (d + g))", "feed_norm.weight"),
             (
                 "concat(src.layers[l].feed.down, zeros, over d)",
@@ -96,9 +96,12 @@ pub(super) const CASES: &[Case] = &[
         map: "add_layer",
         sizes: &[("vocab", 5), ("d", 3), ("h", 2), ("k", 2), ("f", 4)],
         wrong: &[
-            ("layers[1].mix.out   = zeros", "layers[1].mix.out   = src.layers[0].mix.out"),
-            ("layers[1].feed.down = zeros", "layers[1].feed.down = normal(0.02)"),
-            ("layers[2].** = src.layers[1].**", "layers[2].** = src.layers[0].**"),
+            ("layers[1].mix.out      = zeros", "layers[1].mix.out      = src.layers[0].mix.out"),
+            ("layers[1].feed.down    = zeros", "layers[1].feed.down    = normal(0.02)"),
+            (
+                "layers[2].**           = src.layers[1].**",
+                "layers[2].**           = src.layers[1].**\n    lm_head = src.lm_head * 2",
+            ),
         ],
     },
     Case {
@@ -119,17 +122,20 @@ pub(super) const CASES: &[Case] = &[
     },
     Case {
         map: "dense_to_experts",
-        sizes: &[("d", 3), ("f", 4), ("e", 5), ("w", 2), ("p", 2)],
+        sizes: &[
+            ("vocab", 5),
+            ("d", 3),
+            ("h", 2),
+            ("k", 2),
+            ("f", 4),
+            ("e", 5),
+            ("w", 2),
+            ("p", 2),
+        ],
         wrong: &[
             ("routed.down       = zeros", "routed.down       = normal(0.02)"),
-            (
-                "shared.**         = src.**",
-                "shared.gate = src.gate\n    shared.up = src.up * 2\n    shared.down = src.down",
-            ),
-            (
-                "shared.**         = src.**",
-                "shared.gate = src.up\n    shared.up = src.gate\n    shared.down = src.down",
-            ),
+            ("src.layers[0].feed.up\n", "src.layers[0].feed.up * 2\n"),
+            ("src.layers[0].feed.down\n", "src.layers[0].feed.down / 2\n"),
         ],
     },
     Case {
@@ -145,9 +151,12 @@ pub(super) const CASES: &[Case] = &[
         map: "wider_and_deeper",
         sizes: &[("vocab", 5), ("d", 3), ("h", 2), ("k", 2), ("f", 4), ("g", 2)],
         wrong: &[
-            ("layers[1].mix.out   = zeros", "layers[1].mix.out   = normal(0.02)"),
-            ("layers[1].feed.down = zeros", "layers[1].feed.down = normal(0.02)"),
-            ("zip([0, 1, 2], [0, 0, 1])", "zip([0, 1, 2], [0, 0, 0])"),
+            ("layers[1].mix.out      = zeros", "layers[1].mix.out      = normal(0.02)"),
+            ("layers[1].feed.down    = zeros", "layers[1].feed.down    = normal(0.02)"),
+            (
+                "layers[0].feed         = widen_ffn(src.layers[0].feed)",
+                "layers[0].feed.gate = concat(src.layers[0].feed.gate, zeros, over f)\n    layers[0].feed.up = concat(src.layers[0].feed.up, zeros, over f)\n    layers[0].feed.down = concat(src.layers[0].feed.down * 2, zeros, over f)",
+            ),
         ],
     },
     Case {
