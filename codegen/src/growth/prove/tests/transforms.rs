@@ -108,7 +108,7 @@ pub(super) const CASES: &[Case] = &[
         map: "add_silent_pair",
         sizes: &[("vocab", 5), ("d", 3), ("h", 2), ("k", 2), ("f", 4)],
         wrong: &[
-            ("    layers[2].gate = zeros", "    layers[2].gate = ones"),
+            ("    layers[2].gate         = zeros", "    layers[2].gate = ones"),
             ("a: [1 / 2, 1, 1, 1 / 2]", "a: [1 / 2, 1 / 2, 1, 1 / 2]"),
             (
                 "a: [1 / 2, 1, 1, 1 / 2], gates: [none, 0, 0, none]",
