@@ -34,7 +34,7 @@ fn check_as_json() {
         place.stdout(&["check", TINY, "--format", "json"]),
         "{\"diagnostics\":[],\"maps\":[]}\n"
     );
-    place.edit(TINY, "d              = 48", "d = 48\n    unknwon = nothing");
+    place.edit(TINY, "d              = 64", "d = 64\n    unknwon = nothing");
     let output = place.run(&["check", TINY, "--format", "json"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(output.stderr.is_empty());
@@ -224,11 +224,12 @@ fn params_as_json() {
     let text = place.stdout(&["params", LIGHTNING, "--stage", "lightning_2b", "--format", "json"]);
     let start = "{\"stage\":\"lightning_2b\",\
         \"stored\":{\"with_mtp\":1653102772,\"without_mtp\":1490253946},\
-        \"active\":{\"with_mtp\":1653102772,\"without_mtp\":1490253946},\"modules\":[{";
+        \"active\":{\"with_mtp\":1653102772,\"without_mtp\":1490253946},\
+        \"adapters\":{\"with_mtp\":0,\"without_mtp\":0},\"classes\":{";
     assert!(text.starts_with(start), "{text}");
     let value = json(&text);
     let keys: Vec<&String> = value.as_object().unwrap().keys().collect();
-    assert_eq!(keys, ["stage", "stored", "active", "modules"]);
+    assert_eq!(keys, ["stage", "stored", "active", "adapters", "classes", "modules"]);
     let modules = value["modules"].as_array().unwrap();
     let sum: i64 = modules.iter().map(|module| module["elements"].as_i64().unwrap()).sum();
     assert_eq!(sum, 1_653_102_772);
@@ -359,7 +360,7 @@ fn snapshot_pins_and_shows_a_change() {
     for expected in [
         "-# |     f              = 96\n",
         "+# |     f              = 192\n",
-        "-stored  635,402, at inference 590,994\n",
+        "-stored  898,218, at inference 830,834\n",
     ] {
         assert!(diff.contains(expected), "{expected:?} in\n{diff}");
     }
@@ -374,7 +375,7 @@ fn snapshot_pins_and_shows_a_change() {
 #[test]
 fn snapshot_of_a_broken_source_writes_nothing() {
     let place = Place::new();
-    place.edit(TINY, "= 48", "= nothing");
+    place.edit(TINY, "d              = 64", "d = nothing");
     let output = place.run(&["snapshot", TINY, "--bless", "--dir", "pinned"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(!place.path("pinned").exists());
@@ -472,11 +473,12 @@ fn doctor_names_what_is_missing() {
 }
 
 /// What the compiler makes of the tiny stage is pinned beside its source. `lightc snapshot
-/// models/tiny/tiny.llm --bless` accepts a change; its diff is what a review reads.
+/// models/tiny/tiny.llm --stage tiny_2b --bless` accepts a change; its diff is what a review reads.
 #[test]
 fn what_is_generated_from_the_tiny_stage_is_what_is_pinned() {
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_lightc"));
-    let output = command.args(["snapshot", TINY]).current_dir(common::root()).output().unwrap();
+    let arguments = ["snapshot", TINY, "--stage", "tiny_2b"];
+    let output = command.args(arguments).current_dir(common::root()).output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
 }

@@ -6,7 +6,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-/// A folder with a copy of `models/`, in which commands run.
+/// A folder with a copy of `models/`, in which commands run. The files of the lineage are cut down
+/// to their first stage: what the others are is tested in `lightc-codegen`.
 pub(crate) struct Place {
     dir: tempfile::TempDir,
 }
@@ -15,6 +16,12 @@ impl Place {
     pub(crate) fn new() -> Self {
         let place = Place { dir: tempfile::tempdir().unwrap() };
         copy_sources(&root().join("models"), &place.path("models"));
+        for file in ["models/tiny/tiny.llm", "models/lightning/lightning.llm"] {
+            let text = place.read(file);
+            let stage = text.find("\nstage ").unwrap();
+            let end = stage + text[stage..].find("\n}\n").unwrap() + 3;
+            place.write(file, &text[..end]);
+        }
         place
     }
 

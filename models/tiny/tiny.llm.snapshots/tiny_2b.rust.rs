@@ -1,28 +1,286 @@
 // source: tiny.llm, written by lightc 0.1.0
-// digest, imports included: 9c1b673987be18b45a546dee517914384b8146e50d6f05350ab6dd367f794246
+// digest, imports included: ce73161591cf7defcf109ad022bedf59f7c87d656ffa0d25f7b6bdac8e8150c2
 //
 // | import "../lightning/lightning.llm"
 // |
 // | /// The dense seed with its structure kept and its sizes cut, so that two CPU cores train it in
-// | /// minutes: 8 layers in the same motif, 4 streams, memory and the multi-token head;
-// | /// 635,402 parameters with that head and 590,994 without.
+// | /// minutes: 8 layers in the same motif, 4 streams, memory and the multi-token head.
 // | ///
 // | /// Selection budgets are scaled to sequences of 128 positions.
 // | stage tiny_2b extends lightning_2b {
-// |     d              = 48
+// |     d              = 64
 // |     vocab          = 2048
 // |     f              = 96
 // |     byte_positions = 16
 // |
-// |     delta  = GatedDeltaNet(h: 2, k: 24, taps: 4, rope_base: rope_base)
-// |     sparse = GatedSparseAttention(
-// |         h: 2, k: 24, index_head: 2, index_channel: 16, budget_base: 32, budget_min: 8,
-// |         budget_max: 64, sinks: 4, rope_base: rope_base)
+// |     delta_heads     = 2
+// |     delta_channels  = 32
+// |     sparse_heads    = 2
+// |     sparse_channels = 32
+// |     index_head      = 2
+// |     index_channel   = 16
+// |     budget_base     = 32
+// |     budget_min      = 8
+// |     budget_max      = 64
+// | }
+// |
+// | /// The seed with four experts and four null slots beside each feed-forward.
+// | stage tiny_5b extends lightning_5b {
+// |     d              = 64
+// |     vocab          = 2048
+// |     f              = 96
+// |     byte_positions = 16
+// |
+// |     delta_heads     = 2
+// |     delta_channels  = 32
+// |     sparse_heads    = 2
+// |     sparse_channels = 32
+// |     index_head      = 2
+// |     index_channel   = 16
+// |     budget_base     = 32
+// |     budget_min      = 8
+// |     budget_max      = 64
+// |
+// |     e            = 4
+// |     nulls        = 4
+// |     expert_width = 32
+// | }
+// |
+// | /// Twelve layers in place of eight.
+// | stage tiny_9b extends lightning_9b {
+// |     d              = 64
+// |     vocab          = 2048
+// |     f              = 96
+// |     byte_positions = 16
+// |     motif          = [delta, delta, delta, sparse] * 3
+// |
+// |     delta_heads     = 2
+// |     delta_channels  = 32
+// |     sparse_heads    = 2
+// |     sparse_channels = 32
+// |     index_head      = 2
+// |     index_channel   = 16
+// |     budget_base     = 32
+// |     budget_min      = 8
+// |     budget_max      = 64
+// |
+// |     e            = 4
+// |     nulls        = 4
+// |     expert_width = 32
+// | }
+// |
+// | /// Twelve quantized experts, three clones of each of four, with adapters of rank 4.
+// | stage tiny_120b extends lightning_120b {
+// |     d              = 64
+// |     vocab          = 2048
+// |     f              = 96
+// |     byte_positions = 16
+// |     motif          = [delta, delta, delta, sparse] * 3
+// |
+// |     delta_heads     = 2
+// |     delta_channels  = 32
+// |     sparse_heads    = 2
+// |     sparse_channels = 32
+// |     index_head      = 2
+// |     index_channel   = 16
+// |     budget_base     = 32
+// |     budget_min      = 8
+// |     budget_max      = 64
+// |
+// |     e            = 12
+// |     mtp_e        = 4
+// |     top_k        = 4
+// |     rank         = 4
+// |     expert_width = 32
+// |     router       = SigmoidRouter(low: 0.02, high: 0.25)
+// |     mtp_router   = SigmoidRouter(e: mtp_e, low: 0.1, high: 0.5)
+// | }
+// |
+// | /// The seed joined as the later stages are.
+// | stage tiny_2b_midpoint extends tiny_2b {
+// |     integrator = midpoint(h: 1 / 4, a: 1 / 2)
+// | }
+// |
+// | /// Twelve layers of which the last four start silent.
+// | stage tiny_9b_exact extends tiny_9b {
+// |     integrator     = midpoint(h: 1 / 4, a: [1 / 2] * 8 + [1] * 4, gates: [none] * 8 + [0] * 4)
+// |     mtp_integrator = midpoint(h: 1 / 4, a: 1 / 2)
+// | }
+// |
+// | /// Twelve experts that compute what the four of the source compute: groups of three clones.
+// | stage tiny_120b_exact extends tiny_9b {
+// |     g       = 4
+// |     clones  = 3
+// |     group_k = 2
+// |     clone_k = 2
+// |     e       = g * clones
+// |     top_k   = group_k * clone_k
+// |     mtp_e   = 4
+// |     mtp_k   = 2
+// |
+// |     router     = GroupedRouter()
+// |     mtp_router = SoftmaxRouter(e: mtp_e, top_k: mtp_k)
+// |     mtp_routed = Experts(e: mtp_e, f: expert_width, top_k: mtp_k)
+// |     mtp_ffn    = MixtureOfExperts(shared: SwiGlu(), routed: mtp_routed, router: mtp_router)
+// | }
+// |
+// | /// The published first step. Every expert starts as a random half of the units of its layer's
+// | /// feed-forward, which stays complete beside them.
+// | grow tiny_dense_to_moe: tiny_2b -> tiny_5b {
+// |     changes "routed experts are added to a complete feed-forward, and layers are joined otherwise"
+// |     seed 42
+// |     moments reset "the published step starts Adam anew"
+// |     setting layers.integrator "plain residuals become a midpoint rule with the same weights"
+// |     setting mtp.layers.integrator "as the layers"
+// |
+// |     rest                                = src
+// |     layers[l].feed.body.shared.**       = src.layers[l].feed.body.** for l in 0 .. 8
+// |     layers[l].feed.body.routed.gate     = subset(
+// |         src.layers[l].feed.body.gate, over f, each e, key: "neurons.{l}") for l in 0 .. 8
+// |     layers[l].feed.body.routed.up       = subset(
+// |         src.layers[l].feed.body.up, over f, each e, key: "neurons.{l}") for l in 0 .. 8
+// |     layers[l].feed.body.routed.down     = subset(
+// |         src.layers[l].feed.body.down, over f, each e, key: "neurons.{l}") for l in 0 .. 8
+// |     layers[l].feed.body.router.weight   = normal(0.02) for l in 0 .. 8
+// |     layers[l].feed.body.router.bias     = zeros for l in 0 .. 8
+// |     layers[l].feed.body.router.null_logit = zeros for l in 0 .. 8
+// |
+// |     mtp.layers[1].body.shared.**         = src.mtp.layers[1].body.**
+// |     mtp.layers[1].body.routed.gate       = subset(
+// |         src.mtp.layers[1].body.gate, over f, each e, key: "neurons.mtp")
+// |     mtp.layers[1].body.routed.up         = subset(
+// |         src.mtp.layers[1].body.up, over f, each e, key: "neurons.mtp")
+// |     mtp.layers[1].body.routed.down       = subset(
+// |         src.mtp.layers[1].body.down, over f, each e, key: "neurons.mtp")
+// |     mtp.layers[1].body.router.weight     = normal(0.02)
+// |     mtp.layers[1].body.router.bias       = zeros
+// |     mtp.layers[1].body.router.null_logit = zeros
+// | }
+// |
+// | /// The first step without a change: routed experts start silent.
+// | grow tiny_dense_to_moe_exact: tiny_2b_midpoint -> tiny_5b {
+// |     preserves exactly
+// |     seed 42
+// |     moments follow
+// |
+// |     rest                                  = src
+// |     layers[l].feed.body.shared.**         = src.layers[l].feed.body.** for l in 0 .. 8
+// |     layers[l].feed.body.routed.gate       = subset(
+// |         src.layers[l].feed.body.gate, over f, each e, key: "neurons.{l}") for l in 0 .. 8
+// |     layers[l].feed.body.routed.up         = subset(
+// |         src.layers[l].feed.body.up, over f, each e, key: "neurons.{l}") for l in 0 .. 8
+// |     layers[l].feed.body.routed.down       = zeros for l in 0 .. 8
+// |     layers[l].feed.body.router.weight     = normal(0.02) for l in 0 .. 8
+// |     layers[l].feed.body.router.bias       = zeros for l in 0 .. 8
+// |     layers[l].feed.body.router.null_logit = zeros for l in 0 .. 8
+// |
+// |     mtp.layers[1].body.shared.**         = src.mtp.layers[1].body.**
+// |     mtp.layers[1].body.routed.gate       = subset(
+// |         src.mtp.layers[1].body.gate, over f, each e, key: "neurons.mtp")
+// |     mtp.layers[1].body.routed.up         = subset(
+// |         src.mtp.layers[1].body.up, over f, each e, key: "neurons.mtp")
+// |     mtp.layers[1].body.routed.down       = zeros
+// |     mtp.layers[1].body.router.weight     = normal(0.02)
+// |     mtp.layers[1].body.router.bias       = zeros
+// |     mtp.layers[1].body.router.null_logit = zeros
+// | }
+// |
+// | /// The published second step: the layers of the source run again, in its order.
+// | grow tiny_depth: tiny_5b -> tiny_9b {
+// |     changes "layers 4 to 7 run twice"
+// |     moments reset "the published step starts Adam anew"
+// |     rest         = src
+// |     layers[i].** = src.layers[j].** for i, j in zip(0 .. 12, [0 .. 8, 4 .. 8])
+// | }
+// |
+// | /// The second step without a change: four layers are added that start silent, and hold copies of
+// | /// the layers that the published step runs again.
+// | grow tiny_depth_exact: tiny_5b -> tiny_9b_exact {
+// |     preserves exactly
+// |     moments follow
+// |     setting layers.integrator "the new layers swap two states, in pairs"
+// |     rest              = src
+// |     layers[i].mix.**  = src.layers[j].mix.** for i, j in zip(0 .. 12, [0 .. 8, 4 .. 8])
+// |     layers[i].feed.** = src.layers[j].feed.** for i, j in zip(0 .. 12, [0 .. 8, 4 .. 8])
+// |     layers[i].gate    = zeros for i in 8 .. 12
+// | }
+// |
+// | /// The published third step: three copies of each expert, of which half of the units are drawn anew,
+// | /// under another router; the experts become 8-bit codes with adapters.
+// | grow tiny_clones: tiny_9b -> tiny_120b {
+// |     changes "the router is another one, half of the units are drawn anew, weights are quantized"
+// |     seed 1337
+// |     moments reset "the published step starts Adam anew"
+// |     setting **.routed.*.storage "experts become 8-bit codes, and what is trained of them adapters"
+// |
+// |     rest                            = src
+// |     layers[l].feed.body.routed.gate = rotate(
+// |         redraw(
+// |             tile(src.layers[l].feed.body.routed.gate, over e), keep: expert_width / 2, over f,
+// |             each e, key: "units.{l}"), over d, seed: 42) for l in 0 .. 12
+// |     layers[l].feed.body.routed.up   = rotate(
+// |         redraw(
+// |             tile(src.layers[l].feed.body.routed.up, over e), keep: expert_width / 2, over f,
+// |             each e, key: "units.{l}"), over d, seed: 42) for l in 0 .. 12
+// |     layers[l].feed.body.routed.down = rotate(
+// |         redraw(
+// |             tile(src.layers[l].feed.body.routed.down, over e), keep: expert_width / 2, over f,
+// |             each e, key: "units.{l}"), over f, seed: 242) for l in 0 .. 12
+// |
+// |     layers[l].feed.body.routed.gate_left  = normal(0.0001) for l in 0 .. 12
+// |     layers[l].feed.body.routed.gate_right = normal(1 / sqrt(rank)) for l in 0 .. 12
+// |     layers[l].feed.body.routed.up_left    = normal(0.0001) for l in 0 .. 12
+// |     layers[l].feed.body.routed.up_right   = normal(1 / sqrt(rank)) for l in 0 .. 12
+// |     layers[l].feed.body.routed.down_left  = normal(0.0001) for l in 0 .. 12
+// |     layers[l].feed.body.routed.down_right = normal(1 / sqrt(rank)) for l in 0 .. 12
+// |
+// |     layers[l].feed.body.router.weight     = noise(
+// |         tile(src.layers[l].feed.body.router.weight, over e), factor: 0.05) for l in 0 .. 12
+// |     layers[l].feed.body.router.null_logit = zeros for l in 0 .. 12
+// |     layers[l].feed.body.router.bias       = zeros for l in 0 .. 12
+// |     layers[l].feed.body.router.load       = 1 / e for l in 0 .. 12
+// |     drop src.layers[l].feed.body.router.bias "the learned bias of the softmax router" for l in 0 .. 12
+// |     drop src.layers[l].feed.body.router.null_logit "null slots are lost" for l in 0 .. 12
+// |
+// |     mtp.layers[1].body.routed.gate       = rotate(
+// |         src.mtp.layers[1].body.routed.gate, over d, seed: 42)
+// |     mtp.layers[1].body.routed.up         = rotate(
+// |         src.mtp.layers[1].body.routed.up, over d, seed: 42)
+// |     mtp.layers[1].body.routed.down       = rotate(
+// |         src.mtp.layers[1].body.routed.down, over f, seed: 242)
+// |     mtp.layers[1].body.routed.gate_left  = normal(0.0001)
+// |     mtp.layers[1].body.routed.gate_right = normal(1 / sqrt(rank))
+// |     mtp.layers[1].body.routed.up_left    = normal(0.0001)
+// |     mtp.layers[1].body.routed.up_right   = normal(1 / sqrt(rank))
+// |     mtp.layers[1].body.routed.down_left  = normal(0.0001)
+// |     mtp.layers[1].body.routed.down_right = normal(1 / sqrt(rank))
+// |     mtp.layers[1].body.router.null_logit = zeros
+// |     mtp.layers[1].body.router.bias       = zeros
+// |     mtp.layers[1].body.router.load       = 1 / mtp_e
+// |     drop src.mtp.layers[1].body.router.bias "the learned bias of the softmax router"
+// |     drop src.mtp.layers[1].body.router.null_logit "null slots are lost"
+// | }
+// |
+// | /// The third step without a change: three equal copies of each expert, and a router that picks groups
+// | /// of copies as the source picks experts. Clones become different because they see different
+// | /// positions.
+// | grow tiny_clones_exact: tiny_9b -> tiny_120b_exact {
+// |     preserves exactly
+// |     seed 1337
+// |     moments follow
+// |     setting layers.feed.body.routed.top_k "two experts as two groups of two equal clones"
+// |
+// |     rest                             = src
+// |     layers[l].feed.body.routed.gate  = tile(src.layers[l].feed.body.routed.gate, over e) for l in 0 .. 12
+// |     layers[l].feed.body.routed.up    = tile(src.layers[l].feed.body.routed.up, over e) for l in 0 .. 12
+// |     layers[l].feed.body.routed.down  = tile(src.layers[l].feed.body.routed.down, over e) for l in 0 .. 12
+// |     layers[l].feed.body.router.group.** = src.layers[l].feed.body.router.** for l in 0 .. 12
+// |     layers[l].feed.body.router.clone = normal(0.02) for l in 0 .. 12
 // | }
 
 // Stage `tiny_2b`, generated by lightc 0.1.0; changes are lost.
 // source: tiny.llm
-// digest: 9c1b673987be18b45a546dee517914384b8146e50d6f05350ab6dd367f794246
+// digest: ce73161591cf7defcf109ad022bedf59f7c87d656ffa0d25f7b6bdac8e8150c2
 
 use lightc_runtime::bind::{Empty, FlatSource, FlatStates, ParamGrads};
 use lightc_runtime::{
@@ -36,14 +294,14 @@ pub struct Tiny2b;
 pub static PARAMS: &[ParamSpec] = &[
     ParamSpec {
         path: "embed.weight",
-        shape: &[4096, 48],
+        shape: &[4096, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.0003125f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "embed_norm.weight",
-        shape: &[48],
+        shape: &[64],
         precision: Precision::Act,
         init: Init::Ones,
         storage: Storage::Trained,
@@ -57,21 +315,21 @@ pub static PARAMS: &[ParamSpec] = &[
     },
     ParamSpec {
         path: "memory_in.norm.weight",
-        shape: &[48],
+        shape: &[64],
         precision: Precision::Act,
         init: Init::Ones,
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "memory_in.norm.bias",
-        shape: &[48],
+        shape: &[64],
         precision: Precision::Act,
         init: Init::Zeros,
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "memory_in.gate",
-        shape: &[48],
+        shape: &[64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
@@ -85,28 +343,28 @@ pub static PARAMS: &[ParamSpec] = &[
     },
     ParamSpec {
         path: "layers.0.mix.flat_norm.weight",
-        shape: &[192],
+        shape: &[256],
         precision: Precision::Act,
         init: Init::Ones,
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.0.mix.phi_pre",
-        shape: &[4, 192],
+        shape: &[4, 256],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.0.mix.phi_post",
-        shape: &[4, 192],
+        shape: &[4, 256],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.0.mix.phi_residual",
-        shape: &[4, 4, 192],
+        shape: &[4, 4, 256],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
@@ -155,42 +413,42 @@ pub static PARAMS: &[ParamSpec] = &[
     },
     ParamSpec {
         path: "layers.0.mix.pre_norm.weight",
-        shape: &[48],
+        shape: &[64],
         precision: Precision::Act,
         init: Init::Ones,
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.0.mix.body.query",
-        shape: &[48, 48],
+        shape: &[64, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.0.mix.body.key",
-        shape: &[48, 48],
+        shape: &[64, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.0.mix.body.value",
-        shape: &[48, 48],
+        shape: &[64, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.0.mix.body.gate",
-        shape: &[48, 48],
+        shape: &[64, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.0.mix.body.query_conv.weight",
-        shape: &[48, 4],
+        shape: &[64, 4],
         precision: Precision::Act,
         init: Init::Uniform {
             low: -0.5f64,
@@ -200,7 +458,7 @@ pub static PARAMS: &[ParamSpec] = &[
     },
     ParamSpec {
         path: "layers.0.mix.body.query_conv.bias",
-        shape: &[48],
+        shape: &[64],
         precision: Precision::Act,
         init: Init::Uniform {
             low: -0.5f64,
@@ -210,7 +468,7 @@ pub static PARAMS: &[ParamSpec] = &[
     },
     ParamSpec {
         path: "layers.0.mix.body.key_conv.weight",
-        shape: &[48, 4],
+        shape: &[64, 4],
         precision: Precision::Act,
         init: Init::Uniform {
             low: -0.5f64,
@@ -220,7 +478,7 @@ pub static PARAMS: &[ParamSpec] = &[
     },
     ParamSpec {
         path: "layers.0.mix.body.key_conv.bias",
-        shape: &[48],
+        shape: &[64],
         precision: Precision::Act,
         init: Init::Uniform {
             low: -0.5f64,
@@ -230,7 +488,7 @@ pub static PARAMS: &[ParamSpec] = &[
     },
     ParamSpec {
         path: "layers.0.mix.body.value_conv.weight",
-        shape: &[48, 4],
+        shape: &[64, 4],
         precision: Precision::Act,
         init: Init::Uniform {
             low: -0.5f64,
@@ -240,7 +498,7 @@ pub static PARAMS: &[ParamSpec] = &[
     },
     ParamSpec {
         path: "layers.0.mix.body.value_conv.bias",
-        shape: &[48],
+        shape: &[64],
         precision: Precision::Act,
         init: Init::Uniform {
             low: -0.5f64,
@@ -250,7 +508,7 @@ pub static PARAMS: &[ParamSpec] = &[
     },
     ParamSpec {
         path: "layers.0.mix.body.write",
-        shape: &[2, 48],
+        shape: &[2, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
@@ -264,7 +522,7 @@ pub static PARAMS: &[ParamSpec] = &[
     },
     ParamSpec {
         path: "layers.0.mix.body.decay",
-        shape: &[2, 48],
+        shape: &[2, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
@@ -305,42 +563,42 @@ pub static PARAMS: &[ParamSpec] = &[
     },
     ParamSpec {
         path: "layers.0.mix.body.out_norm.weight",
-        shape: &[24],
+        shape: &[32],
         precision: Precision::Act,
         init: Init::Ones,
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.0.mix.body.out",
-        shape: &[48, 48],
+        shape: &[64, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.0.feed.flat_norm.weight",
-        shape: &[192],
+        shape: &[256],
         precision: Precision::Act,
         init: Init::Ones,
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.0.feed.phi_pre",
-        shape: &[4, 192],
+        shape: &[4, 256],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.0.feed.phi_post",
-        shape: &[4, 192],
+        shape: &[4, 256],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.0.feed.phi_residual",
-        shape: &[4, 4, 192],
+        shape: &[4, 4, 256],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
@@ -389,56 +647,56 @@ pub static PARAMS: &[ParamSpec] = &[
     },
     ParamSpec {
         path: "layers.0.feed.pre_norm.weight",
-        shape: &[48],
+        shape: &[64],
         precision: Precision::Act,
         init: Init::Ones,
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.0.feed.body.gate",
-        shape: &[96, 48],
+        shape: &[96, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.0.feed.body.up",
-        shape: &[96, 48],
+        shape: &[96, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.0.feed.body.down",
-        shape: &[48, 96],
+        shape: &[64, 96],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.1.mix.flat_norm.weight",
-        shape: &[192],
+        shape: &[256],
         precision: Precision::Act,
         init: Init::Ones,
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.1.mix.phi_pre",
-        shape: &[4, 192],
+        shape: &[4, 256],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.1.mix.phi_post",
-        shape: &[4, 192],
+        shape: &[4, 256],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.1.mix.phi_residual",
-        shape: &[4, 4, 192],
+        shape: &[4, 4, 256],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
@@ -487,42 +745,42 @@ pub static PARAMS: &[ParamSpec] = &[
     },
     ParamSpec {
         path: "layers.1.mix.pre_norm.weight",
-        shape: &[48],
+        shape: &[64],
         precision: Precision::Act,
         init: Init::Ones,
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.1.mix.body.query",
-        shape: &[48, 48],
+        shape: &[64, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.1.mix.body.key",
-        shape: &[48, 48],
+        shape: &[64, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.1.mix.body.value",
-        shape: &[48, 48],
+        shape: &[64, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.1.mix.body.gate",
-        shape: &[48, 48],
+        shape: &[64, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.1.mix.body.query_conv.weight",
-        shape: &[48, 4],
+        shape: &[64, 4],
         precision: Precision::Act,
         init: Init::Uniform {
             low: -0.5f64,
@@ -532,7 +790,7 @@ pub static PARAMS: &[ParamSpec] = &[
     },
     ParamSpec {
         path: "layers.1.mix.body.query_conv.bias",
-        shape: &[48],
+        shape: &[64],
         precision: Precision::Act,
         init: Init::Uniform {
             low: -0.5f64,
@@ -542,7 +800,7 @@ pub static PARAMS: &[ParamSpec] = &[
     },
     ParamSpec {
         path: "layers.1.mix.body.key_conv.weight",
-        shape: &[48, 4],
+        shape: &[64, 4],
         precision: Precision::Act,
         init: Init::Uniform {
             low: -0.5f64,
@@ -552,7 +810,7 @@ pub static PARAMS: &[ParamSpec] = &[
     },
     ParamSpec {
         path: "layers.1.mix.body.key_conv.bias",
-        shape: &[48],
+        shape: &[64],
         precision: Precision::Act,
         init: Init::Uniform {
             low: -0.5f64,
@@ -562,7 +820,7 @@ pub static PARAMS: &[ParamSpec] = &[
     },
     ParamSpec {
         path: "layers.1.mix.body.value_conv.weight",
-        shape: &[48, 4],
+        shape: &[64, 4],
         precision: Precision::Act,
         init: Init::Uniform {
             low: -0.5f64,
@@ -572,7 +830,7 @@ pub static PARAMS: &[ParamSpec] = &[
     },
     ParamSpec {
         path: "layers.1.mix.body.value_conv.bias",
-        shape: &[48],
+        shape: &[64],
         precision: Precision::Act,
         init: Init::Uniform {
             low: -0.5f64,
@@ -582,7 +840,7 @@ pub static PARAMS: &[ParamSpec] = &[
     },
     ParamSpec {
         path: "layers.1.mix.body.write",
-        shape: &[2, 48],
+        shape: &[2, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
@@ -596,7 +854,7 @@ pub static PARAMS: &[ParamSpec] = &[
     },
     ParamSpec {
         path: "layers.1.mix.body.decay",
-        shape: &[2, 48],
+        shape: &[2, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
@@ -637,42 +895,42 @@ pub static PARAMS: &[ParamSpec] = &[
     },
     ParamSpec {
         path: "layers.1.mix.body.out_norm.weight",
-        shape: &[24],
+        shape: &[32],
         precision: Precision::Act,
         init: Init::Ones,
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.1.mix.body.out",
-        shape: &[48, 48],
+        shape: &[64, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.1.feed.flat_norm.weight",
-        shape: &[192],
+        shape: &[256],
         precision: Precision::Act,
         init: Init::Ones,
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.1.feed.phi_pre",
-        shape: &[4, 192],
+        shape: &[4, 256],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.1.feed.phi_post",
-        shape: &[4, 192],
+        shape: &[4, 256],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.1.feed.phi_residual",
-        shape: &[4, 4, 192],
+        shape: &[4, 4, 256],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
@@ -721,56 +979,56 @@ pub static PARAMS: &[ParamSpec] = &[
     },
     ParamSpec {
         path: "layers.1.feed.pre_norm.weight",
-        shape: &[48],
+        shape: &[64],
         precision: Precision::Act,
         init: Init::Ones,
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.1.feed.body.gate",
-        shape: &[96, 48],
+        shape: &[96, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.1.feed.body.up",
-        shape: &[96, 48],
+        shape: &[96, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.1.feed.body.down",
-        shape: &[48, 96],
+        shape: &[64, 96],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.2.mix.flat_norm.weight",
-        shape: &[192],
+        shape: &[256],
         precision: Precision::Act,
         init: Init::Ones,
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.2.mix.phi_pre",
-        shape: &[4, 192],
+        shape: &[4, 256],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.2.mix.phi_post",
-        shape: &[4, 192],
+        shape: &[4, 256],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.2.mix.phi_residual",
-        shape: &[4, 4, 192],
+        shape: &[4, 4, 256],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
@@ -819,42 +1077,42 @@ pub static PARAMS: &[ParamSpec] = &[
     },
     ParamSpec {
         path: "layers.2.mix.pre_norm.weight",
-        shape: &[48],
+        shape: &[64],
         precision: Precision::Act,
         init: Init::Ones,
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.2.mix.body.query",
-        shape: &[48, 48],
+        shape: &[64, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.2.mix.body.key",
-        shape: &[48, 48],
+        shape: &[64, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.2.mix.body.value",
-        shape: &[48, 48],
+        shape: &[64, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.2.mix.body.gate",
-        shape: &[48, 48],
+        shape: &[64, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.2.mix.body.query_conv.weight",
-        shape: &[48, 4],
+        shape: &[64, 4],
         precision: Precision::Act,
         init: Init::Uniform {
             low: -0.5f64,
@@ -864,7 +1122,7 @@ pub static PARAMS: &[ParamSpec] = &[
     },
     ParamSpec {
         path: "layers.2.mix.body.query_conv.bias",
-        shape: &[48],
+        shape: &[64],
         precision: Precision::Act,
         init: Init::Uniform {
             low: -0.5f64,
@@ -874,7 +1132,7 @@ pub static PARAMS: &[ParamSpec] = &[
     },
     ParamSpec {
         path: "layers.2.mix.body.key_conv.weight",
-        shape: &[48, 4],
+        shape: &[64, 4],
         precision: Precision::Act,
         init: Init::Uniform {
             low: -0.5f64,
@@ -884,7 +1142,7 @@ pub static PARAMS: &[ParamSpec] = &[
     },
     ParamSpec {
         path: "layers.2.mix.body.key_conv.bias",
-        shape: &[48],
+        shape: &[64],
         precision: Precision::Act,
         init: Init::Uniform {
             low: -0.5f64,
@@ -894,7 +1152,7 @@ pub static PARAMS: &[ParamSpec] = &[
     },
     ParamSpec {
         path: "layers.2.mix.body.value_conv.weight",
-        shape: &[48, 4],
+        shape: &[64, 4],
         precision: Precision::Act,
         init: Init::Uniform {
             low: -0.5f64,
@@ -904,7 +1162,7 @@ pub static PARAMS: &[ParamSpec] = &[
     },
     ParamSpec {
         path: "layers.2.mix.body.value_conv.bias",
-        shape: &[48],
+        shape: &[64],
         precision: Precision::Act,
         init: Init::Uniform {
             low: -0.5f64,
@@ -914,7 +1172,7 @@ pub static PARAMS: &[ParamSpec] = &[
     },
     ParamSpec {
         path: "layers.2.mix.body.write",
-        shape: &[2, 48],
+        shape: &[2, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
@@ -928,7 +1186,7 @@ pub static PARAMS: &[ParamSpec] = &[
     },
     ParamSpec {
         path: "layers.2.mix.body.decay",
-        shape: &[2, 48],
+        shape: &[2, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
@@ -969,42 +1227,42 @@ pub static PARAMS: &[ParamSpec] = &[
     },
     ParamSpec {
         path: "layers.2.mix.body.out_norm.weight",
-        shape: &[24],
+        shape: &[32],
         precision: Precision::Act,
         init: Init::Ones,
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.2.mix.body.out",
-        shape: &[48, 48],
+        shape: &[64, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.2.feed.flat_norm.weight",
-        shape: &[192],
+        shape: &[256],
         precision: Precision::Act,
         init: Init::Ones,
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.2.feed.phi_pre",
-        shape: &[4, 192],
+        shape: &[4, 256],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.2.feed.phi_post",
-        shape: &[4, 192],
+        shape: &[4, 256],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.2.feed.phi_residual",
-        shape: &[4, 4, 192],
+        shape: &[4, 4, 256],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
@@ -1053,56 +1311,56 @@ pub static PARAMS: &[ParamSpec] = &[
     },
     ParamSpec {
         path: "layers.2.feed.pre_norm.weight",
-        shape: &[48],
+        shape: &[64],
         precision: Precision::Act,
         init: Init::Ones,
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.2.feed.body.gate",
-        shape: &[96, 48],
+        shape: &[96, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.2.feed.body.up",
-        shape: &[96, 48],
+        shape: &[96, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.2.feed.body.down",
-        shape: &[48, 96],
+        shape: &[64, 96],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.3.mix.flat_norm.weight",
-        shape: &[192],
+        shape: &[256],
         precision: Precision::Act,
         init: Init::Ones,
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.3.mix.phi_pre",
-        shape: &[4, 192],
+        shape: &[4, 256],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.3.mix.phi_post",
-        shape: &[4, 192],
+        shape: &[4, 256],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.3.mix.phi_residual",
-        shape: &[4, 4, 192],
+        shape: &[4, 4, 256],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
@@ -1151,70 +1409,70 @@ pub static PARAMS: &[ParamSpec] = &[
     },
     ParamSpec {
         path: "layers.3.mix.pre_norm.weight",
-        shape: &[48],
+        shape: &[64],
         precision: Precision::Act,
         init: Init::Ones,
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.3.mix.body.query",
-        shape: &[48, 48],
+        shape: &[64, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.3.mix.body.key",
-        shape: &[48, 48],
+        shape: &[64, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.3.mix.body.value",
-        shape: &[48, 48],
+        shape: &[64, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.3.mix.body.value_gate",
-        shape: &[48, 48],
+        shape: &[64, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.3.mix.body.output_gate",
-        shape: &[48, 48],
+        shape: &[64, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.3.mix.body.out",
-        shape: &[48, 48],
+        shape: &[64, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.3.mix.body.index_query",
-        shape: &[2, 16, 48],
+        shape: &[2, 16, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Frozen("only selected indexes leave the indexer"),
     },
     ParamSpec {
         path: "layers.3.mix.body.index_key",
-        shape: &[16, 48],
+        shape: &[16, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Frozen("only selected indexes leave the indexer"),
     },
     ParamSpec {
         path: "layers.3.mix.body.index_weight",
-        shape: &[2, 48],
+        shape: &[2, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Frozen("only selected indexes leave the indexer"),
@@ -1228,28 +1486,28 @@ pub static PARAMS: &[ParamSpec] = &[
     },
     ParamSpec {
         path: "layers.3.feed.flat_norm.weight",
-        shape: &[192],
+        shape: &[256],
         precision: Precision::Act,
         init: Init::Ones,
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.3.feed.phi_pre",
-        shape: &[4, 192],
+        shape: &[4, 256],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.3.feed.phi_post",
-        shape: &[4, 192],
+        shape: &[4, 256],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.3.feed.phi_residual",
-        shape: &[4, 4, 192],
+        shape: &[4, 4, 256],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
@@ -1298,56 +1556,56 @@ pub static PARAMS: &[ParamSpec] = &[
     },
     ParamSpec {
         path: "layers.3.feed.pre_norm.weight",
-        shape: &[48],
+        shape: &[64],
         precision: Precision::Act,
         init: Init::Ones,
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.3.feed.body.gate",
-        shape: &[96, 48],
+        shape: &[96, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.3.feed.body.up",
-        shape: &[96, 48],
+        shape: &[96, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.3.feed.body.down",
-        shape: &[48, 96],
+        shape: &[64, 96],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.4.mix.flat_norm.weight",
-        shape: &[192],
+        shape: &[256],
         precision: Precision::Act,
         init: Init::Ones,
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.4.mix.phi_pre",
-        shape: &[4, 192],
+        shape: &[4, 256],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.4.mix.phi_post",
-        shape: &[4, 192],
+        shape: &[4, 256],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.4.mix.phi_residual",
-        shape: &[4, 4, 192],
+        shape: &[4, 4, 256],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
@@ -1396,42 +1654,42 @@ pub static PARAMS: &[ParamSpec] = &[
     },
     ParamSpec {
         path: "layers.4.mix.pre_norm.weight",
-        shape: &[48],
+        shape: &[64],
         precision: Precision::Act,
         init: Init::Ones,
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.4.mix.body.query",
-        shape: &[48, 48],
+        shape: &[64, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.4.mix.body.key",
-        shape: &[48, 48],
+        shape: &[64, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.4.mix.body.value",
-        shape: &[48, 48],
+        shape: &[64, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.4.mix.body.gate",
-        shape: &[48, 48],
+        shape: &[64, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.4.mix.body.query_conv.weight",
-        shape: &[48, 4],
+        shape: &[64, 4],
         precision: Precision::Act,
         init: Init::Uniform {
             low: -0.5f64,
@@ -1441,7 +1699,7 @@ pub static PARAMS: &[ParamSpec] = &[
     },
     ParamSpec {
         path: "layers.4.mix.body.query_conv.bias",
-        shape: &[48],
+        shape: &[64],
         precision: Precision::Act,
         init: Init::Uniform {
             low: -0.5f64,
@@ -1451,7 +1709,7 @@ pub static PARAMS: &[ParamSpec] = &[
     },
     ParamSpec {
         path: "layers.4.mix.body.key_conv.weight",
-        shape: &[48, 4],
+        shape: &[64, 4],
         precision: Precision::Act,
         init: Init::Uniform {
             low: -0.5f64,
@@ -1461,7 +1719,7 @@ pub static PARAMS: &[ParamSpec] = &[
     },
     ParamSpec {
         path: "layers.4.mix.body.key_conv.bias",
-        shape: &[48],
+        shape: &[64],
         precision: Precision::Act,
         init: Init::Uniform {
             low: -0.5f64,
@@ -1471,7 +1729,7 @@ pub static PARAMS: &[ParamSpec] = &[
     },
     ParamSpec {
         path: "layers.4.mix.body.value_conv.weight",
-        shape: &[48, 4],
+        shape: &[64, 4],
         precision: Precision::Act,
         init: Init::Uniform {
             low: -0.5f64,
@@ -1481,7 +1739,7 @@ pub static PARAMS: &[ParamSpec] = &[
     },
     ParamSpec {
         path: "layers.4.mix.body.value_conv.bias",
-        shape: &[48],
+        shape: &[64],
         precision: Precision::Act,
         init: Init::Uniform {
             low: -0.5f64,
@@ -1491,7 +1749,7 @@ pub static PARAMS: &[ParamSpec] = &[
     },
     ParamSpec {
         path: "layers.4.mix.body.write",
-        shape: &[2, 48],
+        shape: &[2, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
@@ -1505,7 +1763,7 @@ pub static PARAMS: &[ParamSpec] = &[
     },
     ParamSpec {
         path: "layers.4.mix.body.decay",
-        shape: &[2, 48],
+        shape: &[2, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
@@ -1546,42 +1804,42 @@ pub static PARAMS: &[ParamSpec] = &[
     },
     ParamSpec {
         path: "layers.4.mix.body.out_norm.weight",
-        shape: &[24],
+        shape: &[32],
         precision: Precision::Act,
         init: Init::Ones,
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.4.mix.body.out",
-        shape: &[48, 48],
+        shape: &[64, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.4.feed.flat_norm.weight",
-        shape: &[192],
+        shape: &[256],
         precision: Precision::Act,
         init: Init::Ones,
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.4.feed.phi_pre",
-        shape: &[4, 192],
+        shape: &[4, 256],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.4.feed.phi_post",
-        shape: &[4, 192],
+        shape: &[4, 256],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.4.feed.phi_residual",
-        shape: &[4, 4, 192],
+        shape: &[4, 4, 256],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
@@ -1630,56 +1888,56 @@ pub static PARAMS: &[ParamSpec] = &[
     },
     ParamSpec {
         path: "layers.4.feed.pre_norm.weight",
-        shape: &[48],
+        shape: &[64],
         precision: Precision::Act,
         init: Init::Ones,
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.4.feed.body.gate",
-        shape: &[96, 48],
+        shape: &[96, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.4.feed.body.up",
-        shape: &[96, 48],
+        shape: &[96, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.4.feed.body.down",
-        shape: &[48, 96],
+        shape: &[64, 96],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.5.mix.flat_norm.weight",
-        shape: &[192],
+        shape: &[256],
         precision: Precision::Act,
         init: Init::Ones,
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.5.mix.phi_pre",
-        shape: &[4, 192],
+        shape: &[4, 256],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.5.mix.phi_post",
-        shape: &[4, 192],
+        shape: &[4, 256],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.5.mix.phi_residual",
-        shape: &[4, 4, 192],
+        shape: &[4, 4, 256],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
@@ -1728,42 +1986,42 @@ pub static PARAMS: &[ParamSpec] = &[
     },
     ParamSpec {
         path: "layers.5.mix.pre_norm.weight",
-        shape: &[48],
+        shape: &[64],
         precision: Precision::Act,
         init: Init::Ones,
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.5.mix.body.query",
-        shape: &[48, 48],
+        shape: &[64, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.5.mix.body.key",
-        shape: &[48, 48],
+        shape: &[64, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.5.mix.body.value",
-        shape: &[48, 48],
+        shape: &[64, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.5.mix.body.gate",
-        shape: &[48, 48],
+        shape: &[64, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.5.mix.body.query_conv.weight",
-        shape: &[48, 4],
+        shape: &[64, 4],
         precision: Precision::Act,
         init: Init::Uniform {
             low: -0.5f64,
@@ -1773,7 +2031,7 @@ pub static PARAMS: &[ParamSpec] = &[
     },
     ParamSpec {
         path: "layers.5.mix.body.query_conv.bias",
-        shape: &[48],
+        shape: &[64],
         precision: Precision::Act,
         init: Init::Uniform {
             low: -0.5f64,
@@ -1783,7 +2041,7 @@ pub static PARAMS: &[ParamSpec] = &[
     },
     ParamSpec {
         path: "layers.5.mix.body.key_conv.weight",
-        shape: &[48, 4],
+        shape: &[64, 4],
         precision: Precision::Act,
         init: Init::Uniform {
             low: -0.5f64,
@@ -1793,7 +2051,7 @@ pub static PARAMS: &[ParamSpec] = &[
     },
     ParamSpec {
         path: "layers.5.mix.body.key_conv.bias",
-        shape: &[48],
+        shape: &[64],
         precision: Precision::Act,
         init: Init::Uniform {
             low: -0.5f64,
@@ -1803,7 +2061,7 @@ pub static PARAMS: &[ParamSpec] = &[
     },
     ParamSpec {
         path: "layers.5.mix.body.value_conv.weight",
-        shape: &[48, 4],
+        shape: &[64, 4],
         precision: Precision::Act,
         init: Init::Uniform {
             low: -0.5f64,
@@ -1813,7 +2071,7 @@ pub static PARAMS: &[ParamSpec] = &[
     },
     ParamSpec {
         path: "layers.5.mix.body.value_conv.bias",
-        shape: &[48],
+        shape: &[64],
         precision: Precision::Act,
         init: Init::Uniform {
             low: -0.5f64,
@@ -1823,7 +2081,7 @@ pub static PARAMS: &[ParamSpec] = &[
     },
     ParamSpec {
         path: "layers.5.mix.body.write",
-        shape: &[2, 48],
+        shape: &[2, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
@@ -1837,7 +2095,7 @@ pub static PARAMS: &[ParamSpec] = &[
     },
     ParamSpec {
         path: "layers.5.mix.body.decay",
-        shape: &[2, 48],
+        shape: &[2, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
@@ -1878,42 +2136,42 @@ pub static PARAMS: &[ParamSpec] = &[
     },
     ParamSpec {
         path: "layers.5.mix.body.out_norm.weight",
-        shape: &[24],
+        shape: &[32],
         precision: Precision::Act,
         init: Init::Ones,
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.5.mix.body.out",
-        shape: &[48, 48],
+        shape: &[64, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.5.feed.flat_norm.weight",
-        shape: &[192],
+        shape: &[256],
         precision: Precision::Act,
         init: Init::Ones,
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.5.feed.phi_pre",
-        shape: &[4, 192],
+        shape: &[4, 256],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.5.feed.phi_post",
-        shape: &[4, 192],
+        shape: &[4, 256],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.5.feed.phi_residual",
-        shape: &[4, 4, 192],
+        shape: &[4, 4, 256],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
@@ -1962,56 +2220,56 @@ pub static PARAMS: &[ParamSpec] = &[
     },
     ParamSpec {
         path: "layers.5.feed.pre_norm.weight",
-        shape: &[48],
+        shape: &[64],
         precision: Precision::Act,
         init: Init::Ones,
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.5.feed.body.gate",
-        shape: &[96, 48],
+        shape: &[96, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.5.feed.body.up",
-        shape: &[96, 48],
+        shape: &[96, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.5.feed.body.down",
-        shape: &[48, 96],
+        shape: &[64, 96],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.6.mix.flat_norm.weight",
-        shape: &[192],
+        shape: &[256],
         precision: Precision::Act,
         init: Init::Ones,
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.6.mix.phi_pre",
-        shape: &[4, 192],
+        shape: &[4, 256],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.6.mix.phi_post",
-        shape: &[4, 192],
+        shape: &[4, 256],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.6.mix.phi_residual",
-        shape: &[4, 4, 192],
+        shape: &[4, 4, 256],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
@@ -2060,42 +2318,42 @@ pub static PARAMS: &[ParamSpec] = &[
     },
     ParamSpec {
         path: "layers.6.mix.pre_norm.weight",
-        shape: &[48],
+        shape: &[64],
         precision: Precision::Act,
         init: Init::Ones,
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.6.mix.body.query",
-        shape: &[48, 48],
+        shape: &[64, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.6.mix.body.key",
-        shape: &[48, 48],
+        shape: &[64, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.6.mix.body.value",
-        shape: &[48, 48],
+        shape: &[64, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.6.mix.body.gate",
-        shape: &[48, 48],
+        shape: &[64, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.6.mix.body.query_conv.weight",
-        shape: &[48, 4],
+        shape: &[64, 4],
         precision: Precision::Act,
         init: Init::Uniform {
             low: -0.5f64,
@@ -2105,7 +2363,7 @@ pub static PARAMS: &[ParamSpec] = &[
     },
     ParamSpec {
         path: "layers.6.mix.body.query_conv.bias",
-        shape: &[48],
+        shape: &[64],
         precision: Precision::Act,
         init: Init::Uniform {
             low: -0.5f64,
@@ -2115,7 +2373,7 @@ pub static PARAMS: &[ParamSpec] = &[
     },
     ParamSpec {
         path: "layers.6.mix.body.key_conv.weight",
-        shape: &[48, 4],
+        shape: &[64, 4],
         precision: Precision::Act,
         init: Init::Uniform {
             low: -0.5f64,
@@ -2125,7 +2383,7 @@ pub static PARAMS: &[ParamSpec] = &[
     },
     ParamSpec {
         path: "layers.6.mix.body.key_conv.bias",
-        shape: &[48],
+        shape: &[64],
         precision: Precision::Act,
         init: Init::Uniform {
             low: -0.5f64,
@@ -2135,7 +2393,7 @@ pub static PARAMS: &[ParamSpec] = &[
     },
     ParamSpec {
         path: "layers.6.mix.body.value_conv.weight",
-        shape: &[48, 4],
+        shape: &[64, 4],
         precision: Precision::Act,
         init: Init::Uniform {
             low: -0.5f64,
@@ -2145,7 +2403,7 @@ pub static PARAMS: &[ParamSpec] = &[
     },
     ParamSpec {
         path: "layers.6.mix.body.value_conv.bias",
-        shape: &[48],
+        shape: &[64],
         precision: Precision::Act,
         init: Init::Uniform {
             low: -0.5f64,
@@ -2155,7 +2413,7 @@ pub static PARAMS: &[ParamSpec] = &[
     },
     ParamSpec {
         path: "layers.6.mix.body.write",
-        shape: &[2, 48],
+        shape: &[2, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
@@ -2169,7 +2427,7 @@ pub static PARAMS: &[ParamSpec] = &[
     },
     ParamSpec {
         path: "layers.6.mix.body.decay",
-        shape: &[2, 48],
+        shape: &[2, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
@@ -2210,42 +2468,42 @@ pub static PARAMS: &[ParamSpec] = &[
     },
     ParamSpec {
         path: "layers.6.mix.body.out_norm.weight",
-        shape: &[24],
+        shape: &[32],
         precision: Precision::Act,
         init: Init::Ones,
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.6.mix.body.out",
-        shape: &[48, 48],
+        shape: &[64, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.6.feed.flat_norm.weight",
-        shape: &[192],
+        shape: &[256],
         precision: Precision::Act,
         init: Init::Ones,
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.6.feed.phi_pre",
-        shape: &[4, 192],
+        shape: &[4, 256],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.6.feed.phi_post",
-        shape: &[4, 192],
+        shape: &[4, 256],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.6.feed.phi_residual",
-        shape: &[4, 4, 192],
+        shape: &[4, 4, 256],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
@@ -2294,56 +2552,56 @@ pub static PARAMS: &[ParamSpec] = &[
     },
     ParamSpec {
         path: "layers.6.feed.pre_norm.weight",
-        shape: &[48],
+        shape: &[64],
         precision: Precision::Act,
         init: Init::Ones,
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.6.feed.body.gate",
-        shape: &[96, 48],
+        shape: &[96, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.6.feed.body.up",
-        shape: &[96, 48],
+        shape: &[96, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.6.feed.body.down",
-        shape: &[48, 96],
+        shape: &[64, 96],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.7.mix.flat_norm.weight",
-        shape: &[192],
+        shape: &[256],
         precision: Precision::Act,
         init: Init::Ones,
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.7.mix.phi_pre",
-        shape: &[4, 192],
+        shape: &[4, 256],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.7.mix.phi_post",
-        shape: &[4, 192],
+        shape: &[4, 256],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.7.mix.phi_residual",
-        shape: &[4, 4, 192],
+        shape: &[4, 4, 256],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
@@ -2392,70 +2650,70 @@ pub static PARAMS: &[ParamSpec] = &[
     },
     ParamSpec {
         path: "layers.7.mix.pre_norm.weight",
-        shape: &[48],
+        shape: &[64],
         precision: Precision::Act,
         init: Init::Ones,
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.7.mix.body.query",
-        shape: &[48, 48],
+        shape: &[64, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.7.mix.body.key",
-        shape: &[48, 48],
+        shape: &[64, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.7.mix.body.value",
-        shape: &[48, 48],
+        shape: &[64, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.7.mix.body.value_gate",
-        shape: &[48, 48],
+        shape: &[64, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.7.mix.body.output_gate",
-        shape: &[48, 48],
+        shape: &[64, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.7.mix.body.out",
-        shape: &[48, 48],
+        shape: &[64, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.7.mix.body.index_query",
-        shape: &[2, 16, 48],
+        shape: &[2, 16, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Frozen("only selected indexes leave the indexer"),
     },
     ParamSpec {
         path: "layers.7.mix.body.index_key",
-        shape: &[16, 48],
+        shape: &[16, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Frozen("only selected indexes leave the indexer"),
     },
     ParamSpec {
         path: "layers.7.mix.body.index_weight",
-        shape: &[2, 48],
+        shape: &[2, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Frozen("only selected indexes leave the indexer"),
@@ -2469,28 +2727,28 @@ pub static PARAMS: &[ParamSpec] = &[
     },
     ParamSpec {
         path: "layers.7.feed.flat_norm.weight",
-        shape: &[192],
+        shape: &[256],
         precision: Precision::Act,
         init: Init::Ones,
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.7.feed.phi_pre",
-        shape: &[4, 192],
+        shape: &[4, 256],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.7.feed.phi_post",
-        shape: &[4, 192],
+        shape: &[4, 256],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.7.feed.phi_residual",
-        shape: &[4, 4, 192],
+        shape: &[4, 4, 256],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
@@ -2539,77 +2797,77 @@ pub static PARAMS: &[ParamSpec] = &[
     },
     ParamSpec {
         path: "layers.7.feed.pre_norm.weight",
-        shape: &[48],
+        shape: &[64],
         precision: Precision::Act,
         init: Init::Ones,
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.7.feed.body.gate",
-        shape: &[96, 48],
+        shape: &[96, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.7.feed.body.up",
-        shape: &[96, 48],
+        shape: &[96, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "layers.7.feed.body.down",
-        shape: &[48, 96],
+        shape: &[64, 96],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "final_norm.weight",
-        shape: &[48],
+        shape: &[64],
         precision: Precision::Act,
         init: Init::Ones,
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "lm_head",
-        shape: &[2048, 48],
+        shape: &[2048, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "mtp.fuse",
-        shape: &[48, 96],
+        shape: &[64, 128],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "mtp.layers.0.flat_norm.weight",
-        shape: &[192],
+        shape: &[256],
         precision: Precision::Act,
         init: Init::Ones,
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "mtp.layers.0.phi_pre",
-        shape: &[4, 192],
+        shape: &[4, 256],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "mtp.layers.0.phi_post",
-        shape: &[4, 192],
+        shape: &[4, 256],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "mtp.layers.0.phi_residual",
-        shape: &[4, 4, 192],
+        shape: &[4, 4, 256],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
@@ -2658,70 +2916,70 @@ pub static PARAMS: &[ParamSpec] = &[
     },
     ParamSpec {
         path: "mtp.layers.0.pre_norm.weight",
-        shape: &[48],
+        shape: &[64],
         precision: Precision::Act,
         init: Init::Ones,
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "mtp.layers.0.body.query",
-        shape: &[48, 48],
+        shape: &[64, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "mtp.layers.0.body.key",
-        shape: &[48, 48],
+        shape: &[64, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "mtp.layers.0.body.value",
-        shape: &[48, 48],
+        shape: &[64, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "mtp.layers.0.body.value_gate",
-        shape: &[48, 48],
+        shape: &[64, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "mtp.layers.0.body.output_gate",
-        shape: &[48, 48],
+        shape: &[64, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "mtp.layers.0.body.out",
-        shape: &[48, 48],
+        shape: &[64, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "mtp.layers.0.body.index_query",
-        shape: &[2, 16, 48],
+        shape: &[2, 16, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Frozen("only selected indexes leave the indexer"),
     },
     ParamSpec {
         path: "mtp.layers.0.body.index_key",
-        shape: &[16, 48],
+        shape: &[16, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Frozen("only selected indexes leave the indexer"),
     },
     ParamSpec {
         path: "mtp.layers.0.body.index_weight",
-        shape: &[2, 48],
+        shape: &[2, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Frozen("only selected indexes leave the indexer"),
@@ -2735,28 +2993,28 @@ pub static PARAMS: &[ParamSpec] = &[
     },
     ParamSpec {
         path: "mtp.layers.1.flat_norm.weight",
-        shape: &[192],
+        shape: &[256],
         precision: Precision::Act,
         init: Init::Ones,
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "mtp.layers.1.phi_pre",
-        shape: &[4, 192],
+        shape: &[4, 256],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "mtp.layers.1.phi_post",
-        shape: &[4, 192],
+        shape: &[4, 256],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "mtp.layers.1.phi_residual",
-        shape: &[4, 4, 192],
+        shape: &[4, 4, 256],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
@@ -2805,28 +3063,28 @@ pub static PARAMS: &[ParamSpec] = &[
     },
     ParamSpec {
         path: "mtp.layers.1.pre_norm.weight",
-        shape: &[48],
+        shape: &[64],
         precision: Precision::Act,
         init: Init::Ones,
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "mtp.layers.1.body.gate",
-        shape: &[96, 48],
+        shape: &[96, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "mtp.layers.1.body.up",
-        shape: &[96, 48],
+        shape: &[96, 64],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
     },
     ParamSpec {
         path: "mtp.layers.1.body.down",
-        shape: &[48, 96],
+        shape: &[64, 96],
         precision: Precision::Act,
         init: Init::Normal { std: 0.02f64 },
         storage: Storage::Trained,
@@ -2867,7 +3125,7 @@ pub static TABLES: &[TableSpec] = &[
 pub static CARRIES: &[CarrySpec] = &[
     CarrySpec {
         name: "memory",
-        shape: &[-1, 48],
+        shape: &[-1, 64],
     },
 ];
 fn carry<'a>(inputs: &Inputs<'a>, index: usize) -> Result<&'a Tensor> {
@@ -2878,7 +3136,7 @@ impl Stage for Tiny2b {
         "tiny_2b"
     }
     fn source_hash(&self) -> &'static str {
-        "9c1b673987be18b45a546dee517914384b8146e50d6f05350ab6dd367f794246"
+        "ce73161591cf7defcf109ad022bedf59f7c87d656ffa0d25f7b6bdac8e8150c2"
     }
     fn params(&self) -> &'static [ParamSpec] {
         PARAMS
@@ -2898,7 +3156,7 @@ impl Stage for Tiny2b {
     fn forward(&self, inputs: &Inputs<'_>) -> Result<Outputs> {
         let weights = language_model::Tensors::build(&mut FlatSource::new(inputs))?;
         let mut next = language_model::Tensors::build(&mut Empty)?;
-        let (out_loss, out_ntp, out_mtp, out_memory, saved) = language_model::forward(
+        let (out_loss, out_ntp, out_mtp, out_aux, out_memory, saved) = language_model::forward(
             inputs.continues,
             &weights,
             &mut next,
@@ -2907,7 +3165,9 @@ impl Stage for Tiny2b {
             inputs.continues,
         )?;
         Ok(Outputs {
-            values: vec![("loss", out_loss), ("ntp", out_ntp), ("mtp", out_mtp)],
+            values: vec![
+                ("loss", out_loss), ("ntp", out_ntp), ("mtp", out_mtp), ("aux", out_aux)
+            ],
             carries: vec![out_memory],
             states: FlatStates::collect(inputs, |sink| next.take(sink))?,
             saved: Box::new(saved),
@@ -2963,7 +3223,7 @@ pub mod kronecker_embedding {
         pub byte_codes: T,
         /// Table index[vocab=2048] from tokenizer.byte_counts.
         pub byte_counts: T,
-        /// Parameter act[j=4096, d=48], normal(0.0003125), trained.
+        /// Parameter act[j=4096, d=64], normal(0.0003125), trained.
         pub weight: T,
     }
     impl<T> Tensors<T> {
@@ -2991,7 +3251,7 @@ pub mod kronecker_embedding {
         /// f32[b, w]
         pub alpha: Tensor,
     }
-    /// `ids` index[b, w] -> act[b, w, d=48].
+    /// `ids` index[b, w] -> act[b, w, d=64].
     pub fn forward(
         like: &Tensor,
         weights: &Tensors<&Tensor>,
@@ -3000,15 +3260,15 @@ pub mod kronecker_embedding {
         let wide = ops::to_f32(weights.weight, like)?;
         let codes = ops::lookup(weights.byte_codes, ids)?;
         let v6 = ops::lookup(weights.byte_counts, ids)?;
-        let count = ops::to_f32(&v6, like)?;
-        let share = ops::affine(&count, 0.000244140625f64, 0f64)?;
+        let n_codes = ops::to_f32(&v6, like)?;
+        let share = ops::affine(&n_codes, 0.000244140625f64, 0f64)?;
         let present = ops::gather_sum(&wide, &codes)?;
         let total = ops::sum(&wide, &[0])?;
         let v11 = ops::affine(&share, -1f64, 1f64)?;
         let v12 = ops::affine(&v11, 0.0002442002442002442f64, 0f64)?;
         let spread = ops::sqrt(&v12)?;
         let v14 = ops::constant_f32(1f64, like)?;
-        let v15 = ops::max(&count, &v14)?;
+        let v15 = ops::max(&n_codes, &v14)?;
         let v16 = ops::sqrt(&v15)?;
         let v17 = ops::affine(&spread, 1f64, 0.000001f64)?;
         let v18 = ops::mul(&v16, &v17)?;
@@ -3024,7 +3284,7 @@ pub mod kronecker_embedding {
         };
         Ok((v23, saved))
     }
-    /// Takes `d_result` act[b, w, d=48], gives nothing; adds parameter gradients to `grads`.
+    /// Takes `d_result` act[b, w, d=64], gives nothing; adds parameter gradients to `grads`.
     pub fn backward(
         like: &Tensor,
         _weights: &Tensors<&Tensor>,
@@ -3036,7 +3296,7 @@ pub mod kronecker_embedding {
         let v3 = ops::mul(&v1, &ops::align(&saved.alpha, &[0, 1, -1])?)?;
         let v4 = ops::affine(&v3, -1f64, 0f64)?;
         let v6 = ops::contract(&v4, &saved.share, "bwd,bw->d")?;
-        let v7 = ops::broadcast(&v6, &[-1, 0], &[4096, 48])?;
+        let v7 = ops::broadcast(&v6, &[-1, 0], &[4096, 64])?;
         let v9 = ops::gather_sum_grad(&saved.codes, &v3, 4096)?;
         let v10 = ops::add(&v7, &v9)?;
         let v11 = ops::to_act(&v10, like.kind())?;
@@ -3053,7 +3313,7 @@ pub mod rms_norm {
     use lightc_runtime::{Result, Tensor, ops};
     /// The tensors of the block: itself, gradients or next states, by what `T` is.
     pub struct Tensors<T> {
-        /// Parameter act[d=48], ones(), trained.
+        /// Parameter act[d=64], ones(), trained.
         pub weight: T,
     }
     impl<T> Tensors<T> {
@@ -3068,20 +3328,20 @@ pub mod rms_norm {
     }
     /// What the forward keeps for the backward.
     pub struct Saved {
-        /// f32[b, w, d=48]
+        /// f32[b, w, d=64]
         pub wide: Tensor,
         /// f32[b, w]
         pub v4: Tensor,
         /// f32[b, w]
         pub v5: Tensor,
-        /// act[b, w, d=48]
+        /// act[b, w, d=64]
         pub unit: Tensor,
         /// Length of axis `b`.
         pub size_b: i64,
         /// Length of axis `w`.
         pub size_w: i64,
     }
-    /// `x` act[b, w, d=48] -> act[b, w, d=48].
+    /// `x` act[b, w, d=64] -> act[b, w, d=64].
     pub fn forward(
         like: &Tensor,
         weights: &Tensors<&Tensor>,
@@ -3107,7 +3367,7 @@ pub mod rms_norm {
         };
         Ok((v9, saved))
     }
-    /// Takes `d_result` act[b, w, d=48], gives `d_x` act[b, w, d=48]; adds parameter gradients to `grads`.
+    /// Takes `d_result` act[b, w, d=64], gives `d_x` act[b, w, d=64]; adds parameter gradients to `grads`.
     pub fn backward(
         like: &Tensor,
         weights: &Tensors<&Tensor>,
@@ -3126,8 +3386,8 @@ pub mod rms_norm {
         let v11 = ops::sum(&v10, &[2])?;
         let v13 = ops::rsqrt_grad(&saved.v4, &v11)?;
         let v14 = ops::affine(&v13, 1f64, 0f64)?;
-        let v15 = ops::affine(&v14, 0.020833333333333332f64, 0f64)?;
-        let v16 = ops::broadcast(&v15, &[0, 1, -1], &[size_b, size_w, 48])?;
+        let v15 = ops::affine(&v14, 0.015625f64, 0f64)?;
+        let v16 = ops::broadcast(&v15, &[0, 1, -1], &[size_b, size_w, 64])?;
         let v17 = ops::square_grad(&saved.wide, &v16)?;
         let v18 = ops::add(&v8, &v17)?;
         let v19 = ops::to_act(&v18, like.kind())?;
@@ -3143,9 +3403,9 @@ pub mod layer_norm {
     use lightc_runtime::{Result, Tensor, ops};
     /// The tensors of the block: itself, gradients or next states, by what `T` is.
     pub struct Tensors<T> {
-        /// Parameter act[d=48], ones(), trained.
+        /// Parameter act[d=64], ones(), trained.
         pub weight: T,
-        /// Parameter act[d=48], zeros(), trained.
+        /// Parameter act[d=64], zeros(), trained.
         pub bias: T,
     }
     impl<T> Tensors<T> {
@@ -3164,18 +3424,18 @@ pub mod layer_norm {
     }
     /// What the forward keeps for the backward.
     pub struct Saved {
-        /// f32[b, d=48]
+        /// f32[b, d=64]
         pub centred: Tensor,
         /// f32[b]
         pub v6: Tensor,
         /// f32[b]
         pub v7: Tensor,
-        /// act[b, d=48]
+        /// act[b, d=64]
         pub unit: Tensor,
         /// Length of axis `b`.
         pub size_b: i64,
     }
-    /// `x` act[b, d=48] -> act[b, d=48].
+    /// `x` act[b, d=64] -> act[b, d=64].
     pub fn forward(
         like: &Tensor,
         weights: &Tensors<&Tensor>,
@@ -3202,7 +3462,7 @@ pub mod layer_norm {
         };
         Ok((v13, saved))
     }
-    /// Takes `d_result` act[b, d=48], gives `d_x` act[b, d=48]; adds parameter gradients to `grads`.
+    /// Takes `d_result` act[b, d=64], gives `d_x` act[b, d=64]; adds parameter gradients to `grads`.
     pub fn backward(
         like: &Tensor,
         weights: &Tensors<&Tensor>,
@@ -3221,14 +3481,14 @@ pub mod layer_norm {
         let v12 = ops::sum(&v11, &[1])?;
         let v14 = ops::rsqrt_grad(&saved.v6, &v12)?;
         let v15 = ops::affine(&v14, 1f64, 0f64)?;
-        let v16 = ops::affine(&v15, 0.020833333333333332f64, 0f64)?;
-        let v17 = ops::broadcast(&v16, &[0, -1], &[size_b, 48])?;
+        let v16 = ops::affine(&v15, 0.015625f64, 0f64)?;
+        let v17 = ops::broadcast(&v16, &[0, -1], &[size_b, 64])?;
         let v18 = ops::square_grad(&saved.centred, &v17)?;
         let v19 = ops::add(&v9, &v18)?;
         let v20 = ops::affine(&v19, -1f64, 0f64)?;
         let v21 = ops::sum(&v20, &[1])?;
-        let v22 = ops::affine(&v21, 0.020833333333333332f64, 0f64)?;
-        let v23 = ops::broadcast(&v22, &[0, -1], &[size_b, 48])?;
+        let v22 = ops::affine(&v21, 0.015625f64, 0f64)?;
+        let v23 = ops::broadcast(&v22, &[0, -1], &[size_b, 64])?;
         let v24 = ops::add(&v19, &v23)?;
         let v25 = ops::to_act(&v24, like.kind())?;
         accumulate(&mut grads.weight, v6)?;
@@ -3251,7 +3511,7 @@ pub mod memory_stream {
         pub strength: T,
         /// `norm`
         pub norm: layer_norm::Tensors<T>,
-        /// Parameter act[d=48], normal(0.02), trained.
+        /// Parameter act[d=64], normal(0.02), trained.
         pub gate: T,
         /// Parameter f32[], zeros(), trained.
         pub gate_bias: T,
@@ -3276,7 +3536,7 @@ pub mod memory_stream {
     }
     /// What the forward keeps for the backward.
     pub struct Saved {
-        /// act[b, t, d=48]
+        /// act[b, t, d=64]
         pub x: Tensor,
         /// f32[b, t]
         pub v7: Tensor,
@@ -3290,12 +3550,12 @@ pub mod memory_stream {
         pub v12: Tensor,
         /// act[b, t]
         pub amount: Tensor,
-        /// act[b, d=48]
+        /// act[b, d=64]
         pub v15: Tensor,
         /// What the call keeps.
         pub norm_call: layer_norm::Saved,
     }
-    /// `x` act[b, t, d=48], `memory` act[b, d=48], `continues` act[b] -> act[b, t, d=48].
+    /// `x` act[b, t, d=64], `memory` act[b, d=64], `continues` act[b] -> act[b, t, d=64].
     pub fn forward(
         like: &Tensor,
         weights: &Tensors<&Tensor>,
@@ -3328,7 +3588,7 @@ pub mod memory_stream {
         };
         Ok((v17, saved))
     }
-    /// Takes `d_result` act[b, t, d=48], gives `d_x` act[b, t, d=48], `d_memory` act[b, d=48], `d_continues` act[b]; adds parameter gradients to `grads`.
+    /// Takes `d_result` act[b, t, d=64], gives `d_x` act[b, t, d=64], `d_memory` act[b, d=64], `d_continues` act[b]; adds parameter gradients to `grads`.
     pub fn backward(
         like: &Tensor,
         weights: &Tensors<&Tensor>,
@@ -3375,7 +3635,7 @@ pub mod rms_norm_2 {
     use lightc_runtime::{Result, Tensor, ops};
     /// The tensors of the block: itself, gradients or next states, by what `T` is.
     pub struct Tensors<T> {
-        /// Parameter act[d=192], ones(), trained.
+        /// Parameter act[d=256], ones(), trained.
         pub weight: T,
     }
     impl<T> Tensors<T> {
@@ -3390,20 +3650,20 @@ pub mod rms_norm_2 {
     }
     /// What the forward keeps for the backward.
     pub struct Saved {
-        /// f32[b, t, d=192]
+        /// f32[b, t, d=256]
         pub wide: Tensor,
         /// f32[b, t]
         pub v4: Tensor,
         /// f32[b, t]
         pub v5: Tensor,
-        /// act[b, t, d=192]
+        /// act[b, t, d=256]
         pub unit: Tensor,
         /// Length of axis `b`.
         pub size_b: i64,
         /// Length of axis `t`.
         pub size_t: i64,
     }
-    /// `x` act[b, t, d=192] -> act[b, t, d=192].
+    /// `x` act[b, t, d=256] -> act[b, t, d=256].
     pub fn forward(
         like: &Tensor,
         weights: &Tensors<&Tensor>,
@@ -3429,7 +3689,7 @@ pub mod rms_norm_2 {
         };
         Ok((v9, saved))
     }
-    /// Takes `d_result` act[b, t, d=192], gives `d_x` act[b, t, d=192]; adds parameter gradients to `grads`.
+    /// Takes `d_result` act[b, t, d=256], gives `d_x` act[b, t, d=256]; adds parameter gradients to `grads`.
     pub fn backward(
         like: &Tensor,
         weights: &Tensors<&Tensor>,
@@ -3448,8 +3708,8 @@ pub mod rms_norm_2 {
         let v11 = ops::sum(&v10, &[2])?;
         let v13 = ops::rsqrt_grad(&saved.v4, &v11)?;
         let v14 = ops::affine(&v13, 1f64, 0f64)?;
-        let v15 = ops::affine(&v14, 0.005208333333333333f64, 0f64)?;
-        let v16 = ops::broadcast(&v15, &[0, 1, -1], &[size_b, size_t, 192])?;
+        let v15 = ops::affine(&v14, 0.00390625f64, 0f64)?;
+        let v16 = ops::broadcast(&v15, &[0, 1, -1], &[size_b, size_t, 256])?;
         let v17 = ops::square_grad(&saved.wide, &v16)?;
         let v18 = ops::add(&v8, &v17)?;
         let v19 = ops::to_act(&v18, like.kind())?;
@@ -3466,7 +3726,7 @@ pub mod rms_norm_3 {
     use lightc_runtime::{Result, Tensor, ops};
     /// The tensors of the block: itself, gradients or next states, by what `T` is.
     pub struct Tensors<T> {
-        /// Parameter act[d=48], ones(), trained.
+        /// Parameter act[d=64], ones(), trained.
         pub weight: T,
     }
     impl<T> Tensors<T> {
@@ -3481,20 +3741,20 @@ pub mod rms_norm_3 {
     }
     /// What the forward keeps for the backward.
     pub struct Saved {
-        /// f32[b, t, d=48]
+        /// f32[b, t, d=64]
         pub wide: Tensor,
         /// f32[b, t]
         pub v4: Tensor,
         /// f32[b, t]
         pub v5: Tensor,
-        /// act[b, t, d=48]
+        /// act[b, t, d=64]
         pub unit: Tensor,
         /// Length of axis `b`.
         pub size_b: i64,
         /// Length of axis `t`.
         pub size_t: i64,
     }
-    /// `x` act[b, t, d=48] -> act[b, t, d=48].
+    /// `x` act[b, t, d=64] -> act[b, t, d=64].
     pub fn forward(
         like: &Tensor,
         weights: &Tensors<&Tensor>,
@@ -3520,7 +3780,7 @@ pub mod rms_norm_3 {
         };
         Ok((v9, saved))
     }
-    /// Takes `d_result` act[b, t, d=48], gives `d_x` act[b, t, d=48]; adds parameter gradients to `grads`.
+    /// Takes `d_result` act[b, t, d=64], gives `d_x` act[b, t, d=64]; adds parameter gradients to `grads`.
     pub fn backward(
         like: &Tensor,
         weights: &Tensors<&Tensor>,
@@ -3539,8 +3799,8 @@ pub mod rms_norm_3 {
         let v11 = ops::sum(&v10, &[2])?;
         let v13 = ops::rsqrt_grad(&saved.v4, &v11)?;
         let v14 = ops::affine(&v13, 1f64, 0f64)?;
-        let v15 = ops::affine(&v14, 0.020833333333333332f64, 0f64)?;
-        let v16 = ops::broadcast(&v15, &[0, 1, -1], &[size_b, size_t, 48])?;
+        let v15 = ops::affine(&v14, 0.015625f64, 0f64)?;
+        let v16 = ops::broadcast(&v15, &[0, 1, -1], &[size_b, size_t, 64])?;
         let v17 = ops::square_grad(&saved.wide, &v16)?;
         let v18 = ops::add(&v8, &v17)?;
         let v19 = ops::to_act(&v18, like.kind())?;
@@ -3555,9 +3815,9 @@ pub mod short_conv {
     use lightc_runtime::{Result, Tensor, ops};
     /// The tensors of the block: itself, gradients or next states, by what `T` is.
     pub struct Tensors<T> {
-        /// Parameter act[e=48, taps=4], uniform(-0.5, 0.5), trained.
+        /// Parameter act[e=64, taps=4], uniform(-0.5, 0.5), trained.
         pub weight: T,
-        /// Parameter act[e=48], uniform(-0.5, 0.5), trained.
+        /// Parameter act[e=64], uniform(-0.5, 0.5), trained.
         pub bias: T,
     }
     impl<T> Tensors<T> {
@@ -3576,12 +3836,12 @@ pub mod short_conv {
     }
     /// What the forward keeps for the backward.
     pub struct Saved {
-        /// act[b, t, e=48]
+        /// act[b, t, e=64]
         pub x: Tensor,
-        /// act[b, t, e=48]
+        /// act[b, t, e=64]
         pub v4: Tensor,
     }
-    /// `x` act[b, t, e=48] -> act[b, t, e=48].
+    /// `x` act[b, t, e=64] -> act[b, t, e=64].
     pub fn forward(
         _like: &Tensor,
         weights: &Tensors<&Tensor>,
@@ -3596,7 +3856,7 @@ pub mod short_conv {
         };
         Ok((v5, saved))
     }
-    /// Takes `d_result` act[b, t, e=48], gives `d_x` act[b, t, e=48]; adds parameter gradients to `grads`.
+    /// Takes `d_result` act[b, t, e=64], gives `d_x` act[b, t, e=64]; adds parameter gradients to `grads`.
     pub fn backward(
         _like: &Tensor,
         weights: &Tensors<&Tensor>,
@@ -3622,7 +3882,7 @@ pub mod rms_norm_4 {
     use lightc_runtime::{Result, Tensor, ops};
     /// The tensors of the block: itself, gradients or next states, by what `T` is.
     pub struct Tensors<T> {
-        /// Parameter act[d=24], ones(), trained.
+        /// Parameter act[d=32], ones(), trained.
         pub weight: T,
     }
     impl<T> Tensors<T> {
@@ -3637,13 +3897,13 @@ pub mod rms_norm_4 {
     }
     /// What the forward keeps for the backward.
     pub struct Saved {
-        /// f32[b, t, h, d=24]
+        /// f32[b, t, h, d=32]
         pub wide: Tensor,
         /// f32[b, t, h]
         pub v4: Tensor,
         /// f32[b, t, h]
         pub v5: Tensor,
-        /// act[b, t, h, d=24]
+        /// act[b, t, h, d=32]
         pub unit: Tensor,
         /// Length of axis `b`.
         pub size_b: i64,
@@ -3652,7 +3912,7 @@ pub mod rms_norm_4 {
         /// Length of axis `h`.
         pub size_h: i64,
     }
-    /// `x` act[b, t, h, d=24] -> act[b, t, h, d=24].
+    /// `x` act[b, t, h, d=32] -> act[b, t, h, d=32].
     pub fn forward(
         like: &Tensor,
         weights: &Tensors<&Tensor>,
@@ -3680,7 +3940,7 @@ pub mod rms_norm_4 {
         };
         Ok((v9, saved))
     }
-    /// Takes `d_result` act[b, t, h, d=24], gives `d_x` act[b, t, h, d=24]; adds parameter gradients to `grads`.
+    /// Takes `d_result` act[b, t, h, d=32], gives `d_x` act[b, t, h, d=32]; adds parameter gradients to `grads`.
     pub fn backward(
         like: &Tensor,
         weights: &Tensors<&Tensor>,
@@ -3700,8 +3960,8 @@ pub mod rms_norm_4 {
         let v11 = ops::sum(&v10, &[3])?;
         let v13 = ops::rsqrt_grad(&saved.v4, &v11)?;
         let v14 = ops::affine(&v13, 1f64, 0f64)?;
-        let v15 = ops::affine(&v14, 0.041666666666666664f64, 0f64)?;
-        let v16 = ops::broadcast(&v15, &[0, 1, 2, -1], &[size_b, size_t, size_h, 24])?;
+        let v15 = ops::affine(&v14, 0.03125f64, 0f64)?;
+        let v16 = ops::broadcast(&v15, &[0, 1, 2, -1], &[size_b, size_t, size_h, 32])?;
         let v17 = ops::square_grad(&saved.wide, &v16)?;
         let v18 = ops::add(&v8, &v17)?;
         let v19 = ops::to_act(&v18, like.kind())?;
@@ -3730,13 +3990,13 @@ pub mod gated_delta_net {
     use lightc_runtime::{Result, Tensor, ops};
     /// The tensors of the block: itself, gradients or next states, by what `T` is.
     pub struct Tensors<T> {
-        /// Parameter act[e=48, d=48], normal(0.02), trained.
+        /// Parameter act[e=64, d=64], normal(0.02), trained.
         pub query: T,
-        /// Parameter act[e=48, d=48], normal(0.02), trained.
+        /// Parameter act[e=64, d=64], normal(0.02), trained.
         pub key: T,
-        /// Parameter act[e=48, d=48], normal(0.02), trained.
+        /// Parameter act[e=64, d=64], normal(0.02), trained.
         pub value: T,
-        /// Parameter act[e=48, d=48], normal(0.02), trained.
+        /// Parameter act[e=64, d=64], normal(0.02), trained.
         pub gate: T,
         /// `query_conv`
         pub query_conv: short_conv::Tensors<T>,
@@ -3744,11 +4004,11 @@ pub mod gated_delta_net {
         pub key_conv: short_conv::Tensors<T>,
         /// `value_conv`
         pub value_conv: short_conv::Tensors<T>,
-        /// Parameter act[h=2, d=48], normal(0.02), trained.
+        /// Parameter act[h=2, d=64], normal(0.02), trained.
         pub write: T,
         /// Parameter f32[h=2], zeros(), trained.
         pub write_bias: T,
-        /// Parameter act[h=2, d=48], normal(0.02), trained.
+        /// Parameter act[h=2, d=64], normal(0.02), trained.
         pub decay: T,
         /// Parameter f32[h=2], zeros(), trained.
         pub decay_bias: T,
@@ -3760,7 +4020,7 @@ pub mod gated_delta_net {
         pub skip: T,
         /// `out_norm`
         pub out_norm: rms_norm_4::Tensors<T>,
-        /// Parameter act[d=48, e=48], normal(0.02), trained.
+        /// Parameter act[d=64, e=64], normal(0.02), trained.
         pub out: T,
     }
     impl<T> Tensors<T> {
@@ -3807,13 +4067,13 @@ pub mod gated_delta_net {
     }
     /// What the forward keeps for the backward.
     pub struct Saved {
-        /// act[b, t, d=48]
+        /// act[b, t, d=64]
         pub x: Tensor,
-        /// f32[b, t, h=2, k=24]
+        /// f32[b, t, h=2, k=32]
         pub q_heads: Tensor,
-        /// f32[b, t, h=2, k=24]
+        /// f32[b, t, h=2, k=32]
         pub k_heads: Tensor,
-        /// act[b, t, h=2, m=24]
+        /// act[b, t, h=2, m=32]
         pub values: Tensor,
         /// f32[b, t, h=2]
         pub v19: Tensor,
@@ -3827,9 +4087,9 @@ pub mod gated_delta_net {
         pub v27: Tensor,
         /// f32[b, t, h=2]
         pub v28: Tensor,
-        /// act[b, t, h=2, k=24]
+        /// act[b, t, h=2, k=32]
         pub queries: Tensor,
-        /// act[b, t, h=2, k=24]
+        /// act[b, t, h=2, k=32]
         pub keys: Tensor,
         /// f32[b, t, h=2]
         pub v38: Tensor,
@@ -3843,23 +4103,23 @@ pub mod gated_delta_net {
         pub v50: Tensor,
         /// f32[b, t, h=2]
         pub log_decay: Tensor,
-        /// f32[b, t, h=2, k=24]
+        /// f32[b, t, h=2, k=32]
         pub v53: Tensor,
-        /// f32[b, t, h=2, k=24]
+        /// f32[b, t, h=2, k=32]
         pub v54: Tensor,
         /// f32[b, t, h=2]
         pub agreement: Tensor,
         /// f32[b, t, h=2]
         pub v59: Tensor,
-        /// f32[b, t, h=2, m=24]
+        /// f32[b, t, h=2, m=32]
         pub v60: Tensor,
-        /// f32[b, t, h=2, m=24]
+        /// f32[b, t, h=2, m=32]
         pub v64: Tensor,
-        /// f32[b, t, h=2, m=24]
+        /// f32[b, t, h=2, m=32]
         pub v65: Tensor,
-        /// f32[b, t, h=2, m=24]
+        /// f32[b, t, h=2, m=32]
         pub v67: Tensor,
-        /// act[b, t, e=48]
+        /// act[b, t, e=64]
         pub v70: Tensor,
         /// Length of axis `b`.
         pub size_b: i64,
@@ -3874,7 +4134,7 @@ pub mod gated_delta_net {
         /// What the call keeps.
         pub out_norm_call: rms_norm_4::Saved,
     }
-    /// `x` act[b, t, d=48] -> act[b, t, d=48].
+    /// `x` act[b, t, d=64] -> act[b, t, d=64].
     pub fn forward(
         like: &Tensor,
         weights: &Tensors<&Tensor>,
@@ -3884,11 +4144,11 @@ pub mod gated_delta_net {
         let size_t = ops::length(x, 1)?;
         let v2 = ops::contract(x, weights.query, "btd,ed->bte")?;
         let (v3, query_conv_call) = short_conv::forward(like, &weights.query_conv, &v2)?;
-        let v4 = ops::split(&v3, 2, &[2, 24])?;
+        let v4 = ops::split(&v3, 2, &[2, 32])?;
         let q_heads = ops::to_f32(&v4, like)?;
         let v7 = ops::contract(x, weights.key, "btd,ed->bte")?;
         let (v8, key_conv_call) = short_conv::forward(like, &weights.key_conv, &v7)?;
-        let v9 = ops::split(&v8, 2, &[2, 24])?;
+        let v9 = ops::split(&v8, 2, &[2, 32])?;
         let k_heads = ops::to_f32(&v9, like)?;
         let v12 = ops::contract(x, weights.value, "btd,ed->bte")?;
         let (v13, value_conv_call) = short_conv::forward(
@@ -3896,9 +4156,9 @@ pub mod gated_delta_net {
             &weights.value_conv,
             &v12,
         )?;
-        let values = ops::split(&v13, 2, &[2, 24])?;
+        let values = ops::split(&v13, 2, &[2, 32])?;
         let v16 = ops::contract(x, weights.gate, "btd,ed->bte")?;
-        let gates = ops::split(&v16, 2, &[2, 24])?;
+        let gates = ops::split(&v16, 2, &[2, 32])?;
         let v18 = ops::square(&q_heads)?;
         let v19 = ops::sum(&v18, &[3])?;
         let v20 = ops::constant_f32(0.000000000000000000000001f64, like)?;
@@ -3992,7 +4252,7 @@ pub mod gated_delta_net {
         };
         Ok((v72, saved))
     }
-    /// Takes `d_result` act[b, t, d=48], gives `d_x` act[b, t, d=48]; adds parameter gradients to `grads`.
+    /// Takes `d_result` act[b, t, d=64], gives `d_x` act[b, t, d=64]; adds parameter gradients to `grads`.
     pub fn backward(
         like: &Tensor,
         weights: &Tensors<&Tensor>,
@@ -4004,7 +4264,7 @@ pub mod gated_delta_net {
         let size_t = saved.size_t;
         let v2 = ops::contract(d_result, weights.out, "btd,de->bte")?;
         let v4 = ops::contract(d_result, &saved.v70, "btd,bte->de")?;
-        let v5 = ops::split(&v2, 2, &[2, 24])?;
+        let v5 = ops::split(&v2, 2, &[2, 32])?;
         let v6 = ops::to_f32(&v5, like)?;
         let v8 = ops::mul(&v6, &saved.v67)?;
         let v10 = ops::mul(&v6, &saved.v65)?;
@@ -4027,7 +4287,7 @@ pub mod gated_delta_net {
         let v26 = ops::mul(&v21, weights.skip)?;
         let v27 = ops::sum(&v24, &[0, 1])?;
         let v28 = ops::to_act(&v16, like.kind())?;
-        let v29 = ops::broadcast(&v26, &[0, 1, 2, -1], &[size_b, size_t, 2, 24])?;
+        let v29 = ops::broadcast(&v26, &[0, 1, 2, -1], &[size_b, size_t, 2, 32])?;
         let v31 = ops::mul(&v29, &saved.v54)?;
         let v33 = ops::mul(&v29, &saved.v53)?;
         let v34 = ops::to_act(&v33, like.kind())?;
@@ -4081,7 +4341,7 @@ pub mod gated_delta_net {
         let v87 = ops::ge(&saved.v25, &v86)?;
         let v88 = ops::constant_f32(0f64, like)?;
         let v89 = ops::where_(&v87, &v84, &v88)?;
-        let v90 = ops::broadcast(&v89, &[0, 1, 2, -1], &[size_b, size_t, 2, 24])?;
+        let v90 = ops::broadcast(&v89, &[0, 1, 2, -1], &[size_b, size_t, 2, 32])?;
         let v91 = ops::square_grad(&saved.k_heads, &v90)?;
         let v92 = ops::add(&v79, &v91)?;
         let v94 = ops::mul(&v77, &ops::align(&saved.v22, &[0, 1, 2, -1])?)?;
@@ -4092,7 +4352,7 @@ pub mod gated_delta_net {
         let v102 = ops::ge(&saved.v19, &v101)?;
         let v103 = ops::constant_f32(0f64, like)?;
         let v104 = ops::where_(&v102, &v99, &v103)?;
-        let v105 = ops::broadcast(&v104, &[0, 1, 2, -1], &[size_b, size_t, 2, 24])?;
+        let v105 = ops::broadcast(&v104, &[0, 1, 2, -1], &[size_b, size_t, 2, 32])?;
         let v106 = ops::square_grad(&saved.q_heads, &v105)?;
         let v107 = ops::add(&v94, &v106)?;
         let v108 = ops::merge(&v15, 2, 2)?;
@@ -4172,11 +4432,11 @@ pub mod hyper_connection {
     pub struct Tensors<T> {
         /// `flat_norm`
         pub flat_norm: rms_norm_2::Tensors<T>,
-        /// Parameter act[n=4, w=192], normal(0.02), trained.
+        /// Parameter act[n=4, w=256], normal(0.02), trained.
         pub phi_pre: T,
-        /// Parameter act[n=4, w=192], normal(0.02), trained.
+        /// Parameter act[n=4, w=256], normal(0.02), trained.
         pub phi_post: T,
-        /// Parameter act[n=4, j=4, w=192], normal(0.02), trained.
+        /// Parameter act[n=4, j=4, w=256], normal(0.02), trained.
         pub phi_residual: T,
         /// Parameter f32[], constant(0.1), trained.
         pub alpha_pre: T,
@@ -4231,9 +4491,9 @@ pub mod hyper_connection {
     }
     /// What the forward keeps for the backward.
     pub struct Saved {
-        /// act[b, t, n=4, d=48]
+        /// act[b, t, n=4, d=64]
         pub x: Tensor,
-        /// act[b, t, w=192]
+        /// act[b, t, w=256]
         pub u: Tensor,
         /// f32[b, t, n=4]
         pub v6: Tensor,
@@ -4253,9 +4513,9 @@ pub mod hyper_connection {
         pub logits: Tensor,
         /// act[b, t, n=4, j=4]
         pub residual: Tensor,
-        /// act[b, t, d=48]
+        /// act[b, t, d=64]
         pub y: Tensor,
-        /// act[b, t, j=4, d=48]
+        /// act[b, t, j=4, d=64]
         pub v34: Tensor,
         /// What the call keeps.
         pub flat_norm_call: rms_norm_2::Saved,
@@ -4264,7 +4524,7 @@ pub mod hyper_connection {
         /// What the call keeps.
         pub body_call: gated_delta_net::Saved,
     }
-    /// `x` act[b, t, n=4, d=48] -> act[b, t, n=4, d=48].
+    /// `x` act[b, t, n=4, d=64] -> act[b, t, n=4, d=64].
     pub fn forward(
         like: &Tensor,
         weights: &Tensors<&Tensor>,
@@ -4318,7 +4578,7 @@ pub mod hyper_connection {
         };
         Ok((v37, saved))
     }
-    /// Takes `d_result` act[b, t, n=4, d=48], gives `d_x` act[b, t, n=4, d=48]; adds parameter gradients to `grads`.
+    /// Takes `d_result` act[b, t, n=4, d=64], gives `d_x` act[b, t, n=4, d=64]; adds parameter gradients to `grads`.
     pub fn backward(
         like: &Tensor,
         weights: &Tensors<&Tensor>,
@@ -4387,7 +4647,7 @@ pub mod hyper_connection {
             &mut grads.flat_norm,
             &v61,
         )?;
-        let v63 = ops::split(&v62, 2, &[4, 48])?;
+        let v63 = ops::split(&v62, 2, &[4, 64])?;
         let v64 = ops::add(&v18, &v63)?;
         accumulate(&mut grads.phi_pre, v60)?;
         accumulate(&mut grads.phi_post, v46)?;
@@ -4407,11 +4667,11 @@ pub mod swi_glu {
     use lightc_runtime::{Result, Tensor, ops};
     /// The tensors of the block: itself, gradients or next states, by what `T` is.
     pub struct Tensors<T> {
-        /// Parameter act[f=96, d=48], normal(0.02), trained.
+        /// Parameter act[f=96, d=64], normal(0.02), trained.
         pub gate: T,
-        /// Parameter act[f=96, d=48], normal(0.02), trained.
+        /// Parameter act[f=96, d=64], normal(0.02), trained.
         pub up: T,
-        /// Parameter act[d=48, f=96], normal(0.02), trained.
+        /// Parameter act[d=64, f=96], normal(0.02), trained.
         pub down: T,
     }
     impl<T> Tensors<T> {
@@ -4432,7 +4692,7 @@ pub mod swi_glu {
     }
     /// What the forward keeps for the backward.
     pub struct Saved {
-        /// act[b, t, d=48]
+        /// act[b, t, d=64]
         pub x: Tensor,
         /// act[b, t, f=96]
         pub v2: Tensor,
@@ -4443,7 +4703,7 @@ pub mod swi_glu {
         /// act[b, t, f=96]
         pub hidden: Tensor,
     }
-    /// `x` act[b, t, d=48] -> act[b, t, d=48].
+    /// `x` act[b, t, d=64] -> act[b, t, d=64].
     pub fn forward(
         _like: &Tensor,
         weights: &Tensors<&Tensor>,
@@ -4463,7 +4723,7 @@ pub mod swi_glu {
         };
         Ok((v8, saved))
     }
-    /// Takes `d_result` act[b, t, d=48], gives `d_x` act[b, t, d=48]; adds parameter gradients to `grads`.
+    /// Takes `d_result` act[b, t, d=64], gives `d_x` act[b, t, d=64]; adds parameter gradients to `grads`.
     pub fn backward(
         _like: &Tensor,
         weights: &Tensors<&Tensor>,
@@ -4510,11 +4770,11 @@ pub mod hyper_connection_2 {
     pub struct Tensors<T> {
         /// `flat_norm`
         pub flat_norm: rms_norm_2::Tensors<T>,
-        /// Parameter act[n=4, w=192], normal(0.02), trained.
+        /// Parameter act[n=4, w=256], normal(0.02), trained.
         pub phi_pre: T,
-        /// Parameter act[n=4, w=192], normal(0.02), trained.
+        /// Parameter act[n=4, w=256], normal(0.02), trained.
         pub phi_post: T,
-        /// Parameter act[n=4, j=4, w=192], normal(0.02), trained.
+        /// Parameter act[n=4, j=4, w=256], normal(0.02), trained.
         pub phi_residual: T,
         /// Parameter f32[], constant(0.1), trained.
         pub alpha_pre: T,
@@ -4569,9 +4829,9 @@ pub mod hyper_connection_2 {
     }
     /// What the forward keeps for the backward.
     pub struct Saved {
-        /// act[b, t, n=4, d=48]
+        /// act[b, t, n=4, d=64]
         pub x: Tensor,
-        /// act[b, t, w=192]
+        /// act[b, t, w=256]
         pub u: Tensor,
         /// f32[b, t, n=4]
         pub v6: Tensor,
@@ -4591,9 +4851,9 @@ pub mod hyper_connection_2 {
         pub logits: Tensor,
         /// act[b, t, n=4, j=4]
         pub residual: Tensor,
-        /// act[b, t, d=48]
+        /// act[b, t, d=64]
         pub y: Tensor,
-        /// act[b, t, j=4, d=48]
+        /// act[b, t, j=4, d=64]
         pub v34: Tensor,
         /// What the call keeps.
         pub flat_norm_call: rms_norm_2::Saved,
@@ -4602,7 +4862,7 @@ pub mod hyper_connection_2 {
         /// What the call keeps.
         pub body_call: swi_glu::Saved,
     }
-    /// `x` act[b, t, n=4, d=48] -> act[b, t, n=4, d=48].
+    /// `x` act[b, t, n=4, d=64] -> act[b, t, n=4, d=64].
     pub fn forward(
         like: &Tensor,
         weights: &Tensors<&Tensor>,
@@ -4656,7 +4916,7 @@ pub mod hyper_connection_2 {
         };
         Ok((v37, saved))
     }
-    /// Takes `d_result` act[b, t, n=4, d=48], gives `d_x` act[b, t, n=4, d=48]; adds parameter gradients to `grads`.
+    /// Takes `d_result` act[b, t, n=4, d=64], gives `d_x` act[b, t, n=4, d=64]; adds parameter gradients to `grads`.
     pub fn backward(
         like: &Tensor,
         weights: &Tensors<&Tensor>,
@@ -4725,7 +4985,7 @@ pub mod hyper_connection_2 {
             &mut grads.flat_norm,
             &v61,
         )?;
-        let v63 = ops::split(&v62, 2, &[4, 48])?;
+        let v63 = ops::split(&v62, 2, &[4, 64])?;
         let v64 = ops::add(&v18, &v63)?;
         accumulate(&mut grads.phi_pre, v60)?;
         accumulate(&mut grads.phi_post, v46)?;
@@ -4772,7 +5032,7 @@ pub mod decoder_layer {
         /// What the call keeps.
         pub feed_call: hyper_connection_2::Saved,
     }
-    /// `x` act[b, t, n=4, d=48] -> act[b, t, n=4, d=48].
+    /// `x` act[b, t, n=4, d=64] -> act[b, t, n=4, d=64].
     pub fn forward(
         like: &Tensor,
         weights: &Tensors<&Tensor>,
@@ -4783,7 +5043,7 @@ pub mod decoder_layer {
         let saved = Saved { mix_call, feed_call };
         Ok((v2, saved))
     }
-    /// Takes `d_result` act[b, t, n=4, d=48], gives `d_x` act[b, t, n=4, d=48]; adds parameter gradients to `grads`.
+    /// Takes `d_result` act[b, t, n=4, d=64], gives `d_x` act[b, t, n=4, d=64]; adds parameter gradients to `grads`.
     pub fn backward(
         like: &Tensor,
         weights: &Tensors<&Tensor>,
@@ -4819,7 +5079,8 @@ pub mod decoder_layer {
 /// ```
 /// **Budget.** `var_t` is the population variance of row `t` over all columns, where a future key
 /// counts as 0. `budget_t = clamp(floor(budget_base var_t / max(ema, 1e-6)), budget_min,
-/// budget_max)`. `ema` follows the mean of `var` at 1% a step; a step uses the value from before it.
+/// budget_max)`. `ema` follows the mean of `var` over all ranks at 1% a step; a step uses the value
+/// from before it.
 ///
 /// **Selection.** Per query the best `budget_t` keys up to `t`, of which the first `sinks` keys
 /// always rank first; the same set for all heads. Ties go to the smaller index.
@@ -4835,23 +5096,23 @@ pub mod gated_sparse_attention {
     pub struct Tensors<T> {
         /// State f32[], starts at 1.0.
         pub ema: T,
-        /// Parameter act[e=48, d=48], normal(0.02), trained.
+        /// Parameter act[e=64, d=64], normal(0.02), trained.
         pub query: T,
-        /// Parameter act[e=48, d=48], normal(0.02), trained.
+        /// Parameter act[e=64, d=64], normal(0.02), trained.
         pub key: T,
-        /// Parameter act[e=48, d=48], normal(0.02), trained.
+        /// Parameter act[e=64, d=64], normal(0.02), trained.
         pub value: T,
-        /// Parameter act[e=48, d=48], normal(0.02), trained.
+        /// Parameter act[e=64, d=64], normal(0.02), trained.
         pub value_gate: T,
-        /// Parameter act[e=48, d=48], normal(0.02), trained.
+        /// Parameter act[e=64, d=64], normal(0.02), trained.
         pub output_gate: T,
-        /// Parameter act[d=48, e=48], normal(0.02), trained.
+        /// Parameter act[d=64, e=64], normal(0.02), trained.
         pub out: T,
-        /// Parameter act[index_head=2, index_channel=16, d=48], normal(0.02), frozen: only selected indexes leave the indexer.
+        /// Parameter act[index_head=2, index_channel=16, d=64], normal(0.02), frozen: only selected indexes leave the indexer.
         pub index_query: T,
-        /// Parameter act[index_channel=16, d=48], normal(0.02), frozen: only selected indexes leave the indexer.
+        /// Parameter act[index_channel=16, d=64], normal(0.02), frozen: only selected indexes leave the indexer.
         pub index_key: T,
-        /// Parameter act[index_head=2, d=48], normal(0.02), frozen: only selected indexes leave the indexer.
+        /// Parameter act[index_head=2, d=64], normal(0.02), frozen: only selected indexes leave the indexer.
         pub index_weight: T,
         /// Parameter f32[index_head=2], zeros(), frozen: only selected indexes leave the indexer.
         pub index_bias: T,
@@ -4890,32 +5151,32 @@ pub mod gated_sparse_attention {
     }
     /// What the forward keeps for the backward.
     pub struct Saved {
-        /// act[b, t, d=48]
+        /// act[b, t, d=64]
         pub x: Tensor,
         /// bool[b, t, s=t]
         pub selected: Tensor,
-        /// f32[b, t, e=48]
-        pub v47: Tensor,
-        /// f32[b, t, e=48]
-        pub v50: Tensor,
-        /// f32[b, t, e=48]
-        pub v51: Tensor,
-        /// act[b, t, h=2, k=24]
+        /// f32[b, t, e=64]
+        pub v52: Tensor,
+        /// f32[b, t, e=64]
+        pub v55: Tensor,
+        /// f32[b, t, e=64]
+        pub v56: Tensor,
+        /// act[b, t, h=2, k=32]
         pub queries: Tensor,
-        /// act[b, s=t, h=2, k=24]
+        /// act[b, s=t, h=2, k=32]
         pub keys: Tensor,
-        /// act[b, s=t, h=2, m=24]
+        /// act[b, s=t, h=2, m=32]
         pub values: Tensor,
-        /// f32[b, t, e=48]
-        pub v65: Tensor,
-        /// f32[b, t, e=48]
-        pub passed: Tensor,
-        /// f32[b, t, e=48]
-        pub v68: Tensor,
-        /// act[b, t, e=48]
+        /// f32[b, t, e=64]
         pub v70: Tensor,
+        /// f32[b, t, e=64]
+        pub passed: Tensor,
+        /// f32[b, t, e=64]
+        pub v73: Tensor,
+        /// act[b, t, e=64]
+        pub v75: Tensor,
     }
-    /// `x` act[b, t, d=48] -> act[b, t, d=48].
+    /// `x` act[b, t, d=64] -> act[b, t, d=64].
     pub fn forward(
         like: &Tensor,
         weights: &Tensors<&Tensor>,
@@ -4950,58 +5211,63 @@ pub mod gated_sparse_attention {
         let wanted = ops::floor(&v29)?;
         let budget = ops::clamp(&wanted, 8f64, 64f64)?;
         let selected = ops::select_top(&score, &budget, 4, 64)?;
-        let v33 = ops::affine(weights.ema, 0.99f64, 0f64)?;
-        let v34 = ops::mean(&variance, &[0, 1])?;
-        let v35 = ops::affine(&v34, 0.01f64, 0f64)?;
-        let v36 = ops::add(&v33, &v35)?;
-        let v38 = ops::contract(x, weights.query, "btd,ed->bte")?;
-        let v39 = ops::split(&v38, 2, &[2, 24])?;
-        let q_heads = ops::to_f32(&v39, like)?;
-        let v42 = ops::contract(x, weights.key, "btd,ed->bte")?;
-        let v43 = ops::split(&v42, 2, &[2, 24])?;
-        let k_heads = ops::to_f32(&v43, like)?;
-        let v46 = ops::contract(x, weights.value, "btd,ed->bte")?;
-        let v47 = ops::to_f32(&v46, like)?;
-        let v49 = ops::contract(x, weights.value_gate, "btd,ed->bte")?;
-        let v50 = ops::to_f32(&v49, like)?;
-        let v51 = ops::sigmoid(&v50)?;
-        let v52 = ops::mul(&v47, &v51)?;
-        let opened = ops::to_act(&v52, like.kind())?;
-        let v54 = ops::rotary(&q_heads, 1, 100000f64, false)?;
-        let v55 = ops::affine(&v54, 0.20412414523193154f64, 0f64)?;
-        let queries = ops::to_act(&v55, like.kind())?;
-        let v57 = ops::rotary(&k_heads, 1, 100000f64, false)?;
-        let v58 = ops::to_act(&v57, like.kind())?;
-        let keys = Tensor::shallow_clone(&v58);
-        let v60 = ops::split(&opened, 2, &[2, 24])?;
-        let values = Tensor::shallow_clone(&v60);
+        let spread = ops::mean(&variance, &[0, 1])?;
+        let v34 = ops::affine(weights.ema, 0.99f64, 0f64)?;
+        let v35 = ops::sum_ranks(&spread)?;
+        let v36 = ops::affine(&v35, 0.01f64, 0f64)?;
+        let v37 = ops::affine(&spread, 0f64, 0f64)?;
+        let v38 = ops::affine(&v37, 1f64, 1f64)?;
+        let v39 = ops::sum_ranks(&v38)?;
+        let v40 = ops::div(&v36, &v39)?;
+        let v41 = ops::add(&v34, &v40)?;
+        let v43 = ops::contract(x, weights.query, "btd,ed->bte")?;
+        let v44 = ops::split(&v43, 2, &[2, 32])?;
+        let q_heads = ops::to_f32(&v44, like)?;
+        let v47 = ops::contract(x, weights.key, "btd,ed->bte")?;
+        let v48 = ops::split(&v47, 2, &[2, 32])?;
+        let k_heads = ops::to_f32(&v48, like)?;
+        let v51 = ops::contract(x, weights.value, "btd,ed->bte")?;
+        let v52 = ops::to_f32(&v51, like)?;
+        let v54 = ops::contract(x, weights.value_gate, "btd,ed->bte")?;
+        let v55 = ops::to_f32(&v54, like)?;
+        let v56 = ops::sigmoid(&v55)?;
+        let v57 = ops::mul(&v52, &v56)?;
+        let opened = ops::to_act(&v57, like.kind())?;
+        let v59 = ops::rotary(&q_heads, 1, 100000f64, false)?;
+        let v60 = ops::affine(&v59, 0.17677669529663687f64, 0f64)?;
+        let queries = ops::to_act(&v60, like.kind())?;
+        let v62 = ops::rotary(&k_heads, 1, 100000f64, false)?;
+        let v63 = ops::to_act(&v62, like.kind())?;
+        let keys = Tensor::shallow_clone(&v63);
+        let v65 = ops::split(&opened, 2, &[2, 32])?;
+        let values = Tensor::shallow_clone(&v65);
         let attended = ops::masked_attention(&queries, &keys, &values, &selected)?;
-        let v64 = ops::contract(x, weights.output_gate, "btd,ed->bte")?;
-        let v65 = ops::to_f32(&v64, like)?;
-        let passed = ops::sigmoid(&v65)?;
-        let v67 = ops::merge(&attended, 2, 2)?;
-        let v68 = ops::to_f32(&v67, like)?;
-        let v69 = ops::mul(&v68, &passed)?;
-        let v70 = ops::to_act(&v69, like.kind())?;
-        let v72 = ops::contract(&v70, weights.out, "bte,de->btd")?;
-        next.ema = Some(v36);
+        let v69 = ops::contract(x, weights.output_gate, "btd,ed->bte")?;
+        let v70 = ops::to_f32(&v69, like)?;
+        let passed = ops::sigmoid(&v70)?;
+        let v72 = ops::merge(&attended, 2, 2)?;
+        let v73 = ops::to_f32(&v72, like)?;
+        let v74 = ops::mul(&v73, &passed)?;
+        let v75 = ops::to_act(&v74, like.kind())?;
+        let v77 = ops::contract(&v75, weights.out, "bte,de->btd")?;
+        next.ema = Some(v41);
         let saved = Saved {
             x: x.shallow_clone(),
             selected: selected,
-            v47: v47,
-            v50: v50,
-            v51: v51,
+            v52: v52,
+            v55: v55,
+            v56: v56,
             queries: queries,
             keys: keys,
             values: values,
-            v65: v65,
-            passed: passed,
-            v68: v68,
             v70: v70,
+            passed: passed,
+            v73: v73,
+            v75: v75,
         };
-        Ok((v72, saved))
+        Ok((v77, saved))
     }
-    /// Takes `d_result` act[b, t, d=48], gives `d_x` act[b, t, d=48]; adds parameter gradients to `grads`.
+    /// Takes `d_result` act[b, t, d=64], gives `d_x` act[b, t, d=64]; adds parameter gradients to `grads`.
     pub fn backward(
         like: &Tensor,
         weights: &Tensors<&Tensor>,
@@ -5010,13 +5276,13 @@ pub mod gated_sparse_attention {
         d_result: &Tensor,
     ) -> Result<Tensor> {
         let v2 = ops::contract(d_result, weights.out, "btd,de->bte")?;
-        let v4 = ops::contract(d_result, &saved.v70, "btd,bte->de")?;
+        let v4 = ops::contract(d_result, &saved.v75, "btd,bte->de")?;
         let v5 = ops::to_f32(&v2, like)?;
         let v7 = ops::mul(&v5, &saved.passed)?;
-        let v9 = ops::mul(&v5, &saved.v68)?;
+        let v9 = ops::mul(&v5, &saved.v73)?;
         let v10 = ops::to_act(&v7, like.kind())?;
-        let v11 = ops::split(&v10, 2, &[2, 24])?;
-        let v13 = ops::sigmoid_grad(&saved.v65, &v9)?;
+        let v11 = ops::split(&v10, 2, &[2, 32])?;
+        let v13 = ops::sigmoid_grad(&saved.v70, &v9)?;
         let v14 = ops::to_act(&v13, like.kind())?;
         let v16 = ops::contract(&v14, weights.output_gate, "bte,ed->btd")?;
         let v18 = ops::contract(&v14, &saved.x, "bte,btd->ed")?;
@@ -5033,12 +5299,12 @@ pub mod gated_sparse_attention {
         let v29 = ops::to_f32(&v28, like)?;
         let v30 = ops::rotary(&v29, 1, 100000f64, true)?;
         let v31 = ops::to_f32(&v23, like)?;
-        let v32 = ops::affine(&v31, 0.20412414523193154f64, 0f64)?;
+        let v32 = ops::affine(&v31, 0.17677669529663687f64, 0f64)?;
         let v33 = ops::rotary(&v32, 1, 100000f64, true)?;
         let v34 = ops::to_f32(&v27, like)?;
-        let v36 = ops::mul(&v34, &saved.v51)?;
-        let v38 = ops::mul(&v34, &saved.v47)?;
-        let v40 = ops::sigmoid_grad(&saved.v50, &v38)?;
+        let v36 = ops::mul(&v34, &saved.v56)?;
+        let v38 = ops::mul(&v34, &saved.v52)?;
+        let v40 = ops::sigmoid_grad(&saved.v55, &v38)?;
         let v41 = ops::to_act(&v40, like.kind())?;
         let v43 = ops::contract(&v41, weights.value_gate, "bte,ed->btd")?;
         let v44 = ops::contract(&v41, &saved.x, "bte,btd->ed")?;
@@ -5089,11 +5355,11 @@ pub mod hyper_connection_3 {
     pub struct Tensors<T> {
         /// `flat_norm`
         pub flat_norm: rms_norm_2::Tensors<T>,
-        /// Parameter act[n=4, w=192], normal(0.02), trained.
+        /// Parameter act[n=4, w=256], normal(0.02), trained.
         pub phi_pre: T,
-        /// Parameter act[n=4, w=192], normal(0.02), trained.
+        /// Parameter act[n=4, w=256], normal(0.02), trained.
         pub phi_post: T,
-        /// Parameter act[n=4, j=4, w=192], normal(0.02), trained.
+        /// Parameter act[n=4, j=4, w=256], normal(0.02), trained.
         pub phi_residual: T,
         /// Parameter f32[], constant(0.1), trained.
         pub alpha_pre: T,
@@ -5148,9 +5414,9 @@ pub mod hyper_connection_3 {
     }
     /// What the forward keeps for the backward.
     pub struct Saved {
-        /// act[b, t, n=4, d=48]
+        /// act[b, t, n=4, d=64]
         pub x: Tensor,
-        /// act[b, t, w=192]
+        /// act[b, t, w=256]
         pub u: Tensor,
         /// f32[b, t, n=4]
         pub v6: Tensor,
@@ -5170,9 +5436,9 @@ pub mod hyper_connection_3 {
         pub logits: Tensor,
         /// act[b, t, n=4, j=4]
         pub residual: Tensor,
-        /// act[b, t, d=48]
+        /// act[b, t, d=64]
         pub y: Tensor,
-        /// act[b, t, j=4, d=48]
+        /// act[b, t, j=4, d=64]
         pub v34: Tensor,
         /// What the call keeps.
         pub flat_norm_call: rms_norm_2::Saved,
@@ -5181,7 +5447,7 @@ pub mod hyper_connection_3 {
         /// What the call keeps.
         pub body_call: gated_sparse_attention::Saved,
     }
-    /// `x` act[b, t, n=4, d=48] -> act[b, t, n=4, d=48].
+    /// `x` act[b, t, n=4, d=64] -> act[b, t, n=4, d=64].
     pub fn forward(
         like: &Tensor,
         weights: &Tensors<&Tensor>,
@@ -5241,7 +5507,7 @@ pub mod hyper_connection_3 {
         };
         Ok((v37, saved))
     }
-    /// Takes `d_result` act[b, t, n=4, d=48], gives `d_x` act[b, t, n=4, d=48]; adds parameter gradients to `grads`.
+    /// Takes `d_result` act[b, t, n=4, d=64], gives `d_x` act[b, t, n=4, d=64]; adds parameter gradients to `grads`.
     pub fn backward(
         like: &Tensor,
         weights: &Tensors<&Tensor>,
@@ -5310,7 +5576,7 @@ pub mod hyper_connection_3 {
             &mut grads.flat_norm,
             &v61,
         )?;
-        let v63 = ops::split(&v62, 2, &[4, 48])?;
+        let v63 = ops::split(&v62, 2, &[4, 64])?;
         let v64 = ops::add(&v18, &v63)?;
         accumulate(&mut grads.phi_pre, v60)?;
         accumulate(&mut grads.phi_post, v46)?;
@@ -5357,7 +5623,7 @@ pub mod decoder_layer_2 {
         /// What the call keeps.
         pub feed_call: hyper_connection_2::Saved,
     }
-    /// `x` act[b, t, n=4, d=48] -> act[b, t, n=4, d=48].
+    /// `x` act[b, t, n=4, d=64] -> act[b, t, n=4, d=64].
     pub fn forward(
         like: &Tensor,
         weights: &Tensors<&Tensor>,
@@ -5374,7 +5640,7 @@ pub mod decoder_layer_2 {
         let saved = Saved { mix_call, feed_call };
         Ok((v2, saved))
     }
-    /// Takes `d_result` act[b, t, n=4, d=48], gives `d_x` act[b, t, n=4, d=48]; adds parameter gradients to `grads`.
+    /// Takes `d_result` act[b, t, n=4, d=64], gives `d_x` act[b, t, n=4, d=64]; adds parameter gradients to `grads`.
     pub fn backward(
         like: &Tensor,
         weights: &Tensors<&Tensor>,
@@ -5418,7 +5684,7 @@ pub mod multi_token_prediction {
     use lightc_runtime::{Result, Tensor, ops};
     /// The tensors of the block: itself, gradients or next states, by what `T` is.
     pub struct Tensors<T> {
-        /// Parameter act[d=48, c=96], normal(0.02), trained.
+        /// Parameter act[d=64, c=128], normal(0.02), trained.
         pub fuse: T,
         /// `layers`
         pub layers_0: hyper_connection_3::Tensors<T>,
@@ -5443,7 +5709,7 @@ pub mod multi_token_prediction {
     }
     /// What the forward keeps for the backward.
     pub struct Saved {
-        /// act[b, t, c=96]
+        /// act[b, t, c=128]
         pub v2: Tensor,
         /// Length of axis `b`.
         pub size_b: i64,
@@ -5454,7 +5720,7 @@ pub mod multi_token_prediction {
         /// What the call keeps.
         pub layers_1_call: hyper_connection_2::Saved,
     }
-    /// `hidden` act[b, t, d=48], `next` act[b, t, d=48] -> act[b, t, d=48].
+    /// `hidden` act[b, t, d=64], `next` act[b, t, d=64] -> act[b, t, d=64].
     pub fn forward(
         like: &Tensor,
         weights: &Tensors<&Tensor>,
@@ -5488,7 +5754,7 @@ pub mod multi_token_prediction {
         };
         Ok((v7, saved))
     }
-    /// Takes `d_result` act[b, t, d=48], gives `d_hidden` act[b, t, d=48], `d_next` act[b, t, d=48]; adds parameter gradients to `grads`.
+    /// Takes `d_result` act[b, t, d=64], gives `d_hidden` act[b, t, d=64], `d_next` act[b, t, d=64]; adds parameter gradients to `grads`.
     pub fn backward(
         like: &Tensor,
         weights: &Tensors<&Tensor>,
@@ -5499,7 +5765,7 @@ pub mod multi_token_prediction {
         let size_b = saved.size_b;
         let size_t = saved.size_t;
         let v1 = ops::affine(d_result, 0.25f64, 0f64)?;
-        let v2 = ops::broadcast(&v1, &[0, 1, -1, 2], &[size_b, size_t, 4, 48])?;
+        let v2 = ops::broadcast(&v1, &[0, 1, -1, 2], &[size_b, size_t, 4, 64])?;
         let v3 = hyper_connection_2::backward(
             like,
             &weights.layers_1,
@@ -5517,8 +5783,8 @@ pub mod multi_token_prediction {
         let v4 = ops::pick(&v3, 2, 0)?;
         let v6 = ops::contract(&v4, weights.fuse, "btd,dc->btc")?;
         let v8 = ops::contract(&v4, &saved.v2, "btd,btc->dc")?;
-        let v9 = ops::slice(&v6, 2, 0, 48)?;
-        let v10 = ops::slice(&v6, 2, 48, 96)?;
+        let v9 = ops::slice(&v6, 2, 0, 64)?;
+        let v10 = ops::slice(&v6, 2, 64, 128)?;
         accumulate(&mut grads.fuse, v8)?;
         Ok((v9, v10))
     }
@@ -5533,12 +5799,15 @@ pub mod multi_token_prediction {
 /// x      = embed_norm(embed(tokens))  with the memory of the sequence before injected
 /// X      = layers((x, 0, .., 0))                          [b, t, n, d]
 /// hidden = final_norm(mean over streams of X)             [b, t, d]
-/// loss   = ntp + mtp_weight mtp
+/// loss   = ntp + mtp_weight mtp + aux
 ///
 /// ```
 /// Both losses are cross entropies through one untied `lm_head`, with logits capped by
 /// `c tanh(z / c)` where `softcap` is not 0. The outgoing memory is the hidden state of the last
 /// position, without its gradient.
+///
+/// `aux` holds the penalties of the blocks below: the mean over the layers that have some, and those
+/// of the multi-token head at its weight. In a dense stage it is 0.
 pub mod language_model {
     use super::{
         decoder_layer, decoder_layer_2, kronecker_embedding, memory_stream,
@@ -5572,7 +5841,7 @@ pub mod language_model {
         pub layers_7: decoder_layer_2::Tensors<T>,
         /// `final_norm`
         pub final_norm: rms_norm_3::Tensors<T>,
-        /// Parameter act[vocab=2048, d=48], normal(0.02), trained.
+        /// Parameter act[vocab=2048, d=64], normal(0.02), trained.
         pub lm_head: T,
         /// `mtp`
         pub mtp: multi_token_prediction::Tensors<T>,
@@ -5617,13 +5886,13 @@ pub mod language_model {
     }
     /// What the forward keeps for the backward.
     pub struct Saved {
-        /// act[b, t=u-2, d=48]
+        /// act[b, t=u-2, d=64]
         pub hidden: Tensor,
         /// index[b, t=u-2]
         pub ntp_targets: Tensor,
         /// index[b, t=u-2]
         pub mtp_targets: Tensor,
-        /// act[b, t=u-2, d=48]
+        /// act[b, t=u-2, d=64]
         pub v18: Tensor,
         /// Length of axis `b`.
         pub size_b: i64,
@@ -5658,7 +5927,7 @@ pub mod language_model {
         /// What the call keeps.
         pub final_norm_call_2: rms_norm_3::Saved,
     }
-    /// `tokens` index[b, u], `memory` act[b, d=48], `continues` act[b] -> `loss` f32[], `ntp` f32[], `mtp` f32[], `memory` act[b, d=48].
+    /// `tokens` index[b, u], `memory` act[b, d=64], `continues` act[b] -> `loss` f32[], `ntp` f32[], `mtp` f32[], `aux` f32[], `memory` act[b, d=64].
     pub fn forward(
         like: &Tensor,
         weights: &Tensors<&Tensor>,
@@ -5666,7 +5935,7 @@ pub mod language_model {
         tokens: &Tensor,
         memory: &Tensor,
         continues: &Tensor,
-    ) -> Result<(Tensor, Tensor, Tensor, Tensor, Saved)> {
+    ) -> Result<(Tensor, Tensor, Tensor, Tensor, Tensor, Saved)> {
         let size_b = ops::length(tokens, 0)?;
         let size_u = ops::length(tokens, 1)?;
         let v3 = ops::slice(tokens, 1, 0, size_u - 1)?;
@@ -5744,6 +6013,8 @@ pub mod language_model {
         let loss = ops::add(&ntp_loss, &v20)?;
         let v22 = ops::pick(&hidden, 1, size_u - 3)?;
         let v23 = Tensor::shallow_clone(&v22);
+        let v24 = ops::constant(0f64, like)?;
+        let v25 = ops::to_f32(&v24, like)?;
         let saved = Saved {
             hidden: hidden,
             ntp_targets: ntp_targets,
@@ -5766,7 +6037,7 @@ pub mod language_model {
             mtp_call,
             final_norm_call_2,
         };
-        Ok((loss, ntp_loss, mtp_loss, v23, saved))
+        Ok((loss, ntp_loss, mtp_loss, v25, v23, saved))
     }
     /// Takes `d_loss` f32[], gives nothing; adds parameter gradients to `grads`.
     pub fn backward_loss(
@@ -5818,7 +6089,7 @@ pub mod language_model {
             &v15,
         )?;
         let v18 = ops::affine(&v17, 0.25f64, 0f64)?;
-        let v19 = ops::broadcast(&v18, &[0, 1, -1, 2], &[size_b, size_u - 2, 4, 48])?;
+        let v19 = ops::broadcast(&v18, &[0, 1, -1, 2], &[size_b, size_u - 2, 4, 64])?;
         let v20 = decoder_layer_2::backward(
             like,
             &weights.layers_7,
