@@ -658,6 +658,7 @@ impl Body<'_, '_> {
         if let Some(function) = index_function(op)
             && [left, right].iter().any(|item| self.is_index(*item))
         {
+            let (left, right) = (self.whole_size(left, span)?, self.whole_size(right, span)?);
             return self.index_binary(function, left, right, span).map(Value);
         }
         let affine = |mul, add| Affine { mul, add };
@@ -698,6 +699,18 @@ impl Body<'_, '_> {
 
     fn is_index(&self, item: Item) -> bool {
         matches!(item, Item::Value(value) if self.function.ty(value).dtype == DType::Index)
+    }
+
+    /// A size that is not bound yet counts positions as a number does.
+    fn whole_size(&mut self, item: Item, span: Span) -> Option<Item> {
+        match item {
+            Item::Value(value)
+                if matches!(self.function.definition(value).op, Op::SizeValue(_)) =>
+            {
+                self.cast(value, DType::Index, span).map(Item::Value)
+            }
+            other => Some(other),
+        }
     }
 
     /// Arithmetic of positions. With a number it is a factor and a sum, which the number must be
