@@ -564,13 +564,16 @@ impl<'a> Pair<'_, 'a> {
     }
 
     fn op(&mut self, frame: &Frame<'_>, op: &Op, node: &Node) -> Result<Vec<Id>, Gap> {
+        let given: Vec<String> =
+            node.args.iter().map(|arg| frame.function.ty(*arg).to_string()).collect();
+        let args = frame.args(node).unwrap_or_default();
+        let types: Vec<Ty> = args.iter().filter_map(|arg| self.graph.ty(*arg).cloned()).collect();
+        let read: Vec<String> = types.iter().map(|ty| ty.stored().to_string()).collect();
         let unread = || {
-            let why = format!("`{}` cannot be read", op.def().mnemonic());
+            let (given, read) = (given.join(", "), read.join(", "));
+            let why = format!("`{}` of {given} cannot be read ({read})", op.def().mnemonic());
             Gap::new(&frame.path, frame.function, why)
         };
-        let args = frame.args(node).ok_or_else(unread)?;
-        let types: Option<Vec<Ty>> = args.iter().map(|arg| self.graph.ty(*arg).cloned()).collect();
-        let types = types.ok_or_else(unread)?;
         let op = read::bound(op, &frame.sizes).ok_or_else(unread)?;
         let trees: Vec<Tree> = args.iter().map(|arg| Tree::Var(*arg)).collect();
         let mut results = Vec::new();
