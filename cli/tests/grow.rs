@@ -129,7 +129,7 @@ fn a_false_claim_does_not_run() {
 
 #[test]
 fn memory_of_the_tiny_stage() {
-    let place = Place::new();
+    let place = Place::whole();
     let words = ["memory", "models/tiny/tiny.llm", "--stage", "tiny_5b", "--gpus", "4"];
     let more = ["--micro-batch", "2", "--seq", "130", "--format", "json"];
     let json = place.stdout(&[words.as_slice(), more.as_slice()].concat());

@@ -6,16 +6,23 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-/// A folder with a copy of `models/`, in which commands run. The files of the lineage are cut down
-/// to their first stage: what the others are is tested in `lightc-codegen`.
+/// A folder with a copy of `models/`, in which commands run.
 pub(crate) struct Place {
     dir: tempfile::TempDir,
 }
 
 impl Place {
-    pub(crate) fn new() -> Self {
+    /// A copy of all sources.
+    pub(crate) fn whole() -> Self {
         let place = Place { dir: tempfile::tempdir().unwrap() };
         copy_sources(&root().join("models"), &place.path("models"));
+        place
+    }
+
+    /// A copy in which the files of the lineage are cut down to their first stage: what the others
+    /// are is tested in `lightc-codegen`.
+    pub(crate) fn new() -> Self {
+        let place = Place::whole();
         for file in ["models/tiny/tiny.llm", "models/lightning/lightning.llm"] {
             let text = place.read(file);
             let stage = text.find("\nstage ").unwrap();
