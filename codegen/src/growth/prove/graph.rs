@@ -187,6 +187,12 @@ impl Graph {
         self.egraph[id].data.as_ref()
     }
 
+    /// Whether a class is known to be 0 everywhere.
+    pub(crate) fn is_zero(&self, id: Id) -> bool {
+        rules::fill(&View(&self.egraph), self.egraph.find(id))
+            .is_some_and(|(scale, _)| scale.is_zero())
+    }
+
     pub(crate) fn same(&self, a: Id, b: Id) -> bool {
         self.egraph.find(a) == self.egraph.find(b)
     }

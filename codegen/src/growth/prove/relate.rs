@@ -551,8 +551,16 @@ impl<'a> Pair<'_, 'a> {
                 Some(_) => args.next().ok_or_else(lacks)?,
                 None => self.graph.add(Head::fill(Scale::one(), Axes::new()), Vec::new()),
             };
-            let results = self.call(frame, sub, layer, &[now], node)?;
-            let force = results.first().copied().ok_or_else(lacks)?;
+            let force = if self.graph.is_zero(gate) {
+                // Whatever the layer gives is multiplied by 0, and nothing else reads it or what it
+                // does to its states: any value will do.
+                let name = format!("result of the silent layer {layer} at {}", frame.path);
+                let ty = self.graph.ty(now).cloned().ok_or_else(lacks)?;
+                self.graph.add(Head::Leaf { name, ty }, Vec::new())
+            } else {
+                let results = self.call(frame, sub, layer, &[now], node)?;
+                results.first().copied().ok_or_else(lacks)?
+            };
             let (numerator, bits) =
                 if layer == 0 { (0, 0) } else { (of_layer.numerator, of_layer.bits) };
             let weight = how.weight(layer).to_bits();
