@@ -118,7 +118,9 @@ impl<'a> Prover<'a> {
             let rest = relative(path, &t.path);
             text.push_str(&format!("{rest} = {tree:?}\n"));
         }
-        text
+        // Draws carry the path of their target. Which draw it is does not matter to a proof, only
+        // which are the same.
+        text.replace(&format!("{}.", t.path), "~.")
     }
 }
 

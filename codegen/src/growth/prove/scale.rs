@@ -19,14 +19,30 @@ pub(crate) struct Scale {
 /// Whole numbers up to this are taken apart into primes.
 const LARGEST: u64 = 1 << 24;
 
+/// The whole number that a value is 1 over, to the last bit.
+fn reciprocal(value: f64) -> Option<u64> {
+    let whole = value.recip().round();
+    #[allow(clippy::cast_precision_loss, reason = "far below 2^53")]
+    let fits = (2.0..=LARGEST as f64).contains(&whole) && whole.recip() == value;
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "in that range")]
+    fits.then_some(whole as u64)
+}
+
 impl Scale {
-    /// A plain number; `None` if it is not finite, or too small for all its digits.
+    /// A plain number; `None` if it is not finite, or too small for all its digits. The reciprocal of
+    /// a whole number, as `x / 6` leaves it, stands for itself and not for its rounding.
     pub(crate) fn number(value: f64) -> Option<Scale> {
         if value == 0.0 {
             return Some(Scale::zero());
         }
         if !value.is_normal() {
             return None;
+        }
+        if let Some(whole) = reciprocal(value.abs()) {
+            let mut scale =
+                Scale { number: 1.0_f64.copysign(value).to_bits(), atoms: BTreeMap::new() };
+            let left = scale.primes(whole, -2);
+            return (left == 1).then_some(scale);
         }
         let (mantissa, exponent) = odd_mantissa(value.abs());
         let mut scale = Scale { number: 1.0_f64.to_bits(), atoms: BTreeMap::new() };
