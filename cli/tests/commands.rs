@@ -42,7 +42,7 @@ fn check_as_json() {
     let first = &report["diagnostics"][0];
     assert_eq!(first["severity"], "error");
     assert_eq!(first["file"], TINY);
-    assert_eq!(first["line"], 10);
+    assert_eq!(first["line"], 9);
     let report = place.run(&["check", "nowhere.llm", "--format", "json"]).stdout;
     let first = &json(&String::from_utf8(report).unwrap())["diagnostics"][0];
     assert_eq!((&first["code"], &first["file"]), (&"E1201".into(), &"nowhere.llm".into()));

@@ -283,3 +283,83 @@ fn what_is_wrong_with_a_map_is_said() {
         assert_eq!(found, *wanted, "{to}: {lines}");
     }
 }
+
+/// The bad example of each page on growth, and what is said of it.
+#[test]
+fn every_error_is_shown_with_its_source() {
+    let pages = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/errors");
+    let mut pages: Vec<_> = common::files(&pages);
+    pages.sort();
+    let mut n_shown = 0;
+    for page in pages {
+        let code = page.file_stem().unwrap().to_string_lossy().into_owned();
+        if !("E0600".."E0660").contains(&code.as_str()) {
+            continue;
+        }
+        let text = std::fs::read_to_string(&page).unwrap();
+        // Pages without an example: the cases below.
+        let Some(rest) = text.split("```llm\n").nth(1) else { continue };
+        let bad = rest.split("```").next().unwrap();
+        let (program, sources, mut diags) = load_program("main.llm", bad, &library());
+        for def in program.maps().iter().filter(|map| map.file == program.root()) {
+            diags.extend(growth::decide(&program, def).1);
+        }
+        let shown = common::shown(bad, diags, &sources);
+        assert!(shown.contains(&format!("[{code}]")), "{code}: {shown}");
+        common::assert_shown(&format!("growth__{code}"), &shown);
+        n_shown += 1;
+    }
+    assert!(n_shown >= 25, "{n_shown}");
+}
+
+const TOWER: &str = "block Layer(d, f) {
+    param up[f, d]   ~ normal(0.02)
+    param down[d, f] ~ normal(0.02)
+
+    forward(x[b, d]) -> [b, d] {
+        x + dot(tanh(dot(x, up, over d)), down, over f)
+    }
+}
+
+block Tower(d, f, motif: blocks) {
+    stack layers = m for m in motif
+
+    forward(x[b, d]) -> (loss[], y[b, d]) {
+        y = layers(x)
+        (mean(square(y), over (b, d)), y)
+    }
+}
+
+stage small {
+    d     = 4
+    f     = 3
+    motif = [Layer()] * 2
+    model = Tower()
+}
+";
+
+/// Units in another order compute the same, and no rule of the prover knows it.
+#[test]
+fn what_is_neither_proved_nor_refuted_is_not_accepted() {
+    let text = format!(
+        "{TOWER}
+grow shuffled: small -> small {{
+    preserves exactly
+    moments follow
+
+    layers[l].up   = select(src.layers[l].up, [2, 0, 1], over f) for l in 0 .. 2
+    layers[l].down = select(src.layers[l].down, [2, 0, 1], over f) for l in 0 .. 2
+}}
+"
+    );
+    let (decision, diags, sources) = decide(&text, "shuffled");
+    assert_eq!(decision.unwrap().verdict, Verdict::Unknown);
+    common::assert_shown("growth__E0651", &common::shown(&text, diags, &sources));
+}
+
+#[test]
+fn a_map_that_is_not_there() {
+    let (program, sources) = load(TOWER);
+    let diags = growth::bound(&program, "shuffled").unwrap_err();
+    common::assert_shown("growth__E0605", &common::shown(TOWER, diags, &sources));
+}

@@ -48,13 +48,11 @@ fn check(path: &str) {
 }
 
 #[test]
-#[ignore = "the proof of the depth step takes minutes on a loaded machine"]
 fn the_maps_of_lightning_are_decided() {
     check("lightning/lightning.llm");
 }
 
 #[test]
-#[ignore = "the proof of the depth step takes minutes on a loaded machine"]
 fn the_maps_of_tiny_are_decided() {
     check("tiny/tiny.llm");
 }
