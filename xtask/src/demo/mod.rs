@@ -1,5 +1,8 @@
-//! The main job, end to end: a stage in the language becomes a Rust crate that
-//! trains on this repository's own text.
+//! The main job, end to end: a lineage of stages in the language becomes Rust that trains on this
+//! repository's own text, grown from stage to stage, once by the published maps and once by maps
+//! that preserve the function.
+
+mod lineage;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,28 +11,35 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use lightc_libtorch::Environment;
+use serde_json::Value;
 
 use crate::{corpus, libtorch, process};
+use lineage::{HeldOut, LINEAGES, Lineage, Row, Step};
 
 const SOURCE: &str = "models/tiny/tiny.llm";
-const STAGE: &str = "tiny_2b";
-const CONFIG: &str = "configs/tiny_2b.toml";
+
+/// The stage whose generated crate is shown, and whose vocabulary all others share.
+const SEED: &str = "tiny_2b";
 
 /// Everything the demo writes lies here.
 const OUT: &str = "out/demo";
 
-const N_STEPS: u32 = 6;
+const N_STEPS: u32 = 7;
 
 /// Runs the demo.
 pub(crate) fn run() -> Result<()> {
     let began = Instant::now();
-    println!("lightc demo: compile stage `{STAGE}` and train it on the CPU.");
+    println!("lightc demo: train a lineage of four stages on the CPU, growing between them.");
     let demo = Demo::set_up()?;
     demo.show_source()?;
     demo.build_crate()?;
     demo.prepare()?;
-    demo.train()?;
-    demo.show_results(began)
+    let mut tables = Vec::new();
+    for (position, lineage) in LINEAGES.iter().enumerate() {
+        banner(5 + position as u32, &format!("the {} lineage: {}", lineage.name, lineage.what));
+        tables.push(demo.train(lineage)?);
+    }
+    demo.show_results(&tables, began)
 }
 
 struct Demo {
@@ -58,7 +68,7 @@ impl Demo {
     fn build_crate(&self) -> Result<()> {
         banner(3, "generate the training code");
         let folder = format!("{OUT}/crate");
-        self.lightc(&["build", SOURCE, "--stage", STAGE, "--target", "cpu", "--out", &folder])?;
+        self.lightc(&["build", SOURCE, "--stage", SEED, "--target", "cpu", "--out", &folder])?;
         list_files(&process::root().join(&folder))
     }
 
@@ -71,7 +81,7 @@ impl Demo {
             "prepare",
             SOURCE,
             "--stage",
-            STAGE,
+            SEED,
             "--files-from",
             &format!("{OUT}/files.txt"),
             "--out",
@@ -79,15 +89,72 @@ impl Demo {
         ])
     }
 
-    fn train(&self) -> Result<()> {
-        banner(5, "train");
-        let run = format!("{OUT}/run");
-        self.lightc(&["train", SOURCE, "--stage", STAGE, "--config", CONFIG, "--out", &run])
+    /// Trains the stages of a lineage in turn, each grown from the one before.
+    fn train(&self, lineage: &Lineage) -> Result<Vec<Row>> {
+        let folder = Path::new(OUT).join(lineage.name);
+        let mut rows: Vec<Row> = Vec::new();
+        let mut before: Option<String> = None;
+        for (position, step) in lineage.steps.iter().enumerate() {
+            let run = text_of(&step.folder(&folder, position));
+            println!("\n-- {} ({} of {})", step.stage, position + 1, lineage.steps.len());
+            let grown = match (step.map, &before) {
+                (Some(map), Some(before)) => Some(self.grow(map, before, &run)?),
+                _ => None,
+            };
+            self.train_stage(step, grown.as_deref(), &run)?;
+            rows.push(self.row(step, &run)?);
+            before = Some(run);
+        }
+        Ok(rows)
     }
 
-    fn show_results(&self, began: Instant) -> Result<()> {
-        banner(N_STEPS, "what is where");
-        list_files(&process::root().join(OUT))?;
+    /// Grows the last checkpoint of a run; gives the folder of the result.
+    fn grow(&self, map: &str, from: &str, run: &str) -> Result<String> {
+        let grown = format!("{run}.grown");
+        self.lightc(&["grow", SOURCE, "--map", map, "--from", from, "--to", &grown])?;
+        Ok(grown)
+    }
+
+    fn train_stage(&self, step: &Step, from: Option<&str>, run: &str) -> Result<()> {
+        let mut arguments =
+            vec!["train", SOURCE, "--stage", step.stage, "--config", step.config, "--out", run];
+        if let Some(from) = from {
+            arguments.extend(["--from", from]);
+        }
+        self.lightc(&arguments)
+    }
+
+    fn row(&self, step: &Step, run: &str) -> Result<Row> {
+        let metrics = process::root().join(run).join("metrics.jsonl");
+        Ok(Row {
+            stage: step.stage.to_owned(),
+            map: step.map.map(str::to_owned),
+            n_params: self.n_params(step.stage)?,
+            held_out: HeldOut::read(&metrics)?,
+        })
+    }
+
+    /// Parameters stored, the multi-token head included.
+    fn n_params(&self, stage: &str) -> Result<u64> {
+        let mut command = Command::new(&self.lightc);
+        let _ = command
+            .args(["params", SOURCE, "--stage", stage, "--format", "json"])
+            .current_dir(process::root());
+        let text = process::output(&mut command)?;
+        let report: Value = serde_json::from_str(&text).context("`lightc params` gave no JSON")?;
+        let count = report.pointer("/stored/with_mtp").and_then(Value::as_u64);
+        count.context("`lightc params` gave no count")
+    }
+
+    fn show_results(&self, tables: &[Vec<Row>], began: Instant) -> Result<()> {
+        banner(N_STEPS, "held-out loss across the growth steps, nats per token");
+        for (lineage, rows) in LINEAGES.iter().zip(tables) {
+            println!("\n{} ({})", lineage.name, lineage.what);
+            print!("{}", lineage::table(rows));
+        }
+        println!(
+            "\n`change` is what growing alone did to the loss; `before` and `after` are those of training."
+        );
         println!("\nDone in {}.", minutes(began));
         Ok(())
     }
@@ -98,6 +165,11 @@ impl Demo {
         self.environment.apply(&mut command);
         process::run(&mut command)
     }
+}
+
+/// A path below the root, as the commands take it; all of them are ours and are UTF-8.
+fn text_of(path: &Path) -> String {
+    path.display().to_string()
 }
 
 /// The demo starts anew each time: what an earlier one left in its own folder goes.
