@@ -37,9 +37,9 @@ pub(crate) const LINEAGES: [Lineage; 2] = [
         what: "the maps as published: each changes the function",
         steps: &[
             seed("tiny_2b", "configs/tiny_2b.toml"),
-            grown("dense_to_moe", "tiny_5b", "configs/tiny_5b.toml"),
-            grown("depth", "tiny_9b", "configs/tiny_9b.toml"),
-            grown("experts", "tiny_120b", "configs/tiny_120b.toml"),
+            grown("tiny_dense_to_moe", "tiny_5b", "configs/tiny_5b.toml"),
+            grown("tiny_depth", "tiny_9b", "configs/tiny_9b.toml"),
+            grown("tiny_clones", "tiny_120b", "configs/tiny_120b.toml"),
         ],
     },
     Lineage {
@@ -47,9 +47,9 @@ pub(crate) const LINEAGES: [Lineage; 2] = [
         what: "maps that preserve the function, proved",
         steps: &[
             seed("tiny_2b_midpoint", "configs/tiny_2b.toml"),
-            grown("dense_to_moe_exact", "tiny_5b", "configs/tiny_5b.toml"),
-            grown("depth_exact", "tiny_9b_exact", "configs/tiny_9b.toml"),
-            grown("experts_exact", "tiny_120b_exact", "configs/tiny_120b.toml"),
+            grown("tiny_dense_to_moe_exact", "tiny_5b", "configs/tiny_5b.toml"),
+            grown("tiny_depth_exact", "tiny_9b_exact", "configs/tiny_9b.toml"),
+            grown("tiny_clones_exact", "tiny_120b_exact", "configs/tiny_120b.toml"),
         ],
     },
 ];

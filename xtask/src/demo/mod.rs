@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 use lightc_libtorch::Environment;
 use serde_json::Value;
 
-use crate::{corpus, libtorch, process};
+use crate::{chart, corpus, libtorch, process};
 use lineage::{HeldOut, LINEAGES, Lineage, Row, Step};
 
 const SOURCE: &str = "models/tiny/tiny.llm";
@@ -159,12 +159,35 @@ impl Demo {
         Ok(())
     }
 
+    /// Draws the loss of both lineages over their steps.
+    fn picture(&self) -> Result<PathBuf> {
+        let drawn = LINEAGES.map(|lineage| chart::Lineage {
+            name: lineage.name.to_owned(),
+            stages: stages(&lineage),
+        });
+        let chart = chart::draw("Held-out and training loss across growth", &drawn)?;
+        let path = Path::new(OUT).join("lineage.svg");
+        fs::write(process::root().join(&path), chart.svg)
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(path)
+    }
+
     fn lightc(&self, arguments: &[&str]) -> Result<()> {
         let mut command = Command::new(&self.lightc);
         let _ = command.args(arguments).current_dir(process::root());
         self.environment.apply(&mut command);
         process::run(&mut command)
     }
+}
+
+/// Name and metrics of every stage of a lineage.
+fn stages(lineage: &Lineage) -> Vec<(String, PathBuf)> {
+    let folder = process::root().join(OUT).join(lineage.name);
+    let steps = lineage.steps.iter().enumerate();
+    let metrics = |(position, step): (usize, &Step)| {
+        (step.stage.to_owned(), step.folder(&folder, position).join("metrics.jsonl"))
+    };
+    steps.map(metrics).collect()
 }
 
 /// A path below the root, as the commands take it; all of them are ours and are UTF-8.
