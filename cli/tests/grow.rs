@@ -136,10 +136,11 @@ fn memory_of_the_tiny_stage() {
     let ledger: serde_json::Value = serde_json::from_str(&json).unwrap();
     let layouts = ledger["layouts"].as_array().unwrap();
     let bytes = |layout: usize, class: &str| layouts[layout]["bytes"][class].as_u64().unwrap();
-    for layout in 0..3 {
-        let all = layouts[layout]["bytes"].as_object().unwrap();
+    assert_eq!(layouts.len(), 3);
+    for (layout, printed) in layouts.iter().enumerate() {
+        let all = printed["bytes"].as_object().unwrap();
         let sum: u64 = all.values().map(|bytes| bytes.as_u64().unwrap()).sum();
-        assert_eq!(layouts[layout]["total"].as_u64(), Some(sum));
+        assert_eq!(printed["total"].as_u64(), Some(sum));
         assert!(bytes(layout, "workspace") > 0 && bytes(layout, "states") > 0);
     }
     assert_eq!(bytes(0, "parameters"), bytes(1, "parameters"));

@@ -325,7 +325,7 @@ stage stream {{
 
 /// Shares of the experts in the picks of `n` steps, lowest first.
 fn shares(module: &Module, store: &mut Store, n: usize, random: &mut Random) -> Vec<f64> {
-    let mut counts = vec![0.0; 16];
+    let mut counts = [0.0; 16];
     for _ in 0..n {
         // Every position points much the same way: without a bias, few experts take all.
         let x = ArrayD::from_shape_fn(vec![1, 64, 8], |at| {

@@ -49,9 +49,7 @@ fn normal(axes: &str) -> Rule {
 }
 
 fn every_kind() -> Vec<Rule> {
-    let (axis, each, key) = |name: &str| -> (String, Option<String>, String) {
-        (name.to_owned(), Some("x".to_owned()), "neurons".to_owned())
-    }("f");
+    let (axis, each, key) = ("f".to_owned(), Some("x".to_owned()), "neurons".to_owned());
     let third = Factor { number: 1.0 / 3.0, sizes: vec![(Size::constant(6), -1)] };
     vec![
         source("s"),

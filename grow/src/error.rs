@@ -1,7 +1,7 @@
 //! What can go wrong, codes E0680 to E0689; damage of the source keeps the codes of
 //! `lightc_checkpoint`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// The result of every fallible function of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -34,7 +34,7 @@ pub enum Error {
     )]
     Integrator {
         /// The checkpoint.
-        path: PathBuf,
+        path: Box<Path>,
         /// Path of the stack.
         stack: String,
         /// The source stage of the map.

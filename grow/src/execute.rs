@@ -172,7 +172,13 @@ fn check_source(plan: &Plan, source: &Streamed) -> Result<()> {
             .map(|integrators| integrators.get(stack).cloned().unwrap_or_else(plain));
         if found != wanted {
             let (stack, stage) = (stack.clone(), expected.stage.clone());
-            return Err(Error::Integrator { path, stack, stage, found, expected: wanted });
+            return Err(Error::Integrator {
+                path: path.into(),
+                stack,
+                stage,
+                found,
+                expected: wanted,
+            });
         }
     }
     let wanted: Vec<lightc_checkpoint::Wanted<'_>> = plan

@@ -148,7 +148,7 @@ fn probe(program: &Program, def: &MapDef) -> Result<Resolved, String> {
             Ok(probe) => {
                 let count = |module| crate::analysis::param_table(module);
                 let n = count(&probe.target.module).map_or(0, |table| table.stored.with_mtp);
-                if n as i64 > MAX_PARAMS {
+                if n > MAX_PARAMS {
                     return Err(format!(
                         "`{}` has {n} parameters at the sizes of its probe, and {MAX_PARAMS} is the limit: \
                          give the stages a `probe {{ }}` with small sizes",
@@ -208,8 +208,10 @@ fn trial(
         Claim::Changes { .. } => return Ok(()),
     };
     let worst = outputs.iter().max_by(|a, b| difference(a).total_cmp(&difference(b)));
+    // Not a number is beyond any bound.
+    let is_within = |output: &_| difference(output) <= bound;
     if let Some(worst) = worst
-        && !(difference(worst) <= bound)
+        && !is_within(worst)
         && decision.counterexample.is_none()
     {
         decision.verdict = Verdict::Refuted;

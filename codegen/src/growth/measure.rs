@@ -270,8 +270,11 @@ fn replaced(source: &Side, target: &Side) -> BTreeSet<String> {
     found
 }
 
-/// Inputs of the block at a path: names, axes, and the sizes that are known.
-fn inputs_at(side: &Side, path: &str) -> Option<Vec<(String, Vec<(String, Option<i64>)>)>> {
+/// Name of an input, and its axes with the sizes that are known.
+type Shape = (String, Vec<(String, Option<i64>)>);
+
+/// Inputs of the block at a path.
+fn inputs_at(side: &Side, path: &str) -> Option<Vec<Shape>> {
     let function = side.module.function(function_at(side, path)?);
     let inputs = function.inputs().map(|(name, value)| {
         let axes = &function.ty(value).axes;

@@ -152,6 +152,7 @@ impl Demo {
             println!("\n{} ({})", lineage.name, lineage.what);
             print!("{}", lineage::table(rows));
         }
+        println!("\npicture: {}", Self::picture()?.display());
         println!(
             "\n`change` is what growing alone did to the loss; `before` and `after` are those of training."
         );
@@ -160,7 +161,7 @@ impl Demo {
     }
 
     /// Draws the loss of both lineages over their steps.
-    fn picture(&self) -> Result<PathBuf> {
+    fn picture() -> Result<PathBuf> {
         let drawn = LINEAGES.map(|lineage| chart::Lineage {
             name: lineage.name.to_owned(),
             stages: stages(&lineage),
