@@ -1,0 +1,781 @@
+// Gated delta rule, forward and backward, in chunks of 64 tokens.
+//
+// Shapes   q, k, v, o, do, dq, dk, dv [B,T,H,128] bf16; g (log of the decay), beta, dg, dbeta [B,T,H] fp32.
+//          q, k, v, do, dq, dk arrive as 4-D tensor maps (128, H, T, B), box (64, 1, 64, 1), 128-byte
+//          swizzle: rows past T read as zeros and are not written, so T need not be a multiple of 64.
+// Meaning  docs/ops.md, `gated_delta_rule`; the state starts at zero. Chunked, per chunk and head, with
+//          G = cumulative sum of g, E = exp(G), t = exp(G_last - G), D_ij = exp(G_i - G_j) for i >= j:
+//            L = strict_tril(beta_i D_ij k_i.k_j), M = (I + L)^-1, P = tril(D o Q K^T)
+//            N = M (beta (V - E K S)),  O = E Q S + P N,  S' = E_last S + K^T (t N)
+//          and backwards, dS being the gradient of the state that leaves the chunk:
+//            Y = M^T (P^T dO + t K dS),  dS_prev = E_last dS + Q^T (E dO) - K^T (beta E Y),  dV = beta Y
+//            dL = -strict_tril(Y N^T)   (so M is not differentiated through its inverse)
+//          the rest of the gradients from S, dS, N and Y chunk by chunk (bench/reference.py has them all).
+// Numerics fp32 state and accumulators; products of bf16 operands (S, N, M, P, Y, dS rounded to bf16 as
+//          operands); the inverse by fp32 substitution in blocks of 32 joined by one tf32 product.
+//          Decays only as exp of differences of G within a chunk, the masked half by selection.
+// Outputs  all `=`. No atomics; every sum has a fixed order.
+//
+// Kernels  gdn_prepare         one block per chunk and head: M, P and the token vectors
+//          gdn_forward[_save]  the scan: one block per head and half of the values (64 of 128 rows of S^T)
+//          gdn_backward        the scan backwards, same split: Y and dS
+//          gdn_backward_chunk  one block per chunk and head: dq, dk, dv, dg, dbeta
+// In the scans each warp owns 16 rows of S^T in registers and the whole recurrence stays in registers:
+// an accumulator, packed, is the A operand of the next product (mma.cuh), B operands come from shared
+// memory through wgmma. Nothing crosses warps, so a chunk costs three dependent products and no barrier.
+//
+// Workspace, per (b, h, chunk) in this order: token vectors 5 x 64 fp32 [E | beta | beta E | t | G log2],
+// M and P 64x64, N and Y [2 value halves][64 tokens][64], S and dS [2 value halves][2 key halves][64][64];
+// bf16 tiles as panels (mma.cuh), so that plain bulk copies move them.
+#include "copy.cuh"
+#include "mma.cuh"
+#include "wgmma.cuh"
+
+constexpr int CHUNK = 64, KEY = 128, VALUE = 128;
+constexpr int PANEL = CHUNK * 128;  // bytes
+constexpr int VECTORS = 5 * CHUNK;  // floats per chunk
+
+// ------------------------------------------------------------------------------------------------
+// gdn_prepare. Limit: memory; reads q, k, writes M, P: 200 MB at T=8192, H=32: floor 0.047 ms.
+// grid (H, chunks, B), 128 threads, PREPARE_SMEM bytes.
+// ------------------------------------------------------------------------------------------------
+constexpr int L_STRIDE = 68, B_STRIDE = 36;
+constexpr int PREPARE_SMEM = 4 * PANEL + CHUNK * L_STRIDE * 4;
+
+extern "C" __global__ void __launch_bounds__(128) gdn_prepare(
+    const __grid_constant__ TensorMap q, const __grid_constant__ TensorMap k, const float* g, const float* beta,
+    float* vectors, u8* m_out, u8* p_out, int T, int H)
+{
+    u8* q_tile = smem;               // later: P panel, M panel
+    u8* k_tile = smem + 2 * PANEL;   // later: diagonal blocks of M, one temporary
+    float* L = (float*)(smem + 4 * PANEL);
+    __shared__ float G[CHUNK], b[CHUNK];
+    __shared__ u64 full;
+    const int tid = threadIdx.x, warp = tid >> 5, lane = tid & 31;
+    const int head = blockIdx.x, chunk = blockIdx.y, batch = blockIdx.z, n_chunks = gridDim.y;
+    const u64 at = u64(batch * H + head) * n_chunks + chunk;
+
+    if (tid == 0) {
+        barrier_init(&full, 1);
+        barrier_init_done();
+        barrier_expect(&full, 4 * PANEL);
+        for (int p = 0; p < 2; p++) {
+            tensor_load(k_tile + p * PANEL, k, p * 64, head, chunk * CHUNK, batch, &full);
+            tensor_load(q_tile + p * PANEL, q, p * 64, head, chunk * CHUNK, batch, &full);
+        }
+    }
+    if (warp == 1) {
+        const int t0 = chunk * CHUNK + 2 * lane;
+        const u64 row = (u64(batch) * T + t0) * H + head;
+        const float g0 = t0 < T ? g[row] : 0.f, g1 = t0 + 1 < T ? g[row + H] : 0.f;
+        b[2 * lane] = t0 < T ? beta[row] : 0.f;
+        b[2 * lane + 1] = t0 + 1 < T ? beta[row + H] : 0.f;
+        float sum = g0 + g1;
+#pragma unroll
+        for (int o = 1; o < 32; o <<= 1) {
+            const float left = __shfl_up_sync(~0u, sum, o);
+            if (lane >= o) sum += left;
+        }
+        float before = __shfl_up_sync(~0u, sum, 1);
+        if (lane == 0) before = 0.f;
+        G[2 * lane] = (before + g0) * LOG2E;
+        G[2 * lane + 1] = (before + g0 + g1) * LOG2E;
+    }
+    __syncthreads();
+    if (tid < CHUNK) {
+        float* out = vectors + at * VECTORS;
+        const float e = exp2f(G[tid]);
+        out[tid] = e;
+        out[CHUNK + tid] = b[tid];
+        out[2 * CHUNK + tid] = b[tid] * e;
+        out[3 * CHUNK + tid] = exp2f(G[CHUNK - 1] - G[tid]);
+        out[4 * CHUNK + tid] = G[tid];
+    }
+    barrier_wait(&full, 0);
+    float qk[32], kk[32];
+    wgmma_fence();
+#pragma unroll
+    for (int s = 0; s < 8; s++) {
+        const u32 step = (s >> 2) * PANEL + (s & 3) * 32;
+        const u64 kd = panel_descriptor(smem_u32(k_tile) + step);
+        wgmma_ss(kk, kd, kd, s > 0);
+        wgmma_ss(qk, panel_descriptor(smem_u32(q_tile) + step), kd, s > 0);
+    }
+    wgmma_commit();
+    wgmma_wait<0>();
+    __syncthreads();  // q and k are consumed
+
+    const int row0 = warp * 16 + (lane >> 2), col0 = 2 * (lane & 3);
+    u32 p[16];
+#pragma unroll
+    for (int j = 0; j < 8; j++)
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            const int i = row0 + 8 * half, c = 8 * j + col0;
+            const float d0 = exp2_fast(G[i] - G[c]), d1 = exp2_fast(G[i] - G[c + 1]);
+            const float* x = &qk[4 * j + 2 * half];
+            const float* y = &kk[4 * j + 2 * half];
+            p[2 * j + half] = pack_bf16(i >= c ? x[0] * d0 : 0.f, i >= c + 1 ? x[1] * d1 : 0.f);
+            *(float2*)&L[i * L_STRIDE + c] =
+                make_float2(i > c ? b[i] * d0 * y[0] : 0.f, i > c + 1 ? b[i] * d1 * y[1] : 0.f);
+        }
+    const int matrix = lane >> 3;
+#pragma unroll
+    for (int s = 0; s < 4; s++)
+        stmatrix(smem_u32(q_tile) + panel_chunk(warp * 16 + (matrix & 1) * 8 + (lane & 7), 2 * s + (matrix >> 1)), p + 4 * s);
+    fence_async();
+    __syncthreads();
+    if (tid == 0) {
+        bulk_store(p_out + at * PANEL, q_tile, PANEL);
+        store_commit();
+    }
+
+    // M = [M11, 0; -M22 L21 M11, M22]: the diagonal blocks by substitution, a column per lane.
+    float* diagonal = (float*)k_tile;                        // [64][B_STRIDE]
+    float* product = (float*)k_tile + CHUNK * B_STRIDE;      // [32][B_STRIDE]
+    if (warp < 2) {
+        float m[32];
+#pragma unroll
+        for (int i = 0; i < 32; i++) m[i] = 0.f;
+#pragma unroll
+        for (int i = 0; i < 32; i++) {
+            const float4* l = (const float4*)&L[(32 * warp + i) * L_STRIDE + 32 * warp];
+            float s0 = 0.f, s1 = 0.f, s2 = 0.f, s3 = 0.f;
+#pragma unroll
+            for (int c = 0; c < (i + 3) / 4; c++) {
+                const float4 x = l[c];
+                s0 += x.x * m[4 * c];
+                s1 += x.y * m[4 * c + 1];
+                s2 += x.z * m[4 * c + 2];
+                s3 += x.w * m[4 * c + 3];
+            }
+            m[i] = (i == lane ? 1.f : 0.f) - ((s0 + s1) + (s2 + s3));
+            diagonal[(32 * warp + i) * B_STRIDE + lane] = m[i];
+        }
+    }
+    __syncthreads();
+    const int tile_row = (warp & 1) * 16 + (lane >> 2), tile_col = (warp >> 1) * 16, t = lane & 3;
+    auto join = [&](const float* a, int a_stride, const float* x, float* to, float sign) {
+        float acc[2][4] = {};
+#pragma unroll
+        for (int s = 0; s < 4; s++) {
+            const float* ar = a + tile_row * a_stride + 8 * s + t;
+            const u32 af[4] = {to_tf32(ar[0]), to_tf32(ar[8 * a_stride]), to_tf32(ar[4]), to_tf32(ar[8 * a_stride + 4])};
+#pragma unroll
+            for (int n = 0; n < 2; n++) {
+                const float* xr = x + (8 * s + t) * B_STRIDE + tile_col + 8 * n + (lane >> 2);
+                const u32 xf[2] = {to_tf32(xr[0]), to_tf32(xr[4 * B_STRIDE])};
+                mma_tf32(acc[n], af, xf);
+            }
+        }
+#pragma unroll
+        for (int n = 0; n < 2; n++)
+#pragma unroll
+            for (int half = 0; half < 2; half++)
+                *(float2*)&to[(tile_row + 8 * half) * B_STRIDE + tile_col + 8 * n + 2 * t] =
+                    make_float2(sign * acc[n][2 * half], sign * acc[n][2 * half + 1]);
+    };
+    join(L + 32 * L_STRIDE, L_STRIDE, diagonal, product, 1.f);
+    __syncthreads();
+    float* lower = L;  // the top rows of L are dead
+    join(diagonal + 32 * B_STRIDE, B_STRIDE, product, lower, -1.f);
+    __syncthreads();
+    const int row = tid >> 1, half = tid & 1;
+    const bool upper = row < 32 && half == 1;
+    const float* from = half == (row >> 5) ? diagonal + row * B_STRIDE : lower + (row & 31) * B_STRIDE;
+    u8* m_tile = q_tile + PANEL;
+#pragma unroll
+    for (int c = 0; c < 4; c++) {
+        uint4 w = make_uint4(0, 0, 0, 0);
+        if (!upper) {
+            const float4 x = *(const float4*)&from[8 * c], y = *(const float4*)&from[8 * c + 4];
+            w = make_uint4(pack_bf16(x.x, x.y), pack_bf16(x.z, x.w), pack_bf16(y.x, y.y), pack_bf16(y.z, y.w));
+        }
+        *(uint4*)(m_tile + panel_chunk(row, half * 4 + c)) = w;
+    }
+    fence_async();
+    __syncthreads();
+    if (tid == 0) {
+        bulk_store(m_out + at * PANEL, m_tile, PANEL);
+        store_commit();
+        store_wait_read<0>();
+    }
+}
+
+// ------------------------------------------------------------------------------------------------
+// What both scans share: the ring of chunk tiles, filled by warp 4, and how a warp writes its part.
+// ------------------------------------------------------------------------------------------------
+constexpr int STAGES = 3;
+constexpr int AT_K = 0, AT_Q = 2 * PANEL, AT_V = 4 * PANEL, AT_M = 5 * PANEL, AT_P = 6 * PANEL, AT_VEC = 7 * PANEL;
+constexpr int STAGE = 7 * PANEL + 1024;
+constexpr int WARP_STAGING = 16 * 272;
+constexpr int SCAN_SMEM = STAGES * STAGE + 4 * WARP_STAGING + 64;
+
+struct ScanArgs {
+    int batch, head, part, n_chunks, T, H;
+    u64 first;  // index of this head's first chunk
+};
+
+/// The loading warp: chunk tiles in scan order. `value` is v forward and do backward.
+DEVICE void scan_load(u8* smem, u64* full, u64* empty, const TensorMap& q, const TensorMap& k, const TensorMap& value,
+                      const float* vectors, const u8* m, const u8* p, const ScanArgs& a, bool backward)
+{
+    Ring<STAGES> ring;
+    for (int i = 0; i < a.n_chunks; i++) {
+        const int c = backward ? a.n_chunks - 1 - i : i;
+        if (i >= STAGES) barrier_wait(&empty[ring.at], ring.parity ^ 1);
+        u8* to = smem + ring.at * STAGE;
+        u64* bar = &full[ring.at];
+        barrier_expect(bar, STAGE);
+        for (int h = 0; h < 2; h++) tensor_load(to + AT_K + h * PANEL, k, h * 64, a.head, c * CHUNK, a.batch, bar);
+        bulk_load(to + AT_VEC, vectors + (a.first + c) * VECTORS, 1024, bar);
+        tensor_load(to + AT_V, value, a.part * 64, a.head, c * CHUNK, a.batch, bar);
+        bulk_load(to + AT_M, m + (a.first + c) * PANEL, PANEL, bar);
+        bulk_load(to + AT_P, p + (a.first + c) * PANEL, PANEL, bar);
+        for (int h = 0; h < 2; h++) tensor_load(to + AT_Q + h * PANEL, q, h * 64, a.head, c * CHUNK, a.batch, bar);
+        ring.next();
+    }
+}
+
+/// Where lane `lane` of warp `warp` finds its 16 bytes of the 16 (values) x 16 (tokens) fragment `s`
+/// in a [64 tokens][64 values] panel read or written transposed.
+DEVICE u32 transposed_at(int warp, int lane, int s) {
+    const int matrix = lane >> 3;
+    return panel_chunk(16 * s + (matrix >> 1) * 8 + (lane & 7), 2 * warp + (matrix & 1));
+}
+
+/// Puts a warp's [16 values][64 tokens] fragment into its staging as [64 tokens][16 values], rows of 48 bytes.
+DEVICE void stage_transposed(u8* staging, const u32 (&f)[16], int lane) {
+    const int matrix = lane >> 3;
+    __syncwarp();
+#pragma unroll
+    for (int s = 0; s < 4; s++)
+        stmatrix_trans(smem_u32(staging) + (16 * s + (matrix >> 1) * 8 + (lane & 7)) * 48 + (matrix & 1) * 16, f + 4 * s);
+    __syncwarp();
+}
+/// Staged fragment to a panel of the workspace.
+DEVICE void panel_out(u8* panel, u8* staging, const u32 (&f)[16], int warp, int lane) {
+    stage_transposed(staging, f, lane);
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const int token = 16 * i + (lane >> 1), half = lane & 1;
+        *(uint4*)(panel + panel_chunk(token, 2 * warp + half)) = *(const uint4*)(staging + token * 48 + half * 16);
+    }
+}
+/// A warp's [16 values][128 keys] state fragment to the workspace.
+DEVICE void state_out(u8* image, u8* staging, const u32 (&f)[32], int warp, int lane) {
+    const int matrix = lane >> 3;
+    __syncwarp();
+#pragma unroll
+    for (int s = 0; s < 8; s++)
+        stmatrix(smem_u32(staging) + ((matrix & 1) * 8 + (lane & 7)) * 272 + (2 * s + (matrix >> 1)) * 16, f + 4 * s);
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        const int row = 2 * i + (lane >> 4), chunk = lane & 15;
+        *(uint4*)(image + (chunk >> 3) * PANEL + panel_chunk(16 * warp + row, chunk & 7)) =
+            *(const uint4*)(staging + row * 272 + chunk * 16);
+    }
+}
+
+#define SCAN_PROLOGUE                                                                                    \
+    u8* staging_all = smem + STAGES * STAGE;                                                             \
+    u64* full = (u64*)(staging_all + 4 * WARP_STAGING);                                                  \
+    u64* empty = full + STAGES;                                                                          \
+    const int tid = threadIdx.x, warp = tid >> 5, lane = tid & 31;                                       \
+    const int n_chunks = (T + CHUNK - 1) / CHUNK;                                                        \
+    const int head = blockIdx.x >> 1, part = blockIdx.x & 1, batch = blockIdx.y;                         \
+    const u64 first = u64(batch * H + head) * n_chunks;                                                  \
+    if (tid == 0) {                                                                                      \
+        for (int i = 0; i < STAGES; i++) { barrier_init(&full[i], 1); barrier_init(&empty[i], 4); }      \
+        barrier_init_done();                                                                             \
+    }                                                                                                    \
+    __syncthreads();
+
+// ------------------------------------------------------------------------------------------------
+// gdn_forward. Limit: latency of T/64 dependent steps of 3 products (about 1000 tensor cycles each per
+// SM, 64 blocks at H=32). Compulsory bytes 270 MB: floor 0.063 ms. `_save` also writes S and N.
+// grid (2 H, B), 160 threads (4 warps compute, 1 loads), SCAN_SMEM bytes.
+// ------------------------------------------------------------------------------------------------
+template <bool SAVE>
+DEVICE void forward_scan(const TensorMap& q, const TensorMap& k, const TensorMap& v, const float* vectors, const u8* m,
+                         const u8* p, bf16* o, u8* states, u8* news, int T, int H)
+{
+    SCAN_PROLOGUE
+    if (warp == 4) {
+        if (lane == 0) scan_load(smem, full, empty, q, k, v, vectors, m, p, {batch, head, part, n_chunks, T, H, first}, false);
+        return;
+    }
+    u8* staging = staging_all + warp * WARP_STAGING;
+    float s[64], x[32], out[32];
+    u32 sb[32];
+#pragma unroll
+    for (int i = 0; i < 64; i++) s[i] = 0.f;
+    const int col0 = 2 * (lane & 3);
+    Ring<STAGES> ring;
+    u32 last = 0;
+
+    auto store_out = [&](int c) {
+        u32 f[16];
+        pack_operand(f, out);
+        stage_transposed(staging, f, lane);
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const int token = 16 * i + (lane >> 1), half = lane & 1, t = c * CHUNK + token;
+            if (t < T)
+                *(uint4*)(o + ((u64(batch) * T + t) * H + head) * VALUE + part * 64 + 16 * warp + half * 8) =
+                    *(const uint4*)(staging + token * 48 + half * 16);
+        }
+    };
+
+    for (int c = 0; c < n_chunks; c++) {
+        pack_operand(sb, s);
+        barrier_wait(&full[ring.at], ring.parity);
+        u8* tile = smem + ring.at * STAGE;
+        const u32 base = smem_u32(tile);
+        const float* vec = (const float*)(tile + AT_VEC);
+        wgmma_fence();
+#pragma unroll
+        for (int i = 0; i < 8; i++) wgmma_rs(x, sb + 4 * i, panel_descriptor(base + AT_K + (i >> 2) * PANEL + (i & 3) * 32), i > 0);
+        wgmma_commit();
+        if (c) {  // the previous chunk's last product has run under this one's start
+            wgmma_wait<1>();
+            if (lane == 0) barrier_arrive(&empty[last]);
+            store_out(c - 1);
+        }
+        wgmma_fence();
+#pragma unroll
+        for (int i = 0; i < 8; i++) wgmma_rs(out, sb + 4 * i, panel_descriptor(base + AT_Q + (i >> 2) * PANEL + (i & 3) * 32), i > 0);
+        wgmma_commit();
+        u32 r[16];
+#pragma unroll
+        for (int i = 0; i < 4; i++) ldmatrix_trans(r + 4 * i, base + AT_V + transposed_at(warp, lane, i));
+        if (SAVE) state_out(states + ((first + c) * 2 + part) * 2 * PANEL, staging, sb, warp, lane);
+        const float carry = vec[CHUNK - 1];
+        wgmma_wait<1>();
+        // R = beta (V - E K S)
+#pragma unroll
+        for (int j = 0; j < 8; j++) {
+            const float2 b = *(const float2*)&vec[CHUNK + 8 * j + col0], be = *(const float2*)&vec[2 * CHUNK + 8 * j + col0];
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                u32& w = r[2 * j + half];
+                w = pack_bf16(b.x * bf16_lo(w) - be.x * x[4 * j + 2 * half], b.y * bf16_hi(w) - be.y * x[4 * j + 2 * half + 1]);
+            }
+        }
+        wgmma_fence();
+#pragma unroll
+        for (int i = 0; i < 4; i++) wgmma_rs(x, r + 4 * i, panel_descriptor(base + AT_M + i * 32), i > 0);
+        wgmma_commit();
+#pragma unroll
+        for (int i = 0; i < 64; i++) s[i] *= carry;
+        wgmma_wait<1>();
+#pragma unroll
+        for (int j = 0; j < 8; j++) {
+            const float2 e = *(const float2*)&vec[8 * j + col0];
+            out[4 * j] *= e.x, out[4 * j + 1] *= e.y, out[4 * j + 2] *= e.x, out[4 * j + 3] *= e.y;
+        }
+        wgmma_wait<0>();
+        u32 n[16], nt[16];
+#pragma unroll
+        for (int j = 0; j < 8; j++) {
+            const float2 t = *(const float2*)&vec[3 * CHUNK + 8 * j + col0];
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                const float a = x[4 * j + 2 * half], b = x[4 * j + 2 * half + 1];
+                n[2 * j + half] = pack_bf16(a, b);
+                nt[2 * j + half] = pack_bf16(a * t.x, b * t.y);
+            }
+        }
+        wgmma_fence();
+#pragma unroll
+        for (int i = 0; i < 4; i++) wgmma_rs<1>(s, nt + 4 * i, panel_descriptor(base + AT_K + i * 2048, PANEL), 1);
+        wgmma_commit();
+#pragma unroll
+        for (int i = 0; i < 4; i++) wgmma_rs(out, n + 4 * i, panel_descriptor(base + AT_P + i * 32), 1);
+        wgmma_commit();
+        if (SAVE) panel_out(news + ((first + c) * 2 + part) * PANEL, staging, n, warp, lane);
+        wgmma_wait<1>();
+        last = ring.at;
+        ring.next();
+    }
+    wgmma_wait<0>();
+    store_out(n_chunks - 1);
+}
+
+#define FORWARD_ARGS                                                                                                  \
+    const __grid_constant__ TensorMap q, const __grid_constant__ TensorMap k, const __grid_constant__ TensorMap v,    \
+        const float *vectors, const u8 *m, const u8 *p, bf16 *o, u8 *states, u8 *news, int T, int H
+extern "C" __global__ void __launch_bounds__(160, 1) gdn_forward(FORWARD_ARGS) {
+    forward_scan<false>(q, k, v, vectors, m, p, o, states, news, T, H);
+}
+extern "C" __global__ void __launch_bounds__(160, 1) gdn_forward_save(FORWARD_ARGS) {
+    forward_scan<true>(q, k, v, vectors, m, p, o, states, news, T, H);
+}
+
+// ------------------------------------------------------------------------------------------------
+// gdn_backward: the scan from the last chunk to the first; writes dS of the state leaving each chunk
+// and Y. Limit: latency, as forward. grid (2 H, B), 160 threads, SCAN_SMEM bytes.
+// ------------------------------------------------------------------------------------------------
+extern "C" __global__ void __launch_bounds__(160, 1) gdn_backward(
+    const __grid_constant__ TensorMap q, const __grid_constant__ TensorMap k, const __grid_constant__ TensorMap d_out,
+    const float* vectors, const u8* m, const u8* p, u8* d_states, u8* ys, int T, int H)
+{
+    SCAN_PROLOGUE
+    if (warp == 4) {
+        if (lane == 0) scan_load(smem, full, empty, q, k, d_out, vectors, m, p, {batch, head, part, n_chunks, T, H, first}, true);
+        return;
+    }
+    u8* staging = staging_all + warp * WARP_STAGING;
+    float s[64], x[32], y[32];
+    u32 sb[32];
+#pragma unroll
+    for (int i = 0; i < 64; i++) s[i] = 0.f;
+    const int col0 = 2 * (lane & 3);
+    Ring<STAGES> ring;
+    for (int c = n_chunks - 1; c >= 0; c--) {
+        pack_operand(sb, s);
+        barrier_wait(&full[ring.at], ring.parity);
+        u8* tile = smem + ring.at * STAGE;
+        const u32 base = smem_u32(tile);
+        const float* vec = (const float*)(tile + AT_VEC);
+        u32 d[16], f[16];
+#pragma unroll
+        for (int i = 0; i < 4; i++) ldmatrix_trans(d + 4 * i, base + AT_V + transposed_at(warp, lane, i));
+        wgmma_fence();
+#pragma unroll
+        for (int i = 0; i < 8; i++) wgmma_rs(x, sb + 4 * i, panel_descriptor(base + AT_K + (i >> 2) * PANEL + (i & 3) * 32), i > 0);
+        wgmma_commit();
+#pragma unroll
+        for (int i = 0; i < 4; i++) wgmma_rs<1>(y, d + 4 * i, panel_descriptor(base + AT_P + i * 2048), i > 0);
+        wgmma_commit();
+        const float carry = vec[CHUNK - 1];
+#pragma unroll
+        for (int j = 0; j < 8; j++) {
+            const float2 e = *(const float2*)&vec[8 * j + col0];
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                const u32 w = d[2 * j + half];
+                f[2 * j + half] = pack_bf16(bf16_lo(w) * e.x, bf16_hi(w) * e.y);
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < 64; i++) s[i] *= carry;
+        wgmma_fence();
+#pragma unroll
+        for (int i = 0; i < 4; i++) wgmma_rs<1>(s, f + 4 * i, panel_descriptor(base + AT_Q + i * 2048, PANEL), 1);
+        wgmma_commit();
+        state_out(d_states + ((first + c) * 2 + part) * 2 * PANEL, staging, sb, warp, lane);
+        wgmma_wait<1>();
+        // dN = P^T dO + t K dS
+        u32 n[16];
+#pragma unroll
+        for (int j = 0; j < 8; j++) {
+            const float2 t = *(const float2*)&vec[3 * CHUNK + 8 * j + col0];
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                const int i = 4 * j + 2 * half;
+                n[2 * j + half] = pack_bf16(y[i] + t.x * x[i], y[i + 1] + t.y * x[i + 1]);
+            }
+        }
+        wgmma_fence();
+#pragma unroll
+        for (int i = 0; i < 4; i++) wgmma_rs<1>(y, n + 4 * i, panel_descriptor(base + AT_M + i * 2048), i > 0);
+        wgmma_commit();
+        wgmma_wait<0>();
+        u32 yb[16];
+#pragma unroll
+        for (int j = 0; j < 8; j++) {
+            const float2 be = *(const float2*)&vec[2 * CHUNK + 8 * j + col0];
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                const float a = y[4 * j + 2 * half], b = y[4 * j + 2 * half + 1];
+                yb[2 * j + half] = pack_bf16(a, b);
+                f[2 * j + half] = pack_bf16(-be.x * a, -be.y * b);
+            }
+        }
+        wgmma_fence();
+#pragma unroll
+        for (int i = 0; i < 4; i++) wgmma_rs<1>(s, f + 4 * i, panel_descriptor(base + AT_K + i * 2048, PANEL), 1);
+        wgmma_commit();
+        panel_out(ys + ((first + c) * 2 + part) * PANEL, staging, yb, warp, lane);
+        wgmma_wait<0>();
+        if (lane == 0) barrier_arrive(&empty[ring.at]);
+        ring.next();
+    }
+}
+
+// ------------------------------------------------------------------------------------------------
+// gdn_backward_chunk: everything that is not sequential. Limit: memory, about 840 MB at T=8192, H=32:
+// floor 0.20 ms. grid (H, chunks, B), 128 threads, CHUNK_SMEM bytes (two blocks per SM).
+// ------------------------------------------------------------------------------------------------
+constexpr int CHUNK_SMEM = 14 * PANEL + 1024;
+
+extern "C" __global__ void __launch_bounds__(128, 2) gdn_backward_chunk(
+    const __grid_constant__ TensorMap q, const __grid_constant__ TensorMap k, const __grid_constant__ TensorMap d_out,
+    const __grid_constant__ TensorMap dq, const __grid_constant__ TensorMap dk, const bf16* v, const float* vectors,
+    const u8* p, const u8* states, const u8* d_states, const u8* news, const u8* ys, bf16* dv, float* dg, float* dbeta, int T, int H)
+{
+    u8 *kt = smem, *qt = smem + 2 * PANEL, *dot = smem + 4 * PANEL, *nt = smem + 6 * PANEL, *yt = smem + 8 * PANEL;
+    u8* st = smem + 10 * PANEL;  // dS, then S, then the outputs
+    float* columns = (float*)(smem + 14 * PANEL);  // column sums of warp w: 16 (w + 1) of them
+    float* row_dg = columns + 160;
+    float* pieces = row_dg + CHUNK;
+    u64* bar = (u64*)(pieces + 4);
+    const int tid = threadIdx.x, warp = tid >> 5, lane = tid & 31;
+    const int head = blockIdx.x, chunk = blockIdx.y, batch = blockIdx.z, n_chunks = gridDim.y;
+    const u64 at = u64(batch * H + head) * n_chunks + chunk;
+    if (tid == 0) {
+        for (int i = 0; i < 3; i++) barrier_init(&bar[i], 1);
+        barrier_init_done();
+        barrier_expect(&bar[0], 8 * PANEL);
+        for (int i = 0; i < 2; i++) tensor_load(kt + i * PANEL, k, 64 * i, head, chunk * CHUNK, batch, &bar[0]);
+        bulk_load(nt, news + at * 2 * PANEL, 2 * PANEL, &bar[0]);
+        bulk_load(st, d_states + at * 4 * PANEL, 4 * PANEL, &bar[0]);
+        barrier_expect(&bar[1], 6 * PANEL);
+        bulk_load(yt, ys + at * 2 * PANEL, 2 * PANEL, &bar[1]);
+        for (int i = 0; i < 2; i++) {
+            tensor_load(dot + i * PANEL, d_out, 64 * i, head, chunk * CHUNK, batch, &bar[1]);
+            tensor_load(qt + i * PANEL, q, 64 * i, head, chunk * CHUNK, batch, &bar[1]);
+        }
+    }
+    const float* vec = vectors + at * VECTORS;
+    const int row0 = warp * 16 + (lane >> 2), col0 = 2 * (lane & 3);
+    float rE[2], rb[2], rt[2], rG[2];
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        rE[h] = vec[row0 + 8 * h], rb[h] = vec[CHUNK + row0 + 8 * h];
+        rt[h] = vec[3 * CHUNK + row0 + 8 * h], rG[h] = vec[4 * CHUNK + row0 + 8 * h];
+    }
+    const float carry = vec[CHUNK - 1];
+    const u32 k_at = smem_u32(kt), q_at = smem_u32(qt), do_at = smem_u32(dot), n_at = smem_u32(nt), y_at = smem_u32(yt), s_at = smem_u32(st);
+    auto rows = [](u32 tile, int i) { return panel_descriptor(tile + (i >> 2) * PANEL + (i & 3) * 32); };      // contraction along rows
+    auto state = [&](int i) { return panel_descriptor(s_at + (i >> 2) * 2 * PANEL + (i & 3) * 2048, PANEL); }; // contraction over values
+    // Element pair of a [64][128] tile under an accumulator's (row half, column block).
+    auto pair = [&](const u8* tile, int half, int j) {
+        const int row = row0 + 8 * half;
+        return *(const u32*)(tile + (j >> 3) * PANEL + panel_chunk(row, j & 7) + col0 * 2);
+    };
+    __syncthreads();
+
+    // dK1 = t N dS^T
+    float dK[64], kk[32];
+    barrier_wait(&bar[0], 0);
+    wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < 8; i++) wgmma_ss<0, 1>(dK, rows(n_at, i), state(i), i > 0);
+#pragma unroll
+    for (int i = 0; i < 8; i++) wgmma_ss(kk, rows(k_at, i), rows(k_at, i), i > 0);
+    wgmma_commit();
+    float inner = 0.f;
+    {
+        const uint4* a = (const uint4*)(states + at * 4 * PANEL);
+        const uint4* b = (const uint4*)st;
+#pragma unroll 4
+        for (int i = 0; i < 16; i++) {
+            const uint4 x = a[i * 128 + tid], y = b[i * 128 + tid];
+            const u32 xs[4] = {x.x, x.y, x.z, x.w}, ys4[4] = {y.x, y.y, y.z, y.w};
+#pragma unroll
+            for (int e = 0; e < 4; e++) inner += bf16_lo(xs[e]) * bf16_lo(ys4[e]) + bf16_hi(xs[e]) * bf16_hi(ys4[e]);
+        }
+    }
+    wgmma_wait<0>();
+    __syncthreads();
+    if (tid == 0) {
+        barrier_expect(&bar[2], 4 * PANEL);
+        bulk_load(st, states + at * 4 * PANEL, 4 * PANEL, &bar[2]);
+    }
+    float g_row[2] = {0.f, 0.f}, b_row[2] = {0.f, 0.f};
+#pragma unroll
+    for (int j = 0; j < 16; j++)
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            const u32 w = pair(kt, h, j);
+            float* x = &dK[4 * j + 2 * h];
+            x[0] *= rt[h], x[1] *= rt[h];
+            g_row[h] -= x[0] * bf16_lo(w) + x[1] * bf16_hi(w);
+        }
+    inner = warp_sum(carry * inner - g_row[0] - g_row[1]);
+
+    // dL = -strict_tril(Y N^T); dP = tril(D o dO N^T)
+    float a[32], z[32];
+    barrier_wait(&bar[1], 0);
+    wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < 8; i++) wgmma_ss(z, rows(y_at, i), rows(n_at, i), i > 0);
+    wgmma_commit();
+#pragma unroll
+    for (int i = 0; i < 8; i++) wgmma_ss(a, rows(do_at, i), rows(n_at, i), i > 0);
+    wgmma_commit();
+    wgmma_wait<0>();
+    u32 bz[16], dp[16];
+#pragma unroll
+    for (int j = 0; j < 8; j++) {
+        const float2 gc = *(const float2*)&vec[4 * CHUNK + 8 * j + col0];
+        float sum[2] = {0.f, 0.f};
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            const int i = row0 + 8 * h, c = 8 * j + col0;
+            const u32 w = *(const u32*)(p + at * PANEL + panel_chunk(i, j) + col0 * 2);
+            const float pv[2] = {bf16_lo(w), bf16_hi(w)};
+            const float d[2] = {exp2_fast(rG[h] - gc.x), exp2_fast(rG[h] - gc.y)};
+            float bze[2], dpe[2];
+#pragma unroll
+            for (int e = 0; e < 2; e++) {
+                const int x = 4 * j + 2 * h + e;
+                const float ze = i > c + e ? -z[x] * d[e] : 0.f;
+                b_row[h] += ze * kk[x];
+                bze[e] = rb[h] * ze;
+                dpe[e] = i >= c + e ? a[x] * d[e] : 0.f;
+                const float both = (i >= c + e ? a[x] * pv[e] : 0.f) + bze[e] * kk[x];
+                g_row[h] += both;
+                sum[e] += both;
+            }
+            bz[2 * j + h] = pack_bf16(bze[0], bze[1]);
+            dp[2 * j + h] = pack_bf16(dpe[0], dpe[1]);
+        }
+        if (j < 2 * (warp + 1)) {
+            sum[0] = column_sum(sum[0]), sum[1] = column_sum(sum[1]);
+            if (lane < 4) *(float2*)&columns[8 * warp * (warp + 1) + 8 * j + col0] = make_float2(sum[0], sum[1]);
+        }
+    }
+    __syncthreads();  // N is consumed; its panels take BZ and dP
+    const int matrix = lane >> 3;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const u32 to = n_at + panel_chunk(warp * 16 + (matrix & 1) * 8 + (lane & 7), 2 * i + (matrix >> 1));
+        stmatrix(to, bz + 4 * i);
+        stmatrix(to + PANEL, dp + 4 * i);
+    }
+    fence_async();
+    __syncthreads();
+    wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const u64 kd = panel_descriptor(k_at + i * 2048, PANEL);
+        wgmma_rs<1>(dK, bz + 4 * i, kd, 1);
+        wgmma_ss<1, 1>(dK, panel_descriptor(n_at + i * 2048), kd, 1);
+        wgmma_ss<1, 1>(dK, panel_descriptor(n_at + PANEL + i * 2048), panel_descriptor(q_at + i * 2048, PANEL), 1);
+    }
+    wgmma_commit();
+
+    // dV = beta Y and Y . V, a row per two threads
+    float yv = 0.f;
+    {
+        const int row = tid >> 1, half = tid & 1, t = chunk * CHUNK + row;
+        if (t < T) {
+            const float b = vec[CHUNK + row];
+            const u64 to = ((u64(batch) * T + t) * H + head) * VALUE + half * 64;
+#pragma unroll
+            for (int c = 0; c < 8; c++) {
+                const uint4 y = *(const uint4*)(yt + half * PANEL + panel_chunk(row, c));
+                const uint4 w = *(const uint4*)(v + to + 8 * c);
+                const u32 y4[4] = {y.x, y.y, y.z, y.w}, w4[4] = {w.x, w.y, w.z, w.w};
+                u32 o4[4];
+#pragma unroll
+                for (int e = 0; e < 4; e++) {
+                    yv += bf16_lo(y4[e]) * bf16_lo(w4[e]) + bf16_hi(y4[e]) * bf16_hi(w4[e]);
+                    o4[e] = pack_bf16(b * bf16_lo(y4[e]), b * bf16_hi(y4[e]));
+                }
+                *(uint4*)(dv + to + 8 * c) = make_uint4(o4[0], o4[1], o4[2], o4[3]);
+            }
+        }
+        yv += __shfl_xor_sync(~0u, yv, 1);
+    }
+
+    // X = -E Y S^T
+    float acc[64];
+    barrier_wait(&bar[2], 0);
+    wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < 8; i++) wgmma_ss<0, 1>(acc, rows(y_at, i), state(i), i > 0);
+    wgmma_commit();
+    wgmma_wait<0>();
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        float sum = 0.f;
+#pragma unroll
+        for (int j = 0; j < 16; j++) {
+            const u32 w = pair(kt, h, j);
+            const float x0 = -rE[h] * acc[4 * j + 2 * h], x1 = -rE[h] * acc[4 * j + 2 * h + 1];
+            sum += x0 * bf16_lo(w) + x1 * bf16_hi(w);
+            dK[4 * j + 2 * h] += rb[h] * x0, dK[4 * j + 2 * h + 1] += rb[h] * x1;
+        }
+        b_row[h] += sum;
+        g_row[h] += rb[h] * sum;
+    }
+    // dQ = E dO S^T + dP K
+    wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < 8; i++) wgmma_ss<0, 1>(acc, rows(do_at, i), state(i), i > 0);
+    wgmma_commit();
+    wgmma_wait<0>();
+#pragma unroll
+    for (int h = 0; h < 2; h++)
+#pragma unroll
+        for (int j = 0; j < 16; j++) {
+            const u32 w = pair(qt, h, j);
+            float* x = &acc[4 * j + 2 * h];
+            x[0] *= rE[h], x[1] *= rE[h];
+            g_row[h] += x[0] * bf16_lo(w) + x[1] * bf16_hi(w);
+        }
+    wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < 4; i++) wgmma_rs<1>(acc, dp + 4 * i, panel_descriptor(k_at + i * 2048, PANEL), 1);
+    wgmma_commit();
+    __syncthreads();  // S is consumed by every warp
+    u32 f[32];
+    pack_operand(f, dK);
+#pragma unroll
+    for (int i = 0; i < 8; i++)
+        stmatrix(s_at + (2 + (i >> 2)) * PANEL + panel_chunk(warp * 16 + (matrix & 1) * 8 + (lane & 7), 2 * (i & 3) + (matrix >> 1)), f + 4 * i);
+    wgmma_wait<0>();
+    pack_operand(f, acc);
+#pragma unroll
+    for (int i = 0; i < 8; i++)
+        stmatrix(s_at + (i >> 2) * PANEL + panel_chunk(warp * 16 + (matrix & 1) * 8 + (lane & 7), 2 * (i & 3) + (matrix >> 1)), f + 4 * i);
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        g_row[h] = quad_sum(g_row[h]), b_row[h] = quad_sum(b_row[h]);
+        if ((lane & 3) == 0) row_dg[row0 + 8 * h] = g_row[h];
+    }
+    if (lane == 0) pieces[warp] = inner;
+    fence_async();
+    __syncthreads();
+    float* row_b = (float*)nt;
+    if ((lane & 3) == 0) row_b[row0] = b_row[0], row_b[row0 + 8] = b_row[1];
+    if (tid == 0) {
+        for (int i = 0; i < 2; i++) {
+            tensor_store(dq, st + i * PANEL, 64 * i, head, chunk * CHUNK, batch);
+            tensor_store(dk, st + (2 + i) * PANEL, 64 * i, head, chunk * CHUNK, batch);
+        }
+        store_commit();
+    }
+    __syncthreads();
+    {
+        const int t = chunk * CHUNK + (tid >> 1);
+        if (!(tid & 1) && t < T) dbeta[(u64(batch) * T + t) * H + head] = row_b[tid >> 1] + yv;
+    }
+    if (warp == 0) {  // reverse cumulative sum over the chunk, two tokens a lane
+        float d[2];
+#pragma unroll
+        for (int e = 0; e < 2; e++) {
+            const int i = 2 * lane + e;
+            float x = row_dg[i];
+            for (int w = i >> 4; w < 4; w++) x -= columns[8 * w * (w + 1) + i];
+            if (i == CHUNK - 1) x += (pieces[0] + pieces[1]) + (pieces[2] + pieces[3]);
+            d[e] = x;
+        }
+        float sum = d[0] + d[1];
+#pragma unroll
+        for (int o = 1; o < 32; o <<= 1) {
+            const float right = __shfl_down_sync(~0u, sum, o);
+            if (lane + o < 32) sum += right;
+        }
+        const int t = chunk * CHUNK + 2 * lane;
+        const u64 to = (u64(batch) * T + t) * H + head;
+        if (t < T) dg[to] = sum;
+        if (t + 1 < T) dg[to + H] = sum - d[0];
+    }
+    if (tid == 0) store_wait_read<0>();
+}
