@@ -282,7 +282,7 @@ DEVICE void state_out(u8* image, u8* staging, const u32 (&f)[32], int warp, int 
     u8* staging_all = smem + STAGES * STAGE;                                                             \
     u64* full = (u64*)(staging_all + 4 * WARP_STAGING);                                                  \
     u64* empty = full + STAGES;                                                                          \
-    const int tid = threadIdx.x, warp = tid >> 5, lane = tid & 31;                                       \
+    const int tid = threadIdx.x, warp = __shfl_sync(~0u, tid >> 5, 0), lane = tid & 31;                  \
     const int n_chunks = (T + CHUNK - 1) / CHUNK;                                                        \
     const int head = blockIdx.x >> 1, part = blockIdx.x & 1, batch = blockIdx.y;                         \
     const u64 first = u64(batch * H + head) * n_chunks;                                                  \
@@ -338,8 +338,8 @@ DEVICE void forward_scan(const TensorMap& q, const TensorMap& k, const TensorMap
 #pragma unroll
         for (int i = 0; i < 8; i++) wgmma_rs(x, sb + 4 * i, panel_descriptor(base + AT_K + (i >> 2) * PANEL + (i & 3) * 32), i > 0);
         wgmma_commit();
-        if (c) {  // the previous chunk's last product has run under this one's start
-            wgmma_wait<1>();
+        wgmma_wait<1>();  // the previous chunk's last product has run under this one's start
+        if (c) {
             if (lane == 0) barrier_arrive(&empty[last]);
             store_out(c - 1);
         }
@@ -395,9 +395,9 @@ DEVICE void forward_scan(const TensorMap& q, const TensorMap& k, const TensorMap
         for (int i = 0; i < 4; i++) wgmma_rs(out, n + 4 * i, panel_descriptor(base + AT_P + i * 32), 1);
         wgmma_commit();
         if (SAVE) panel_out(news + ((first + c) * 2 + part) * PANEL, staging, n, warp, lane);
-        wgmma_wait<1>();
         last = ring.at;
         ring.next();
+        wgmma_wait<1>();
     }
     wgmma_wait<0>();
     store_out(n_chunks - 1);
@@ -439,6 +439,9 @@ extern "C" __global__ void __launch_bounds__(160, 1) gdn_backward(
         u8* tile = smem + ring.at * STAGE;
         const u32 base = smem_u32(tile);
         const float* vec = (const float*)(tile + AT_VEC);
+        const float carry = vec[CHUNK - 1];
+#pragma unroll
+        for (int i = 0; i < 64; i++) s[i] *= carry;
         u32 d[16], f[16];
 #pragma unroll
         for (int i = 0; i < 4; i++) ldmatrix_trans(d + 4 * i, base + AT_V + transposed_at(warp, lane, i));
@@ -449,7 +452,6 @@ extern "C" __global__ void __launch_bounds__(160, 1) gdn_backward(
 #pragma unroll
         for (int i = 0; i < 4; i++) wgmma_rs<1>(y, d + 4 * i, panel_descriptor(base + AT_P + i * 2048), i > 0);
         wgmma_commit();
-        const float carry = vec[CHUNK - 1];
 #pragma unroll
         for (int j = 0; j < 8; j++) {
             const float2 e = *(const float2*)&vec[8 * j + col0];
@@ -459,8 +461,6 @@ extern "C" __global__ void __launch_bounds__(160, 1) gdn_backward(
                 f[2 * j + half] = pack_bf16(bf16_lo(w) * e.x, bf16_hi(w) * e.y);
             }
         }
-#pragma unroll
-        for (int i = 0; i < 64; i++) s[i] *= carry;
         wgmma_fence();
 #pragma unroll
         for (int i = 0; i < 4; i++) wgmma_rs<1>(s, f + 4 * i, panel_descriptor(base + AT_Q + i * 2048, PANEL), 1);
