@@ -144,7 +144,7 @@ DEVICE void block_reduce3(float& a, float& b, float& c, A op_a, B op_b, C op_c, 
     for (int w = 1; w < 8; w++) a = op_a(a, part[0][w]), b = op_b(b, part[1][w]), c = op_c(c, part[2][w]);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 4) indexer_select(
+extern "C" __global__ void __launch_bounds__(THREADS, 2) indexer_select(
     const float* score, const float* ema, float base, float low, float high, int sinks, int limit, u32* mask, float* variance,
     int* count, int T, int ld, int words)
 {

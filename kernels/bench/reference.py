@@ -125,7 +125,7 @@ def select_top(score, budget, sinks, limit):
     T = score.shape[0]
     col = torch.arange(T, device=score.device)
     key = torch.where(col < sinks, torch.full_like(score, float("inf")), score)
-    key = key.masked_fill(col[None] > col[:, None], -1.0)
+    key = key.masked_fill(col[None] > col[:, None], float("-inf"))
     order = torch.sort(key, dim=-1, descending=True, stable=True).indices
     n = torch.minimum(torch.clamp(budget, min=1).clamp(max=limit), col + 1)
     mask = torch.zeros(T, T, dtype=torch.bool, device=score.device)
