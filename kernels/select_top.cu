@@ -3,7 +3,7 @@
 // Shapes   q [B,T,4,128], k [B,T,128] bf16 (4-D tensor maps (128, heads, T, B), boxes (64, 1, 128, 1) and
 //          (64, 1, 64, 1), 128-byte swizzle); heed [B,T,4] fp32, already a sigmoid; bias [4] fp32; ema [1] fp32.
 //          score [B,T,ld] fp32 scratch with ld = T rounded up to 64, written for columns s <= t only (and up
-//          to the end of t's block); mask [B,T,words] u32, words = ceil(T / 32), bit s % 32 of word s / 32;
+//          to the end of t's block); mask [B,T,words] u32, words = 2 ceil(T / 64), bit s % 32 of word s / 32;
 //          variance [B,T] fp32; count [B,T] i32, the number selected.
 // Meaning  models/std/sparse_attention.llm and docs/ops.md `select_top`:
 //            score_ts = sum_h heed_th sigmoid(scale q_th . k_s + bias_h)
@@ -112,13 +112,13 @@ extern "C" __global__ void __launch_bounds__(288, 1) indexer_score(
 }
 
 // ------------------------------------------------------------------------------------------------
-// indexer_select. Limit: memory, the causal half of the scores once (134 MB at T=8192: 0.032 ms), in fact
-// instruction issue. grid (T, B), 256 threads. SELECT_COLUMNS bounds T (a row lives in registers).
+// indexer_select. Limit: memory, the causal half of the scores once (134 MB at T=8192: 0.032 ms); in fact
+// the latency of its dozen block barriers. The row is copied to shared memory and read twice: once for the
+// statistics, once to list the columns above a level that about 2 n of a normal distribution exceed. The
+// exact selection then works on the list; where the list does not hold n columns or overflows, on the row.
+// grid (T, B), 256 threads, 4 (ld + words) bytes.
 // ------------------------------------------------------------------------------------------------
-#ifndef SELECT_COLUMNS
-#define SELECT_COLUMNS 8192
-#endif
-constexpr int THREADS = 256, ROW = SELECT_COLUMNS / THREADS, BINS = 1024, RANKED = THREADS;
+constexpr int THREADS = 256, BINS = 512, LIST = 1024, RANKED = THREADS;
 
 /// Order of floats as order of unsigned integers.
 DEVICE u32 ordered(float x) {
@@ -126,178 +126,169 @@ DEVICE u32 ordered(float x) {
     return u ^ (u32(int(u) >> 31) | 0x80000000u);
 }
 
-/// Three reductions over a block of 256 threads at the cost of one; all threads get the same bits.
-template <class A, class B, class C>
-DEVICE void block_reduce3(float& a, float& b, float& c, A op_a, B op_b, C op_c, float (&part)[3][8]) {
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-#pragma unroll
-    for (int o = 16; o; o >>= 1) {
-        a = op_a(a, __shfl_xor_sync(~0u, a, o));
-        b = op_b(b, __shfl_xor_sync(~0u, b, o));
-        c = op_c(c, __shfl_xor_sync(~0u, c, o));
-    }
-    __syncthreads();
-    if (lane == 0) part[0][warp] = a, part[1][warp] = b, part[2][warp] = c;
-    __syncthreads();
-    a = part[0][0], b = part[1][0], c = part[2][0];
-#pragma unroll
-    for (int w = 1; w < 8; w++) a = op_a(a, part[0][w]), b = op_b(b, part[1][w]), c = op_c(c, part[2][w]);
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS, 2) indexer_select(
+extern "C" __global__ void __launch_bounds__(THREADS) indexer_select(
     const float* score, const float* ema, float base, float low, float high, int sinks, int limit, u32* mask, float* variance,
     int* count, int T, int ld, int words)
 {
-    __shared__ float part[3][8];
-    __shared__ u32 bins[BINS], found[3], list_size, list_key[RANKED], list_col[RANKED], edge[2];
-    __shared__ u32 scan[8];
+    __shared__ float part[4][8];
+    __shared__ __align__(16) u32 bins[BINS];
+    __shared__ u32 list_key[LIST], list_col[LIST], found[3], size, edge[2], scan[8];
+    __shared__ u64 full;
+    float* row = (float*)smem;
+    u32* chosen = (u32*)(row + ld);
     const int tid = threadIdx.x, warp = tid >> 5, lane = tid & 31;
-    const int t = gridDim.x - 1 - blockIdx.x, batch = blockIdx.y;
-    const float* row = score + (u64(batch) * T + t) * ld;
-    const int used = t / THREADS + 1;  // strides of THREADS columns that hold a candidate
-    float v[ROW];
-    float sum = 0.f, top = -INF, bottom = INF;
+    const int t = gridDim.x - 1 - blockIdx.x, batch = blockIdx.y, n_columns = t + 1, n_vectors = (n_columns + 3) / 4;
+    if (tid == 0) {
+        barrier_init(&full, 1);
+        barrier_init_done();
+        barrier_expect(&full, n_vectors * 16);
+        bulk_load(row, score + (u64(batch) * T + t) * ld, n_vectors * 16, &full);
+        size = 0;
+    }
+    for (int i = tid; i < words; i += THREADS) chosen[i] = 0;
+    __syncthreads();
+    barrier_wait(&full, 0);
+
+    const float pivot = row[0];
+    float sum = 0.f, square = 0.f, top = -INF, bottom = INF;
+    for (int i = tid; i < n_vectors; i += THREADS) {
+        const float4 x = ((const float4*)row)[i];
+        const float e[4] = {x.x, x.y, x.z, x.w};
 #pragma unroll
-    for (int i = 0; i < ROW; i++)
-        if (i < used) v[i] = i * THREADS + tid <= t ? row[i * THREADS + tid] : 0.f;
-#pragma unroll
-    for (int i = 0; i < ROW; i++)
-        if (i < used) {
-            const int col = i * THREADS + tid;
-            sum += v[i];
-            if (col <= t && col >= sinks) top = fmaxf(top, v[i]), bottom = fminf(bottom, v[i]);
+        for (int c = 0; c < 4; c++) {
+            const bool used = 4 * i + c < n_columns;
+            const float d = used ? e[c] - pivot : 0.f;
+            sum += d;
+            square += d * d;
+            if (used && 4 * i + c >= sinks) top = fmaxf(top, e[c]), bottom = fminf(bottom, e[c]);
         }
-    auto add = [](float a, float b) { return a + b; };
-    auto greater = [](float a, float b) { return fmaxf(a, b); };
-    auto less = [](float a, float b) { return fminf(a, b); };
-    block_reduce3(sum, top, bottom, add, greater, less, part);
-    const float mean = sum / T, center = sum / (t + 1), shelf = center + 0.3f * (top - center);
-    float square = 0.f, above_center = 0.f, above_shelf = 0.f;
+    }
+    sum = warp_sum(sum), square = warp_sum(square), top = warp_max(top), bottom = -warp_max(-bottom);
+    if (lane == 0) part[0][warp] = sum, part[1][warp] = square, part[2][warp] = top, part[3][warp] = bottom;
+    __syncthreads();
+    sum = part[0][0], square = part[1][0], top = part[2][0], bottom = part[3][0];
 #pragma unroll
-    for (int i = 0; i < ROW; i++)
-        if (i < used) {
-            const int col = i * THREADS + tid;
-            const float d = v[i] - mean;
-            if (col <= t) square += d * d;
-            if (col <= t && col >= sinks) above_center += v[i] >= center ? 1.f : 0.f, above_shelf += v[i] >= shelf ? 1.f : 0.f;
-        }
-    block_reduce3(square, above_center, above_shelf, add, add, add, part);
-    const float var = (square + float(T - 1 - t) * mean * mean) / T;
+    for (int w = 1; w < 8; w++)
+        sum += part[0][w], square += part[1][w], top = fmaxf(top, part[2][w]), bottom = fminf(bottom, part[3][w]);
+
+    const float mean = (sum + n_columns * pivot) / T, off = mean - pivot;
+    const float var = (square - 2.f * off * sum + n_columns * off * off + (T - n_columns) * mean * mean) / T;
     const float wanted = fminf(fmaxf(floorf(base * var / fmaxf(ema[0], 1e-6f)), low), high);
-    const int n = min(min(max(1, int(wanted)), limit), t + 1);
+    const int n = min(min(max(1, int(wanted)), limit), n_columns);
     if (tid == 0) variance[u64(batch) * T + t] = var, count[u64(batch) * T + t] = n;
 
-    // Selected: columns below `always`; of the others those with key > edge_key, or equal to it and column <= edge_col.
-    const int always = min(min(sinks, n), t + 1);
+    const int always = min(sinks, n);  // of the first columns; the others compete
     int need = n - always;
-    u32 edge_key = 0xffffffffu, edge_col = 0;
-    if (n == t + 1) edge_key = 0;
-    else if (need > 0) {
-        u32 lo = ordered(above_shelf >= need ? shelf : above_center >= need ? center : bottom), hi = ordered(top);
-        auto inside = [&](int i, u32& key) {
-            const int col = i * THREADS + tid;
-            key = ordered(v[i]);
-            return col <= t && col >= sinks && key >= lo && key <= hi;
-        };
-        for (;;) {  // the range shrinks until few candidates, or only equal ones, are left
-            const u32 range = hi - lo;
-            const int shift = range < BINS ? 0 : 22 - __clz(range);
-            __syncthreads();
-            for (int i = tid; i < BINS; i += THREADS) bins[i] = 0;
-            if (tid == 0) list_size = 0;
-            __syncthreads();
+    if (n == n_columns) {
+        for (int i = tid; i <= t >> 5; i += THREADS) chosen[i] = i < t >> 5 ? ~0u : ~0u >> (31 - (t & 31));
+    } else {
+        if (tid < always) atomicOr(&chosen[tid >> 5], 1u << (tid & 31));
+        if (need > 0) {
+            const float share = 2.f * need / (n_columns - sinks);
+            float level = bottom;
+            if (share < 0.4f) {  // the normal quantile, to a percent
+                const float local = sum / n_columns, a = -__logf(2.f * share);
+                level = pivot + local + sqrtf(fmaxf(square / n_columns - local * local, 0.f)) * (sqrtf(0.514f + 1.664f * a) - 0.717f) * 1.202f;
+            }
+            for (int i = tid; i < n_vectors; i += THREADS) {
+                const float4 x = ((const float4*)row)[i];
+                const float e[4] = {x.x, x.y, x.z, x.w};
+                if (fmaxf(fmaxf(e[0], e[1]), fmaxf(e[2], e[3])) >= level) {
 #pragma unroll
-            for (int i = 0; i < ROW; i++)
-                if (i < used) {
-                    u32 key;
+                    for (int c = 0; c < 4; c++)
+                        if (e[c] >= level && 4 * i + c < n_columns && 4 * i + c >= sinks) {
+                            const u32 slot = atomicAdd(&size, 1u);
+                            if (slot < LIST) list_key[slot] = ordered(e[c]), list_col[slot] = 4 * i + c;
+                        }
+                }
+            }
+            __syncthreads();
+            const bool listed = size <= LIST && size >= u32(need);
+            const int n_source = listed ? int(size) : n_columns;
+            auto key_at = [&](int i) { return listed ? list_key[i] : ordered(row[i]); };
+            auto column_at = [&](int i) { return listed ? list_col[i] : u32(i); };
+            u32 lo = ordered(listed ? level : bottom), hi = ordered(top), edge_key, edge_col;
+            auto inside = [&](int i, u32 key) { return key >= lo && key <= hi && (listed || i >= sinks); };
+            for (;;) {  // the range shrinks until few candidates, or only equal ones, are left
+                const u32 range = hi - lo;
+                const int shift = range < BINS ? 0 : 23 - __clz(range);
+                __syncthreads();
+                for (int i = tid; i < BINS; i += THREADS) bins[i] = 0;
+                if (tid == 0) size = 0;
+                __syncthreads();
+                for (int i = tid; i < n_source; i += THREADS) {
+                    const u32 key = key_at(i);
                     if (inside(i, key)) atomicAdd(&bins[(key - lo) >> shift], 1u);
                 }
-            __syncthreads();
-            // Counts from the top bin down: thread x holds bins 4 (255 - x) .. + 3.
-            const int bin0 = BINS - 4 - 4 * tid;
-            const uint4 b = *(const uint4*)&bins[bin0];
-            u32 mine = (b.x + b.y) + (b.z + b.w), before = mine;
+                __syncthreads();
+                // Counts from the top bin down: thread x holds bins 2 (255 - x) and the one above.
+                const int bin0 = BINS - 2 - 2 * tid;
+                const u32 c0 = bins[bin0 + 1], c1 = bins[bin0];
+                u32 before = c0 + c1;
 #pragma unroll
-            for (int o = 1; o < 32; o <<= 1) {
-                const u32 left = __shfl_up_sync(~0u, before, o);
-                if (lane >= o) before += left;
-            }
-            if (lane == 31) scan[warp] = before;
-            __syncthreads();
-            for (int w = 0; w < warp; w++) before += scan[w];
-            before -= mine;
-            if (before < u32(need) && before + mine >= u32(need)) {
-                const u32 c[4] = {b.w, b.z, b.y, b.x};
-                u32 at = before;
-                for (int e = 0; e < 4; e++) {
-                    if (at + c[e] >= u32(need)) {
-                        found[0] = bin0 + 3 - e, found[1] = at, found[2] = c[e];
-                        break;
-                    }
-                    at += c[e];
+                for (int o = 1; o < 32; o <<= 1) {
+                    const u32 left = __shfl_up_sync(~0u, before, o);
+                    if (lane >= o) before += left;
                 }
-            }
-            __syncthreads();
-            need -= int(found[1]);
-            lo += found[0] << shift;
-            hi = min(hi, lo + ((1u << shift) - 1));
-            const u32 left = found[2];
-            if (left <= RANKED) {
-#pragma unroll
-                for (int i = 0; i < ROW; i++)
-                    if (i < used) {
-                        u32 key;
+                if (lane == 31) scan[warp] = before;
+                __syncthreads();
+                for (int w = 0; w < warp; w++) before += scan[w];
+                before -= c0 + c1;
+                if (before < u32(need) && before + c0 + c1 >= u32(need)) {
+                    const bool upper = before + c0 >= u32(need);
+                    found[0] = bin0 + upper, found[1] = upper ? before : before + c0, found[2] = upper ? c0 : c1;
+                }
+                __syncthreads();
+                need -= int(found[1]);
+                lo += found[0] << shift;
+                hi = min(hi, lo + ((1u << shift) - 1));
+                const u32 left = found[2];
+                if (left <= RANKED) {  // rank them all; bins is free and takes key and column
+                    for (int i = tid; i < n_source; i += THREADS) {
+                        const u32 key = key_at(i);
                         if (inside(i, key)) {
-                            const u32 slot = atomicAdd(&list_size, 1u);
-                            list_key[slot] = key, list_col[slot] = i * THREADS + tid;
+                            const u32 slot = atomicAdd(&size, 1u);
+                            bins[slot] = key, bins[RANKED + slot] = column_at(i);
                         }
                     }
-                __syncthreads();
-                if (tid < left) {
-                    const u32 key = list_key[tid], col = list_col[tid];
-                    int rank = 0;
-                    for (u32 x = 0; x < left; x++) rank += list_key[x] > key || (list_key[x] == key && list_col[x] < col);
-                    if (rank == need - 1) edge[0] = key, edge[1] = col;
+                    __syncthreads();
+                    if (tid < left) {
+                        const u32 key = bins[tid], col = bins[RANKED + tid];
+                        int rank = 0;
+                        for (u32 x = 0; x < left; x++) rank += bins[x] > key || (bins[x] == key && bins[RANKED + x] < col);
+                        if (rank == need - 1) edge[0] = key, edge[1] = col;
+                    }
+                    __syncthreads();
+                    edge_key = edge[0], edge_col = edge[1];
+                    break;
                 }
-                __syncthreads();
-                edge_key = edge[0], edge_col = edge[1];
-                break;
+                if (lo == hi) {  // more equal scores than can be ranked: find the column by bisection
+                    edge_key = lo;
+                    int from = 0, to = t;
+                    while (from < to) {
+                        const int mid = (from + to) >> 1;
+                        int equal = 0;
+                        for (int i = tid; i < n_source; i += THREADS) equal += inside(i, key_at(i)) && column_at(i) <= u32(mid);
+                        for (int o = 16; o; o >>= 1) equal += __shfl_xor_sync(~0u, equal, o);
+                        __syncthreads();
+                        if (lane == 0) scan[warp] = equal;
+                        __syncthreads();
+                        equal = 0;
+                        for (int w = 0; w < 8; w++) equal += scan[w];
+                        if (equal >= need) to = mid;
+                        else from = mid + 1;
+                    }
+                    edge_col = from;
+                    break;
+                }
             }
-            if (lo == hi) {  // more equal scores than can be ranked: find the column by bisection
-                edge_key = lo;
-                int from = 0, to = t;
-                while (from < to) {
-                    const int mid = (from + to) >> 1;
-                    int equal = 0;
-#pragma unroll
-                    for (int i = 0; i < ROW; i++)
-                        if (i < used) {
-                            u32 key;
-                            equal += inside(i, key) && i * THREADS + tid <= mid;
-                        }
-                    float a = float(equal), x = 0.f, y = 0.f;
-                    block_reduce3(a, x, y, add, add, add, part);
-                    if (int(a) >= need) to = mid;
-                    else from = mid + 1;
-                }
-                edge_col = from;
-                break;
+            for (int i = tid; i < n_source; i += THREADS) {
+                const u32 key = key_at(i), col = column_at(i);
+                if ((listed || i >= sinks) && (key > edge_key || (key == edge_key && col <= edge_col))) atomicOr(&chosen[col >> 5], 1u << (col & 31));
             }
         }
     }
+    __syncthreads();
     u32* out = mask + (u64(batch) * T + t) * words;
-    __syncthreads();
-#pragma unroll
-    for (int i = 0; i < ROW; i++) {
-        const int col = i * THREADS + tid;
-        bool selected = false;
-        if (i < used) {
-            const u32 key = ordered(v[i]);
-            selected = col <= t && (col < always || (col >= sinks && (key > edge_key || (key == edge_key && (u32(col) <= edge_col || n == t + 1)))));
-        }
-        const u32 word = __ballot_sync(~0u, selected);
-        if (lane == 0) bins[i * 8 + warp] = word;
-    }
-    __syncthreads();
-    for (int i = tid; i < words; i += THREADS) out[i] = bins[i];
+    for (int i = tid; i < words; i += THREADS) out[i] = chosen[i];
 }

@@ -215,7 +215,7 @@ class Indexer:
         if q is not None:
             self.scores = self.mod.bind("indexer_score", ((T + 1023) // 1024, (T + 127) // 128, B), 288, self.SCORE,
                                         tensor_map(q, 128), tensor_map(k.view(B, T, 1, 128), 64), heed, bias, 128 ** -0.5, self.score, T, self.ld)
-        self.select = self.mod.bind("indexer_select", (T, B, 1), 256, 0, self.score, ema, *self.p, self.mask, self.var, self.n, T, self.ld, self.words)
+        self.select = self.mod.bind("indexer_select", (T, B, 1), 256, 4 * (self.ld + self.words), self.score, ema, *self.p, self.mask, self.var, self.n, T, self.ld, self.words)
 
     def run(self): self.scores(); self.select()
 
