@@ -39,16 +39,17 @@ constexpr int VECTORS = 5 * CHUNK;  // floats per chunk
 // gdn_prepare. Limit: memory; reads q, k, writes M, P: 200 MB at T=8192, H=32: floor 0.047 ms.
 // grid (H, chunks, B), 128 threads, PREPARE_SMEM bytes.
 // ------------------------------------------------------------------------------------------------
-constexpr int L_STRIDE = 68, B_STRIDE = 36;
-constexpr int PREPARE_SMEM = 4 * PANEL + CHUNK * L_STRIDE * 4;
+constexpr int BLOCK = 32, BLOCK_STRIDE = 36;  // half a chunk; floats per row
+constexpr int PREPARE_SMEM = 4 * PANEL;
 
-extern "C" __global__ void __launch_bounds__(128) gdn_prepare(
+extern "C" __global__ void __launch_bounds__(128, 5) gdn_prepare(
     const __grid_constant__ TensorMap q, const __grid_constant__ TensorMap k, const float* g, const float* beta,
     float* vectors, u8* m_out, u8* p_out, int T, int H)
 {
     u8* q_tile = smem;               // later: P panel, M panel
-    u8* k_tile = smem + 2 * PANEL;   // later: diagonal blocks of M, one temporary
-    float* L = (float*)(smem + 4 * PANEL);
+    u8* k_tile = smem + 2 * PANEL;   // later: blocks of L, then of M
+    float* diagonal = (float*)k_tile;                         // [64][BLOCK_STRIDE]: the blocks 11 and 22
+    float* corner = diagonal + CHUNK * BLOCK_STRIDE;          // [32][BLOCK_STRIDE]: the block 21
     __shared__ float G[CHUNK], b[CHUNK];
     __shared__ u64 full;
     const int tid = threadIdx.x, warp = tid >> 5, lane = tid & 31;
@@ -116,8 +117,9 @@ extern "C" __global__ void __launch_bounds__(128) gdn_prepare(
             const float* x = &qk[4 * j + 2 * half];
             const float* y = &kk[4 * j + 2 * half];
             p[2 * j + half] = pack_bf16(i >= c ? x[0] * d0 : 0.f, i >= c + 1 ? x[1] * d1 : 0.f);
-            *(float2*)&L[i * L_STRIDE + c] =
-                make_float2(i > c ? b[i] * d0 * y[0] : 0.f, i > c + 1 ? b[i] * d1 * y[1] : 0.f);
+            if (warp >= 2 || j < 4)
+                *(float2*)&(warp >= 2 && j < 4 ? corner + (i - BLOCK) * BLOCK_STRIDE : diagonal + i * BLOCK_STRIDE)[c & (BLOCK - 1)] =
+                    make_float2(i > c ? b[i] * d0 * y[0] : 0.f, i > c + 1 ? b[i] * d1 * y[1] : 0.f);
         }
     const int matrix = lane >> 3;
 #pragma unroll
@@ -130,16 +132,15 @@ extern "C" __global__ void __launch_bounds__(128) gdn_prepare(
         store_commit();
     }
 
-    // M = [M11, 0; -M22 L21 M11, M22]: the diagonal blocks by substitution, a column per lane.
-    float* diagonal = (float*)k_tile;                        // [64][B_STRIDE]
-    float* product = (float*)k_tile + CHUNK * B_STRIDE;      // [32][B_STRIDE]
+    // M = [M11, 0; -M22 L21 M11, M22]: the diagonal blocks by substitution in place, a column per lane.
     if (warp < 2) {
-        float m[32];
+        float m[BLOCK];
+        float* block = diagonal + warp * BLOCK * BLOCK_STRIDE;
 #pragma unroll
-        for (int i = 0; i < 32; i++) m[i] = 0.f;
+        for (int i = 0; i < BLOCK; i++) m[i] = 0.f;
 #pragma unroll
-        for (int i = 0; i < 32; i++) {
-            const float4* l = (const float4*)&L[(32 * warp + i) * L_STRIDE + 32 * warp];
+        for (int i = 0; i < BLOCK; i++) {
+            const float4* l = (const float4*)&block[i * BLOCK_STRIDE];
             float s0 = 0.f, s1 = 0.f, s2 = 0.f, s3 = 0.f;
 #pragma unroll
             for (int c = 0; c < (i + 3) / 4; c++) {
@@ -150,48 +151,51 @@ extern "C" __global__ void __launch_bounds__(128) gdn_prepare(
                 s3 += x.w * m[4 * c + 3];
             }
             m[i] = (i == lane ? 1.f : 0.f) - ((s0 + s1) + (s2 + s3));
-            diagonal[(32 * warp + i) * B_STRIDE + lane] = m[i];
         }
+        __syncwarp();
+#pragma unroll
+        for (int i = 0; i < BLOCK; i++) block[i * BLOCK_STRIDE + lane] = m[i];
     }
     __syncthreads();
     const int tile_row = (warp & 1) * 16 + (lane >> 2), tile_col = (warp >> 1) * 16, t = lane & 3;
-    auto join = [&](const float* a, int a_stride, const float* x, float* to, float sign) {
-        float acc[2][4] = {};
+    float acc[2][4];
+    auto join = [&](const float* a, const float* x) {
+#pragma unroll
+        for (int n = 0; n < 2; n++) acc[n][0] = acc[n][1] = acc[n][2] = acc[n][3] = 0.f;
 #pragma unroll
         for (int s = 0; s < 4; s++) {
-            const float* ar = a + tile_row * a_stride + 8 * s + t;
-            const u32 af[4] = {to_tf32(ar[0]), to_tf32(ar[8 * a_stride]), to_tf32(ar[4]), to_tf32(ar[8 * a_stride + 4])};
+            const float* ar = a + tile_row * BLOCK_STRIDE + 8 * s + t;
+            const u32 af[4] = {to_tf32(ar[0]), to_tf32(ar[8 * BLOCK_STRIDE]), to_tf32(ar[4]), to_tf32(ar[8 * BLOCK_STRIDE + 4])};
 #pragma unroll
             for (int n = 0; n < 2; n++) {
-                const float* xr = x + (8 * s + t) * B_STRIDE + tile_col + 8 * n + (lane >> 2);
-                const u32 xf[2] = {to_tf32(xr[0]), to_tf32(xr[4 * B_STRIDE])};
+                const float* xr = x + (8 * s + t) * BLOCK_STRIDE + tile_col + 8 * n + (lane >> 2);
+                const u32 xf[2] = {to_tf32(xr[0]), to_tf32(xr[4 * BLOCK_STRIDE])};
                 mma_tf32(acc[n], af, xf);
             }
         }
-#pragma unroll
-        for (int n = 0; n < 2; n++)
-#pragma unroll
-            for (int half = 0; half < 2; half++)
-                *(float2*)&to[(tile_row + 8 * half) * B_STRIDE + tile_col + 8 * n + 2 * t] =
-                    make_float2(sign * acc[n][2 * half], sign * acc[n][2 * half + 1]);
     };
-    join(L + 32 * L_STRIDE, L_STRIDE, diagonal, product, 1.f);
+    join(corner, diagonal);
     __syncthreads();
-    float* lower = L;  // the top rows of L are dead
-    join(diagonal + 32 * B_STRIDE, B_STRIDE, product, lower, -1.f);
+#pragma unroll
+    for (int n = 0; n < 2; n++)
+#pragma unroll
+        for (int half = 0; half < 2; half++)
+            *(float2*)&corner[(tile_row + 8 * half) * BLOCK_STRIDE + tile_col + 8 * n + 2 * t] = make_float2(acc[n][2 * half], acc[n][2 * half + 1]);
     __syncthreads();
-    const int row = tid >> 1, half = tid & 1;
-    const bool upper = row < 32 && half == 1;
-    const float* from = half == (row >> 5) ? diagonal + row * B_STRIDE : lower + (row & 31) * B_STRIDE;
+    join(diagonal + BLOCK * BLOCK_STRIDE, corner);
     u8* m_tile = q_tile + PANEL;
 #pragma unroll
-    for (int c = 0; c < 4; c++) {
-        uint4 w = make_uint4(0, 0, 0, 0);
-        if (!upper) {
-            const float4 x = *(const float4*)&from[8 * c], y = *(const float4*)&from[8 * c + 4];
-            w = make_uint4(pack_bf16(x.x, x.y), pack_bf16(x.z, x.w), pack_bf16(y.x, y.y), pack_bf16(y.z, y.w));
-        }
-        *(uint4*)(m_tile + panel_chunk(row, half * 4 + c)) = w;
+    for (int n = 0; n < 2; n++)
+#pragma unroll
+        for (int half = 0; half < 2; half++)
+            *(u32*)(m_tile + panel_at(BLOCK + tile_row + 8 * half, tile_col + 8 * n + 2 * t)) = pack_bf16(-acc[n][2 * half], -acc[n][2 * half + 1]);
+    const int row = tid >> 1;
+#pragma unroll
+    for (int e = 0; e < 2; e++) {
+        const int c = 2 * (tid & 1) + e;
+        const float4 x = *(const float4*)&diagonal[row * BLOCK_STRIDE + 8 * c], y = *(const float4*)&diagonal[row * BLOCK_STRIDE + 8 * c + 4];
+        *(uint4*)(m_tile + panel_chunk(row, (row >> 5) * 4 + c)) = make_uint4(pack_bf16(x.x, x.y), pack_bf16(x.z, x.w), pack_bf16(y.x, y.y), pack_bf16(y.z, y.w));
+        if (row < BLOCK) *(uint4*)(m_tile + panel_chunk(row, 4 + c)) = make_uint4(0, 0, 0, 0);
     }
     fence_async();
     __syncthreads();
@@ -343,10 +347,14 @@ DEVICE void forward_scan(const TensorMap& q, const TensorMap& k, const TensorMap
             if (lane == 0) barrier_arrive(&empty[last]);
             store_out(c - 1);
         }
-        wgmma_fence();
+        // Q S in two halves, each in the shadow of work that the next product waits for.
+        auto query = [&](int half) {
+            wgmma_fence();
 #pragma unroll
-        for (int i = 0; i < 8; i++) wgmma_rs(out, sb + 4 * i, panel_descriptor(base + AT_Q + (i >> 2) * PANEL + (i & 3) * 32), i > 0);
-        wgmma_commit();
+            for (int i = 0; i < 4; i++) wgmma_rs(out, sb + 16 * half + 4 * i, panel_descriptor(base + AT_Q + half * PANEL + i * 32), half + i > 0);
+            wgmma_commit();
+        };
+        query(0);
         u32 r[16];
 #pragma unroll
         for (int i = 0; i < 4; i++) ldmatrix_trans(r + 4 * i, base + AT_V + transposed_at(warp, lane, i));
@@ -367,15 +375,10 @@ DEVICE void forward_scan(const TensorMap& q, const TensorMap& k, const TensorMap
 #pragma unroll
         for (int i = 0; i < 4; i++) wgmma_rs(x, r + 4 * i, panel_descriptor(base + AT_M + i * 32), i > 0);
         wgmma_commit();
+        query(1);
 #pragma unroll
         for (int i = 0; i < 64; i++) s[i] *= carry;
         wgmma_wait<1>();
-#pragma unroll
-        for (int j = 0; j < 8; j++) {
-            const float2 e = *(const float2*)&vec[8 * j + col0];
-            out[4 * j] *= e.x, out[4 * j + 1] *= e.y, out[4 * j + 2] *= e.x, out[4 * j + 3] *= e.y;
-        }
-        wgmma_wait<0>();
         u32 n[16], nt[16];
 #pragma unroll
         for (int j = 0; j < 8; j++) {
@@ -391,13 +394,20 @@ DEVICE void forward_scan(const TensorMap& q, const TensorMap& k, const TensorMap
 #pragma unroll
         for (int i = 0; i < 4; i++) wgmma_rs<1>(s, nt + 4 * i, panel_descriptor(base + AT_K + i * 2048, PANEL), 1);
         wgmma_commit();
+        wgmma_wait<1>();
+#pragma unroll
+        for (int j = 0; j < 8; j++) {
+            const float2 e = *(const float2*)&vec[8 * j + col0];
+            out[4 * j] *= e.x, out[4 * j + 1] *= e.y, out[4 * j + 2] *= e.x, out[4 * j + 3] *= e.y;
+        }
+        wgmma_fence();
 #pragma unroll
         for (int i = 0; i < 4; i++) wgmma_rs(out, n + 4 * i, panel_descriptor(base + AT_P + i * 32), 1);
         wgmma_commit();
         if (SAVE) panel_out(news + ((first + c) * 2 + part) * PANEL, staging, n, warp, lane);
+        wgmma_wait<1>();
         last = ring.at;
         ring.next();
-        wgmma_wait<1>();
     }
     wgmma_wait<0>();
     store_out(n_chunks - 1);
@@ -507,22 +517,20 @@ extern "C" __global__ void __launch_bounds__(160, 1) gdn_backward(
 
 // ------------------------------------------------------------------------------------------------
 // gdn_backward_chunk: everything that is not sequential. Limit: memory, about 840 MB at T=8192, H=32:
-// floor 0.20 ms. grid (H, chunks, B), 128 threads, CHUNK_SMEM bytes (two blocks per SM).
+// floor 0.20 ms. grid (H, chunks, B), 256 threads, CHUNK_SMEM bytes (two blocks per SM). Each warpgroup
+// owns half of the key channels of dK and dQ; the first makes dL and the second dP.
 // ------------------------------------------------------------------------------------------------
-constexpr int CHUNK_SMEM = 14 * PANEL + 1024;
+constexpr int CHUNK_SMEM = 14 * PANEL + 64;
 
-extern "C" __global__ void __launch_bounds__(128, 2) gdn_backward_chunk(
+extern "C" __global__ void __launch_bounds__(256, 2) gdn_backward_chunk(
     const __grid_constant__ TensorMap q, const __grid_constant__ TensorMap k, const __grid_constant__ TensorMap d_out,
     const __grid_constant__ TensorMap dq, const __grid_constant__ TensorMap dk, const bf16* v, const float* vectors,
     const u8* p, const u8* states, const u8* d_states, const u8* news, const u8* ys, bf16* dv, float* dg, float* dbeta, int T, int H)
 {
     u8 *kt = smem, *qt = smem + 2 * PANEL, *dot = smem + 4 * PANEL, *nt = smem + 6 * PANEL, *yt = smem + 8 * PANEL;
     u8* st = smem + 10 * PANEL;  // dS, then S, then the outputs
-    float* columns = (float*)(smem + 14 * PANEL);  // column sums of warp w: 16 (w + 1) of them
-    float* row_dg = columns + 160;
-    float* pieces = row_dg + CHUNK;
-    u64* bar = (u64*)(pieces + 4);
-    const int tid = threadIdx.x, warp = tid >> 5, lane = tid & 31;
+    u64* bar = (u64*)(smem + 14 * PANEL);
+    const int tid = threadIdx.x, warp = __shfl_sync(~0u, tid >> 5, 0), lane = tid & 31, part = warp >> 2;
     const int head = blockIdx.x, chunk = blockIdx.y, batch = blockIdx.z, n_chunks = gridDim.y;
     const u64 at = u64(batch * H + head) * n_chunks + chunk;
     if (tid == 0) {
@@ -540,7 +548,7 @@ extern "C" __global__ void __launch_bounds__(128, 2) gdn_backward_chunk(
         }
     }
     const float* vec = vectors + at * VECTORS;
-    const int row0 = warp * 16 + (lane >> 2), col0 = 2 * (lane & 3);
+    const int row0 = (warp & 3) * 16 + (lane >> 2), col0 = 2 * (lane & 3), matrix = lane >> 3;
     float rE[2], rb[2], rt[2], rG[2];
 #pragma unroll
     for (int h = 0; h < 2; h++) {
@@ -549,31 +557,31 @@ extern "C" __global__ void __launch_bounds__(128, 2) gdn_backward_chunk(
     }
     const float carry = vec[CHUNK - 1];
     const u32 k_at = smem_u32(kt), q_at = smem_u32(qt), do_at = smem_u32(dot), n_at = smem_u32(nt), y_at = smem_u32(yt), s_at = smem_u32(st);
-    auto rows = [](u32 tile, int i) { return panel_descriptor(tile + (i >> 2) * PANEL + (i & 3) * 32); };      // contraction along rows
-    auto state = [&](int i) { return panel_descriptor(s_at + (i >> 2) * 2 * PANEL + (i & 3) * 2048, PANEL); }; // contraction over values
-    // Element pair of a [64][128] tile under an accumulator's (row half, column block).
+    auto rows = [](u32 tile, int i) { return panel_descriptor(tile + (i >> 2) * PANEL + (i & 3) * 32); };  // contraction along rows
+    // Contraction over values of a state, this group's keys; over tokens of k or q, this group's channels.
+    auto state = [&](int i) { return panel_descriptor(s_at + ((i >> 2) * 2 + part) * PANEL + (i & 3) * 2048); };
+    auto tokens = [&](u32 tile, int i) { return panel_descriptor(tile + part * PANEL + i * 2048); };
+    // Element pair of this group's panel of k or q under an accumulator's (row half, column block).
     auto pair = [&](const u8* tile, int half, int j) {
-        const int row = row0 + 8 * half;
-        return *(const u32*)(tile + (j >> 3) * PANEL + panel_chunk(row, j & 7) + col0 * 2);
+        return *(const u32*)(tile + part * PANEL + panel_chunk(row0 + 8 * half, j) + col0 * 2);
     };
+    const u32 fragment = panel_chunk((warp & 3) * 16 + (matrix & 1) * 8 + (lane & 7), matrix >> 1);  // step s: xor 32 s
     __syncthreads();
 
     // dK1 = t N dS^T
-    float dK[64], kk[32];
+    float dK[32];
     barrier_wait(&bar[0], 0);
     wgmma_fence();
 #pragma unroll
     for (int i = 0; i < 8; i++) wgmma_ss<0, 1>(dK, rows(n_at, i), state(i), i > 0);
-#pragma unroll
-    for (int i = 0; i < 8; i++) wgmma_ss(kk, rows(k_at, i), rows(k_at, i), i > 0);
     wgmma_commit();
     float inner = 0.f;
     {
         const uint4* a = (const uint4*)(states + at * 4 * PANEL);
         const uint4* b = (const uint4*)st;
 #pragma unroll 4
-        for (int i = 0; i < 16; i++) {
-            const uint4 x = a[i * 128 + tid], y = b[i * 128 + tid];
+        for (int i = 0; i < 8; i++) {
+            const uint4 x = a[i * 256 + tid], y = b[i * 256 + tid];
             const u32 xs[4] = {x.x, x.y, x.z, x.w}, ys4[4] = {y.x, y.y, y.z, y.w};
 #pragma unroll
             for (int e = 0; e < 4; e++) inner += bf16_lo(xs[e]) * bf16_lo(ys4[e]) + bf16_hi(xs[e]) * bf16_hi(ys4[e]);
@@ -585,9 +593,9 @@ extern "C" __global__ void __launch_bounds__(128, 2) gdn_backward_chunk(
         barrier_expect(&bar[2], 4 * PANEL);
         bulk_load(st, states + at * 4 * PANEL, 4 * PANEL, &bar[2]);
     }
-    float g_row[2] = {0.f, 0.f}, b_row[2] = {0.f, 0.f};
+    float g_row[2] = {0.f, 0.f}, b_row[2] = {0.f, 0.f}, column[2] = {0.f, 0.f};
 #pragma unroll
-    for (int j = 0; j < 16; j++)
+    for (int j = 0; j < 8; j++)
 #pragma unroll
         for (int h = 0; h < 2; h++) {
             const u32 w = pair(kt, h, j);
@@ -597,79 +605,102 @@ extern "C" __global__ void __launch_bounds__(128, 2) gdn_backward_chunk(
         }
     inner = warp_sum(carry * inner - g_row[0] - g_row[1]);
 
-    // dL = -strict_tril(Y N^T); dP = tril(D o dO N^T)
-    float a[32], z[32];
     barrier_wait(&bar[1], 0);
-    wgmma_fence();
+    u32 f[16];
+    // Adds what columns 8j + col0 + {0,1} of "both" (see the reference) hold; the lanes of row j keep the sums.
+    auto add_columns = [&](int j, float x, float y) {
+        x = column_sum(x), y = column_sum(y);
+        if (j == lane >> 2) column[0] = x, column[1] = y;
+    };
+    if (part == 0) {  // dL = -strict_tril(Y N^T), BZ = beta dL D, in two halves of its columns
 #pragma unroll
-    for (int i = 0; i < 8; i++) wgmma_ss(z, rows(y_at, i), rows(n_at, i), i > 0);
-    wgmma_commit();
+        for (int half = 0; half < 2; half++) {
+            float z[16], kk[16];
+            wgmma_fence();
 #pragma unroll
-    for (int i = 0; i < 8; i++) wgmma_ss(a, rows(do_at, i), rows(n_at, i), i > 0);
-    wgmma_commit();
-    wgmma_wait<0>();
-    u32 bz[16], dp[16];
+            for (int i = 0; i < 8; i++) wgmma_ss(z, rows(y_at, i), rows(n_at + half * 4096, i), i > 0);
 #pragma unroll
-    for (int j = 0; j < 8; j++) {
-        const float2 gc = *(const float2*)&vec[4 * CHUNK + 8 * j + col0];
-        float sum[2] = {0.f, 0.f};
+            for (int i = 0; i < 8; i++) wgmma_ss(kk, rows(k_at, i), rows(k_at + half * 4096, i), i > 0);
+            wgmma_commit();
+            wgmma_wait<0>();
 #pragma unroll
-        for (int h = 0; h < 2; h++) {
-            const int i = row0 + 8 * h, c = 8 * j + col0;
-            const u32 w = *(const u32*)(p + at * PANEL + panel_chunk(i, j) + col0 * 2);
-            const float pv[2] = {bf16_lo(w), bf16_hi(w)};
-            const float d[2] = {exp2_fast(rG[h] - gc.x), exp2_fast(rG[h] - gc.y)};
-            float bze[2], dpe[2];
+            for (int x = 0; x < 4; x++) {
+                const int j = 4 * half + x, c = 8 * j + col0;
+                const float2 gc = *(const float2*)&vec[4 * CHUNK + c];
+                float sum[2] = {0.f, 0.f};
 #pragma unroll
-            for (int e = 0; e < 2; e++) {
-                const int x = 4 * j + 2 * h + e;
-                const float ze = i > c + e ? -z[x] * d[e] : 0.f;
-                b_row[h] += ze * kk[x];
-                bze[e] = rb[h] * ze;
-                dpe[e] = i >= c + e ? a[x] * d[e] : 0.f;
-                const float both = (i >= c + e ? a[x] * pv[e] : 0.f) + bze[e] * kk[x];
-                g_row[h] += both;
-                sum[e] += both;
+                for (int h = 0; h < 2; h++) {
+                    const int i = row0 + 8 * h;
+                    float bz[2];
+#pragma unroll
+                    for (int e = 0; e < 2; e++) {
+                        const int y = 4 * x + 2 * h + e;
+                        const float ze = i > c + e ? -z[y] * exp2_fast(rG[h] - (e ? gc.y : gc.x)) : 0.f;
+                        b_row[h] += ze * kk[y];
+                        bz[e] = rb[h] * ze;
+                        g_row[h] += bz[e] * kk[y];
+                        sum[e] += bz[e] * kk[y];
+                    }
+                    f[2 * j + h] = pack_bf16(bz[0], bz[1]);
+                }
+                add_columns(j, sum[0], sum[1]);
             }
-            bz[2 * j + h] = pack_bf16(bze[0], bze[1]);
-            dp[2 * j + h] = pack_bf16(dpe[0], dpe[1]);
         }
-        if (j < 2 * (warp + 1)) {
-            sum[0] = column_sum(sum[0]), sum[1] = column_sum(sum[1]);
-            if (lane < 4) *(float2*)&columns[8 * warp * (warp + 1) + 8 * j + col0] = make_float2(sum[0], sum[1]);
+    } else {  // dP = tril(D o dO N^T)
+        float a[32];
+        wgmma_fence();
+#pragma unroll
+        for (int i = 0; i < 8; i++) wgmma_ss(a, rows(do_at, i), rows(n_at, i), i > 0);
+        wgmma_commit();
+        u32 pw[16];
+#pragma unroll
+        for (int j = 0; j < 8; j++)
+#pragma unroll
+            for (int h = 0; h < 2; h++) pw[2 * j + h] = *(const u32*)(p + at * PANEL + panel_chunk(row0 + 8 * h, j) + col0 * 2);
+        wgmma_wait<0>();
+#pragma unroll
+        for (int j = 0; j < 8; j++) {
+            const int c = 8 * j + col0;
+            const float2 gc = *(const float2*)&vec[4 * CHUNK + c];
+            float sum[2] = {0.f, 0.f};
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                const int i = row0 + 8 * h;
+                const u32 w = pw[2 * j + h];
+                const float x0 = i >= c ? a[4 * j + 2 * h] : 0.f, x1 = i >= c + 1 ? a[4 * j + 2 * h + 1] : 0.f;
+                const float both0 = x0 * bf16_lo(w), both1 = x1 * bf16_hi(w);
+                g_row[h] += both0 + both1;
+                sum[0] += both0, sum[1] += both1;
+                f[2 * j + h] = pack_bf16(i >= c ? x0 * exp2_fast(rG[h] - gc.x) : 0.f, i >= c + 1 ? x1 * exp2_fast(rG[h] - gc.y) : 0.f);
+            }
+            add_columns(j, sum[0], sum[1]);
         }
     }
     __syncthreads();  // N is consumed; its panels take BZ and dP
-    const int matrix = lane >> 3;
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-        const u32 to = n_at + panel_chunk(warp * 16 + (matrix & 1) * 8 + (lane & 7), 2 * i + (matrix >> 1));
-        stmatrix(to, bz + 4 * i);
-        stmatrix(to + PANEL, dp + 4 * i);
-    }
+    for (int i = 0; i < 4; i++) stmatrix(n_at + part * PANEL + (fragment ^ (32 * i)), f + 4 * i);
     fence_async();
     __syncthreads();
     wgmma_fence();
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-        const u64 kd = panel_descriptor(k_at + i * 2048, PANEL);
-        wgmma_rs<1>(dK, bz + 4 * i, kd, 1);
-        wgmma_ss<1, 1>(dK, panel_descriptor(n_at + i * 2048), kd, 1);
-        wgmma_ss<1, 1>(dK, panel_descriptor(n_at + PANEL + i * 2048), panel_descriptor(q_at + i * 2048, PANEL), 1);
+        wgmma_ss<0, 1>(dK, panel_descriptor(n_at + i * 32), tokens(k_at, i), 1);
+        wgmma_ss<1, 1>(dK, panel_descriptor(n_at + i * 2048), tokens(k_at, i), 1);
+        wgmma_ss<1, 1>(dK, panel_descriptor(n_at + PANEL + i * 2048), tokens(q_at, i), 1);
     }
     wgmma_commit();
 
-    // dV = beta Y and Y . V, a row per two threads
+    // dV = beta Y and Y . V, a row per four threads
     float yv = 0.f;
     {
-        const int row = tid >> 1, half = tid & 1, t = chunk * CHUNK + row;
+        const int row = tid >> 2, quarter = tid & 3, t = chunk * CHUNK + row;
         if (t < T) {
             const float b = vec[CHUNK + row];
-            const u64 to = ((u64(batch) * T + t) * H + head) * VALUE + half * 64;
+            const u64 to = ((u64(batch) * T + t) * H + head) * VALUE + quarter * 8;
 #pragma unroll
-            for (int c = 0; c < 8; c++) {
-                const uint4 y = *(const uint4*)(yt + half * PANEL + panel_chunk(row, c));
-                const uint4 w = *(const uint4*)(v + to + 8 * c);
+            for (int c = 0; c < 4; c++) {
+                const uint4 y = *(const uint4*)(yt + (c >> 1) * PANEL + panel_chunk(row, (c & 1) * 4 + quarter));
+                const uint4 w = *(const uint4*)(v + to + 32 * c);
                 const u32 y4[4] = {y.x, y.y, y.z, y.w}, w4[4] = {w.x, w.y, w.z, w.w};
                 u32 o4[4];
 #pragma unroll
@@ -677,25 +708,29 @@ extern "C" __global__ void __launch_bounds__(128, 2) gdn_backward_chunk(
                     yv += bf16_lo(y4[e]) * bf16_lo(w4[e]) + bf16_hi(y4[e]) * bf16_hi(w4[e]);
                     o4[e] = pack_bf16(b * bf16_lo(y4[e]), b * bf16_hi(y4[e]));
                 }
-                *(uint4*)(dv + to + 8 * c) = make_uint4(o4[0], o4[1], o4[2], o4[3]);
+                *(uint4*)(dv + to + 32 * c) = make_uint4(o4[0], o4[1], o4[2], o4[3]);
             }
         }
-        yv += __shfl_xor_sync(~0u, yv, 1);
+        yv = quad_sum(yv);
     }
 
     // X = -E Y S^T
-    float acc[64];
+    float acc[32], acc2[32];
     barrier_wait(&bar[2], 0);
     wgmma_fence();
 #pragma unroll
     for (int i = 0; i < 8; i++) wgmma_ss<0, 1>(acc, rows(y_at, i), state(i), i > 0);
     wgmma_commit();
-    wgmma_wait<0>();
+    // dQ = E dO S^T + dP K
+#pragma unroll
+    for (int i = 0; i < 8; i++) wgmma_ss<0, 1>(acc2, rows(do_at, i), state(i), i > 0);
+    wgmma_commit();
+    wgmma_wait<1>();
 #pragma unroll
     for (int h = 0; h < 2; h++) {
         float sum = 0.f;
 #pragma unroll
-        for (int j = 0; j < 16; j++) {
+        for (int j = 0; j < 8; j++) {
             const u32 w = pair(kt, h, j);
             const float x0 = -rE[h] * acc[4 * j + 2 * h], x1 = -rE[h] * acc[4 * j + 2 * h + 1];
             sum += x0 * bf16_lo(w) + x1 * bf16_hi(w);
@@ -704,46 +739,35 @@ extern "C" __global__ void __launch_bounds__(128, 2) gdn_backward_chunk(
         b_row[h] += sum;
         g_row[h] += rb[h] * sum;
     }
-    // dQ = E dO S^T + dP K
-    wgmma_fence();
-#pragma unroll
-    for (int i = 0; i < 8; i++) wgmma_ss<0, 1>(acc, rows(do_at, i), state(i), i > 0);
-    wgmma_commit();
     wgmma_wait<0>();
 #pragma unroll
     for (int h = 0; h < 2; h++)
 #pragma unroll
-        for (int j = 0; j < 16; j++) {
+        for (int j = 0; j < 8; j++) {
             const u32 w = pair(qt, h, j);
-            float* x = &acc[4 * j + 2 * h];
+            float* x = &acc2[4 * j + 2 * h];
             x[0] *= rE[h], x[1] *= rE[h];
             g_row[h] += x[0] * bf16_lo(w) + x[1] * bf16_hi(w);
         }
     wgmma_fence();
 #pragma unroll
-    for (int i = 0; i < 4; i++) wgmma_rs<1>(acc, dp + 4 * i, panel_descriptor(k_at + i * 2048, PANEL), 1);
+    for (int i = 0; i < 4; i++) wgmma_ss<0, 1>(acc2, panel_descriptor(n_at + PANEL + i * 32), tokens(k_at, i), 1);
     wgmma_commit();
     __syncthreads();  // S is consumed by every warp
-    u32 f[32];
     pack_operand(f, dK);
 #pragma unroll
-    for (int i = 0; i < 8; i++)
-        stmatrix(s_at + (2 + (i >> 2)) * PANEL + panel_chunk(warp * 16 + (matrix & 1) * 8 + (lane & 7), 2 * (i & 3) + (matrix >> 1)), f + 4 * i);
+    for (int i = 0; i < 4; i++) stmatrix(s_at + (2 + part) * PANEL + (fragment ^ (32 * i)), f + 4 * i);
     wgmma_wait<0>();
-    pack_operand(f, acc);
+    pack_operand(f, acc2);
 #pragma unroll
-    for (int i = 0; i < 8; i++)
-        stmatrix(s_at + (i >> 2) * PANEL + panel_chunk(warp * 16 + (matrix & 1) * 8 + (lane & 7), 2 * (i & 3) + (matrix >> 1)), f + 4 * i);
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-        g_row[h] = quad_sum(g_row[h]), b_row[h] = quad_sum(b_row[h]);
-        if ((lane & 3) == 0) row_dg[row0 + 8 * h] = g_row[h];
-    }
-    if (lane == 0) pieces[warp] = inner;
+    for (int i = 0; i < 4; i++) stmatrix(s_at + part * PANEL + (fragment ^ (32 * i)), f + 4 * i);
     fence_async();
-    __syncthreads();
-    float* row_b = (float*)nt;
-    if ((lane & 3) == 0) row_b[row0] = b_row[0], row_b[row0 + 8] = b_row[1];
+    __syncthreads();  // outputs are staged, and the panels of BZ and dP are free for the sums
+    float* columns = (float*)nt;            // [8 warps][64]
+    float* row_g = columns + 8 * CHUNK;     // [2][64]
+    float* row_b = row_g + 2 * CHUNK;       // [2][64]
+    float* row_y = row_b + 2 * CHUNK;       // [64]
+    float* pieces = row_y + CHUNK;          // [8]
     if (tid == 0) {
         for (int i = 0; i < 2; i++) {
             tensor_store(dq, st + i * PANEL, 64 * i, head, chunk * CHUNK, batch);
@@ -751,19 +775,24 @@ extern "C" __global__ void __launch_bounds__(128, 2) gdn_backward_chunk(
         }
         store_commit();
     }
-    __syncthreads();
-    {
-        const int t = chunk * CHUNK + (tid >> 1);
-        if (!(tid & 1) && t < T) dbeta[(u64(batch) * T + t) * H + head] = row_b[tid >> 1] + yv;
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        g_row[h] = quad_sum(g_row[h]), b_row[h] = quad_sum(b_row[h]);
+        if ((lane & 3) == 0) row_g[part * CHUNK + row0 + 8 * h] = g_row[h], row_b[part * CHUNK + row0 + 8 * h] = b_row[h];
     }
+    *(float2*)&columns[warp * CHUNK + 2 * lane] = make_float2(column[0], column[1]);
+    if ((tid & 3) == 0) row_y[tid >> 2] = yv;
+    if (lane == 0) pieces[warp] = inner;
+    __syncthreads();
     if (warp == 0) {  // reverse cumulative sum over the chunk, two tokens a lane
         float d[2];
 #pragma unroll
         for (int e = 0; e < 2; e++) {
             const int i = 2 * lane + e;
-            float x = row_dg[i];
-            for (int w = i >> 4; w < 4; w++) x -= columns[8 * w * (w + 1) + i];
-            if (i == CHUNK - 1) x += (pieces[0] + pieces[1]) + (pieces[2] + pieces[3]);
+            float x = row_g[i] + row_g[CHUNK + i];
+            for (int w = 0; w < 8; w++) x -= columns[w * CHUNK + i];
+            if (i == CHUNK - 1)
+                for (int w = 0; w < 8; w++) x += pieces[w];
             d[e] = x;
         }
         float sum = d[0] + d[1];
@@ -776,6 +805,9 @@ extern "C" __global__ void __launch_bounds__(128, 2) gdn_backward_chunk(
         const u64 to = (u64(batch) * T + t) * H + head;
         if (t < T) dg[to] = sum;
         if (t + 1 < T) dg[to + H] = sum - d[0];
+    } else if (warp < 4 && tid - 64 >= 0 && tid - 64 < CHUNK) {
+        const int i = tid - 64, t = chunk * CHUNK + i;
+        if (t < T) dbeta[(u64(batch) * T + t) * H + head] = (row_b[i] + row_b[CHUNK + i]) + row_y[i];
     }
     if (tid == 0) store_wait_read<0>();
 }

@@ -111,7 +111,7 @@ def gate(name, errors, limit):
 # ---------------------------------------------------------------- gated delta rule
 class Gdn:
     PANEL = 8192
-    PREPARE, SCAN, CHUNK = 4 * 8192 + 64 * 68 * 4, 3 * (7 * 8192 + 1024) + 4 * 16 * 272 + 64, 14 * 8192 + 1024
+    PREPARE, SCAN, CHUNK = 4 * 8192, 3 * (7 * 8192 + 1024) + 4 * 16 * 272 + 64, 14 * 8192 + 64
 
     def __init__(self, mod, B, T, H):
         self.mod, self.B, self.T, self.H, self.N = mod, B, T, H, (T + 63) // 64
@@ -136,7 +136,7 @@ class Gdn:
         self.scan = M.bind("gdn_forward", (2 * H, B, 1), 160, self.SCAN, *fw)
         self.scan_save = M.bind("gdn_forward_save", (2 * H, B, 1), 160, self.SCAN, *fw)
         self.back = M.bind("gdn_backward", (2 * H, B, 1), 160, self.SCAN, tq, tk, tdo, self.vec, self.m, self.p, self.dstates, self.ys, T, H)
-        self.chunk = M.bind("gdn_backward_chunk", (H, N, B), 128, self.CHUNK, tq, tk, tdo, tm(self.dq), tm(self.dk), v, self.vec, self.p,
+        self.chunk = M.bind("gdn_backward_chunk", (H, N, B), 256, self.CHUNK, tq, tk, tdo, tm(self.dq), tm(self.dk), v, self.vec, self.p,
                             self.states, self.dstates, self.news, self.ys, self.dv, self.dg, self.db, T, H)
 
     def forward(self): self.prepare(); self.scan()

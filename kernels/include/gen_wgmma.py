@@ -39,4 +39,4 @@ template <int TB = 0> DEVICE void wgmma_rs(float (&d)[{r}], const u32* a, u64 b,
 }}
 '''
 with open("wgmma.cuh", "w") as f:
-    f.write(HEAD + "".join(gen(n) for n in (64, 96, 128, 256)))
+    f.write(HEAD + "".join(gen(n) for n in (32, 64, 128, 256)))
