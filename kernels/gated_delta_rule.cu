@@ -207,311 +207,349 @@ extern "C" __global__ void __launch_bounds__(128, 5) gdn_prepare(
 }
 
 // ------------------------------------------------------------------------------------------------
-// What both scans share: the ring of chunk tiles, filled by warp 4, and how a warp writes its part.
+// What both scans share: the ring of chunk tiles, and where a warp's fragment lies in a panel.
+//
+// A wgmma whose A operand is in registers holds its warp until the operand is read, so its time is not
+// hidden behind that warp's own arithmetic. The warpgroup of the recurrence therefore only does what the
+// recurrence needs that way; the rest reads both operands from shared memory or runs in other warps.
 // ------------------------------------------------------------------------------------------------
 constexpr int STAGES = 3;
 constexpr int AT_K = 0, AT_Q = 2 * PANEL, AT_V = 4 * PANEL, AT_M = 5 * PANEL, AT_P = 6 * PANEL, AT_VEC = 7 * PANEL;
-constexpr int STAGE = 7 * PANEL + 1024;
-constexpr int WARP_STAGING = 16 * 272;
-constexpr int SCAN_SMEM = STAGES * STAGE + 4 * WARP_STAGING + 64;
+constexpr int TILES = 7 * PANEL + 1024;
 
-struct ScanArgs {
-    int batch, head, part, n_chunks, T, H;
-    u64 first;  // index of this head's first chunk
-};
-
-/// The loading warp: chunk tiles in scan order. `value` is v forward and do backward.
-DEVICE void scan_load(u8* smem, u64* full, u64* empty, const TensorMap& q, const TensorMap& k, const TensorMap& value,
-                      const float* vectors, const u8* m, const u8* p, const ScanArgs& a, bool backward)
+/// The loading thread: chunk tiles in scan order. `value` is v forward and do backward.
+template <int STAGE, bool BACKWARD>
+DEVICE void scan_load(u64* full, u64* empty, const TensorMap& q, const TensorMap& k, const TensorMap& value, const float* vectors,
+                      const u8* m, const u8* p, int batch, int head, int part, int n_chunks, u64 first)
 {
     Ring<STAGES> ring;
-    for (int i = 0; i < a.n_chunks; i++) {
-        const int c = backward ? a.n_chunks - 1 - i : i;
+    for (int i = 0; i < n_chunks; i++) {
+        const int c = BACKWARD ? n_chunks - 1 - i : i;
         if (i >= STAGES) barrier_wait(&empty[ring.at], ring.parity ^ 1);
         u8* to = smem + ring.at * STAGE;
         u64* bar = &full[ring.at];
-        barrier_expect(bar, STAGE);
-        for (int h = 0; h < 2; h++) tensor_load(to + AT_K + h * PANEL, k, h * 64, a.head, c * CHUNK, a.batch, bar);
-        bulk_load(to + AT_VEC, vectors + (a.first + c) * VECTORS, 1024, bar);
-        tensor_load(to + AT_V, value, a.part * 64, a.head, c * CHUNK, a.batch, bar);
-        bulk_load(to + AT_M, m + (a.first + c) * PANEL, PANEL, bar);
-        bulk_load(to + AT_P, p + (a.first + c) * PANEL, PANEL, bar);
-        for (int h = 0; h < 2; h++) tensor_load(to + AT_Q + h * PANEL, q, h * 64, a.head, c * CHUNK, a.batch, bar);
+        barrier_expect(bar, TILES);
+        for (int h = 0; h < 2; h++) tensor_load(to + AT_K + h * PANEL, k, h * 64, head, c * CHUNK, batch, bar);
+        bulk_load(to + AT_VEC, vectors + (first + c) * VECTORS, 1024, bar);
+        tensor_load(to + AT_V, value, part * 64, head, c * CHUNK, batch, bar);
+        bulk_load(to + AT_M, m + (first + c) * PANEL, PANEL, bar);
+        bulk_load(to + AT_P, p + (first + c) * PANEL, PANEL, bar);
+        for (int h = 0; h < 2; h++) tensor_load(to + AT_Q + h * PANEL, q, h * 64, head, c * CHUNK, batch, bar);
         ring.next();
     }
 }
 
-/// Where lane `lane` of warp `warp` finds its 16 bytes of the 16 (values) x 16 (tokens) fragment `s`
-/// in a [64 tokens][64 values] panel read or written transposed.
+/// Where lane `lane` of warp `warp` finds its 16 bytes of fragment `s` (16 rows of the warp x 16 columns): in a
+/// panel that has the fragment's rows as rows, and in one that has them as columns.
+DEVICE u32 fragment_at(int warp, int lane, int s) {
+    const int matrix = lane >> 3;
+    return panel_chunk(16 * warp + (matrix & 1) * 8 + (lane & 7), 2 * s + (matrix >> 1));
+}
 DEVICE u32 transposed_at(int warp, int lane, int s) {
     const int matrix = lane >> 3;
     return panel_chunk(16 * s + (matrix >> 1) * 8 + (lane & 7), 2 * warp + (matrix & 1));
 }
 
-/// Puts a warp's [16 values][64 tokens] fragment into its staging as [64 tokens][16 values], rows of 48 bytes.
-DEVICE void stage_transposed(u8* staging, const u32 (&f)[16], int lane) {
-    const int matrix = lane >> 3;
-    __syncwarp();
-#pragma unroll
-    for (int s = 0; s < 4; s++)
-        stmatrix_trans(smem_u32(staging) + (16 * s + (matrix >> 1) * 8 + (lane & 7)) * 48 + (matrix & 1) * 16, f + 4 * s);
-    __syncwarp();
-}
-/// Staged fragment to a panel of the workspace.
-DEVICE void panel_out(u8* panel, u8* staging, const u32 (&f)[16], int warp, int lane) {
-    stage_transposed(staging, f, lane);
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        const int token = 16 * i + (lane >> 1), half = lane & 1;
-        *(uint4*)(panel + panel_chunk(token, 2 * warp + half)) = *(const uint4*)(staging + token * 48 + half * 16);
-    }
-}
-/// A warp's [16 values][128 keys] state fragment to the workspace.
-DEVICE void state_out(u8* image, u8* staging, const u32 (&f)[32], int warp, int lane) {
-    const int matrix = lane >> 3;
-    __syncwarp();
-#pragma unroll
-    for (int s = 0; s < 8; s++)
-        stmatrix(smem_u32(staging) + ((matrix & 1) * 8 + (lane & 7)) * 272 + (2 * s + (matrix >> 1)) * 16, f + 4 * s);
-    __syncwarp();
-#pragma unroll
-    for (int i = 0; i < 8; i++) {
-        const int row = 2 * i + (lane >> 4), chunk = lane & 15;
-        *(uint4*)(image + (chunk >> 3) * PANEL + panel_chunk(16 * warp + row, chunk & 7)) =
-            *(const uint4*)(staging + row * 272 + chunk * 16);
-    }
-}
-
 #define SCAN_PROLOGUE                                                                                    \
-    u8* staging_all = smem + STAGES * STAGE;                                                             \
-    u64* full = (u64*)(staging_all + 4 * WARP_STAGING);                                                  \
-    u64* empty = full + STAGES;                                                                          \
     const int tid = threadIdx.x, warp = __shfl_sync(~0u, tid >> 5, 0), lane = tid & 31;                  \
     const int n_chunks = (T + CHUNK - 1) / CHUNK;                                                        \
     const int head = blockIdx.x >> 1, part = blockIdx.x & 1, batch = blockIdx.y;                         \
-    const u64 first = u64(batch * H + head) * n_chunks;                                                  \
-    if (tid == 0) {                                                                                      \
-        for (int i = 0; i < STAGES; i++) { barrier_init(&full[i], 1); barrier_init(&empty[i], 4); }      \
-        barrier_init_done();                                                                             \
-    }                                                                                                    \
-    __syncthreads();
+    const u64 first = u64(batch * H + head) * n_chunks;
 
 // ------------------------------------------------------------------------------------------------
-// gdn_forward. Limit: latency of T/64 dependent steps of 3 products (about 1000 tensor cycles each per
-// SM, 64 blocks at H=32). Compulsory bytes 270 MB: floor 0.063 ms. `_save` also writes S and N.
-// grid (2 H, B), 160 threads (4 warps compute, 1 loads), SCAN_SMEM bytes.
+// gdn_forward. Limit: latency of T/64 dependent steps of 3 products (1024 tensor cycles each per SM with
+// the output, 64 blocks at H=32). Compulsory bytes 270 MB: floor 0.063 ms. `_save` also writes S and N.
+// One warpgroup carries the state and hands S and N over in shared memory, one computes the output.
+// grid (2 H, B), 288 threads, FORWARD_SMEM bytes.
 // ------------------------------------------------------------------------------------------------
+constexpr int AT_S = STAGES * TILES, AT_N = AT_S + 4 * PANEL, AT_O = AT_N + PANEL;
+constexpr int FORWARD_SMEM = AT_O + PANEL + 128;
+
 template <bool SAVE>
 DEVICE void forward_scan(const TensorMap& q, const TensorMap& k, const TensorMap& v, const float* vectors, const u8* m,
                          const u8* p, bf16* o, u8* states, u8* news, int T, int H)
 {
     SCAN_PROLOGUE
-    if (warp == 4) {
-        if (lane == 0) scan_load(smem, full, empty, q, k, v, vectors, m, p, {batch, head, part, n_chunks, T, H, first}, false);
-        return;
+    u64* full = (u64*)(smem + AT_O + PANEL);
+    u64 *empty = full + STAGES, *s_ready = empty + STAGES, *s_free = s_ready + 2, *n_ready = s_free + 2, *n_free = n_ready + 1;
+    if (tid == 0) {
+        for (int i = 0; i < STAGES; i++) barrier_init(&full[i], 1), barrier_init(&empty[i], 8);
+        for (int i = 0; i < 2; i++) barrier_init(&s_ready[i], 4), barrier_init(&s_free[i], 4);
+        barrier_init(n_ready, 4), barrier_init(n_free, 4);
+        barrier_init_done();
     }
-    u8* staging = staging_all + warp * WARP_STAGING;
-    float s[64], x[32], out[32];
-    u32 sb[32];
+    __syncthreads();
+    const u32 s_image = smem_u32(smem) + AT_S, n_image = smem_u32(smem) + AT_N, o_image = smem_u32(smem) + AT_O;
+    if (warp == 8) {
+        if (lane == 0) scan_load<TILES, false>(full, empty, q, k, v, vectors, m, p, batch, head, part, n_chunks, first);
+    } else if (warp < 4) {  // the recurrence
+        float s[64], x[32];
+        u32 sb[32], r[16], nt[16];
 #pragma unroll
-    for (int i = 0; i < 64; i++) s[i] = 0.f;
-    const int col0 = 2 * (lane & 3);
-    Ring<STAGES> ring;
-    u32 last = 0;
-
-    auto store_out = [&](int c) {
-        u32 f[16];
-        pack_operand(f, out);
-        stage_transposed(staging, f, lane);
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            const int token = 16 * i + (lane >> 1), half = lane & 1, t = c * CHUNK + token;
-            if (t < T)
-                *(uint4*)(o + ((u64(batch) * T + t) * H + head) * VALUE + part * 64 + 16 * warp + half * 8) =
-                    *(const uint4*)(staging + token * 48 + half * 16);
-        }
-    };
-
-    for (int c = 0; c < n_chunks; c++) {
-        pack_operand(sb, s);
-        barrier_wait(&full[ring.at], ring.parity);
-        u8* tile = smem + ring.at * STAGE;
-        const u32 base = smem_u32(tile);
-        const float* vec = (const float*)(tile + AT_VEC);
-        wgmma_fence();
-#pragma unroll
-        for (int i = 0; i < 8; i++) wgmma_rs(x, sb + 4 * i, panel_descriptor(base + AT_K + (i >> 2) * PANEL + (i & 3) * 32), i > 0);
-        wgmma_commit();
-        wgmma_wait<1>();  // the previous chunk's last product has run under this one's start
-        if (c) {
-            if (lane == 0) barrier_arrive(&empty[last]);
-            store_out(c - 1);
-        }
-        // Q S in two halves, each in the shadow of work that the next product waits for.
-        auto query = [&](int half) {
+        for (int i = 0; i < 64; i++) s[i] = 0.f;
+        const int col0 = 2 * (lane & 3);
+        Ring<STAGES> ring;
+        for (int c = 0; c < n_chunks; c++) {
+            pack_operand(sb, s);
+            barrier_wait(&full[ring.at], ring.parity);
+            const u32 base = smem_u32(smem) + ring.at * TILES;
+            const float* vec = (const float*)(smem + ring.at * TILES + AT_VEC);
             wgmma_fence();
 #pragma unroll
-            for (int i = 0; i < 4; i++) wgmma_rs(out, sb + 16 * half + 4 * i, panel_descriptor(base + AT_Q + half * PANEL + i * 32), half + i > 0);
+            for (int i = 0; i < 8; i++) wgmma_rs(x, sb + 4 * i, panel_descriptor(base + AT_K + (i >> 2) * PANEL + (i & 3) * 32), i > 0);
             wgmma_commit();
-        };
-        query(0);
-        u32 r[16];
+            if (c >= 2) barrier_wait(&s_free[c & 1], (c >> 1) & 1 ^ 1);
 #pragma unroll
-        for (int i = 0; i < 4; i++) ldmatrix_trans(r + 4 * i, base + AT_V + transposed_at(warp, lane, i));
-        if (SAVE) state_out(states + ((first + c) * 2 + part) * 2 * PANEL, staging, sb, warp, lane);
-        const float carry = vec[CHUNK - 1];
-        wgmma_wait<1>();
-        // R = beta (V - E K S)
+            for (int i = 0; i < 8; i++) stmatrix(s_image + ((c & 1) * 2 + (i >> 2)) * PANEL + fragment_at(warp, lane, i & 3), sb + 4 * i);
+            fence_async();
+            __syncwarp();
+            if (lane == 0) barrier_arrive(&s_ready[c & 1]);
 #pragma unroll
-        for (int j = 0; j < 8; j++) {
-            const float2 b = *(const float2*)&vec[CHUNK + 8 * j + col0], be = *(const float2*)&vec[2 * CHUNK + 8 * j + col0];
+            for (int i = 0; i < 4; i++) ldmatrix_trans(r + 4 * i, base + AT_V + transposed_at(warp, lane, i));
+            const float carry = vec[CHUNK - 1];
+            wgmma_wait<0>();
+            // R = beta (V - E K S)
 #pragma unroll
-            for (int half = 0; half < 2; half++) {
-                u32& w = r[2 * j + half];
-                w = pack_bf16(b.x * bf16_lo(w) - be.x * x[4 * j + 2 * half], b.y * bf16_hi(w) - be.y * x[4 * j + 2 * half + 1]);
+            for (int j = 0; j < 8; j++) {
+                const float2 b = *(const float2*)&vec[CHUNK + 8 * j + col0], be = *(const float2*)&vec[2 * CHUNK + 8 * j + col0];
+#pragma unroll
+                for (int half = 0; half < 2; half++) {
+                    u32& w = r[2 * j + half];
+                    w = pack_bf16(b.x * bf16_lo(w) - be.x * x[4 * j + 2 * half], b.y * bf16_hi(w) - be.y * x[4 * j + 2 * half + 1]);
+                }
             }
-        }
-        wgmma_fence();
+            wgmma_fence();
 #pragma unroll
-        for (int i = 0; i < 4; i++) wgmma_rs(x, r + 4 * i, panel_descriptor(base + AT_M + i * 32), i > 0);
-        wgmma_commit();
-        query(1);
+            for (int i = 0; i < 4; i++) wgmma_rs(x, r + 4 * i, panel_descriptor(base + AT_M + i * 32), i > 0);
+            wgmma_commit();
 #pragma unroll
-        for (int i = 0; i < 64; i++) s[i] *= carry;
-        wgmma_wait<1>();
-        u32 n[16], nt[16];
+            for (int i = 0; i < 64; i++) s[i] *= carry;
+            if (c) barrier_wait(n_free, (c & 1) ^ 1);
+            wgmma_wait<0>();
 #pragma unroll
-        for (int j = 0; j < 8; j++) {
-            const float2 t = *(const float2*)&vec[3 * CHUNK + 8 * j + col0];
+            for (int j = 0; j < 8; j++) {
+                const float2 t = *(const float2*)&vec[3 * CHUNK + 8 * j + col0];
 #pragma unroll
-            for (int half = 0; half < 2; half++) {
-                const float a = x[4 * j + 2 * half], b = x[4 * j + 2 * half + 1];
-                n[2 * j + half] = pack_bf16(a, b);
-                nt[2 * j + half] = pack_bf16(a * t.x, b * t.y);
+                for (int half = 0; half < 2; half++) {
+                    const float a = x[4 * j + 2 * half], b = x[4 * j + 2 * half + 1];
+                    r[2 * j + half] = pack_bf16(a, b);
+                    nt[2 * j + half] = pack_bf16(a * t.x, b * t.y);
+                }
             }
+            wgmma_fence();
+#pragma unroll
+            for (int i = 0; i < 4; i++) wgmma_rs<1>(s, nt + 4 * i, panel_descriptor(base + AT_K + i * 2048, PANEL), 1);
+            wgmma_commit();
+#pragma unroll
+            for (int i = 0; i < 4; i++) stmatrix_trans(n_image + transposed_at(warp, lane, i), r + 4 * i);
+            fence_async();
+            __syncwarp();
+            if (lane == 0) barrier_arrive(n_ready);
+            wgmma_wait<0>();
+            if (lane == 0) barrier_arrive(&empty[ring.at]);
+            ring.next();
         }
-        wgmma_fence();
+    } else {  // the output: O = E Q S + P N
+        float out[32];
+        Ring<STAGES> ring;
+        const int lwarp = warp & 3;
+        const bool elected = (tid & 127) == 0;
+        for (int c = 0; c < n_chunks; c++) {
+            barrier_wait(&full[ring.at], ring.parity);
+            const u32 base = smem_u32(smem) + ring.at * TILES;
+            const float* vec = (const float*)(smem + ring.at * TILES + AT_VEC);
+            const float e0 = vec[16 * lwarp + (lane >> 2)], e1 = vec[16 * lwarp + (lane >> 2) + 8];
+            barrier_wait(&s_ready[c & 1], (c >> 1) & 1);
+            if (SAVE && elected) {
+                bulk_store(states + ((first + c) * 2 + part) * 2 * PANEL, smem + AT_S + (c & 1) * 2 * PANEL, 2 * PANEL);
+                store_commit();
+            }
+            wgmma_fence();
 #pragma unroll
-        for (int i = 0; i < 4; i++) wgmma_rs<1>(s, nt + 4 * i, panel_descriptor(base + AT_K + i * 2048, PANEL), 1);
-        wgmma_commit();
-        wgmma_wait<1>();
+            for (int i = 0; i < 8; i++) {
+                const u32 step = (i >> 2) * PANEL + (i & 3) * 32;
+                wgmma_ss(out, panel_descriptor(base + AT_Q + step), panel_descriptor(s_image + (c & 1) * 2 * PANEL + step), i > 0);
+            }
+            wgmma_commit();
+            wgmma_wait<0>();
 #pragma unroll
-        for (int j = 0; j < 8; j++) {
-            const float2 e = *(const float2*)&vec[8 * j + col0];
-            out[4 * j] *= e.x, out[4 * j + 1] *= e.y, out[4 * j + 2] *= e.x, out[4 * j + 3] *= e.y;
+            for (int j = 0; j < 8; j++) out[4 * j] *= e0, out[4 * j + 1] *= e0, out[4 * j + 2] *= e1, out[4 * j + 3] *= e1;
+            if (SAVE && elected) store_wait_read<0>();
+            __syncwarp();
+            if (lane == 0) barrier_arrive(&s_free[c & 1]);
+            barrier_wait(n_ready, c & 1);
+            if (SAVE && elected) {
+                bulk_store(news + ((first + c) * 2 + part) * PANEL, smem + AT_N, PANEL);
+                store_commit();
+            }
+            wgmma_fence();
+#pragma unroll
+            for (int i = 0; i < 4; i++) wgmma_ss<0, 1>(out, panel_descriptor(base + AT_P + i * 32), panel_descriptor(n_image + i * 2048), 1);
+            wgmma_commit();
+            wgmma_wait<0>();
+            if (SAVE && elected) store_wait_read<0>();
+            __syncwarp();
+            if (lane == 0) barrier_arrive(n_free), barrier_arrive(&empty[ring.at]);
+            u32 f[16];
+            pack_operand(f, out);
+#pragma unroll
+            for (int i = 0; i < 4; i++) stmatrix(o_image + fragment_at(lwarp, lane, i), f + 4 * i);
+            __syncwarp();
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const int row = 16 * lwarp + 4 * i + (lane >> 3), t = c * CHUNK + row;
+                if (t < T)
+                    *(uint4*)(o + ((u64(batch) * T + t) * H + head) * VALUE + part * 64 + (lane & 7) * 8) =
+                        *(const uint4*)(smem + AT_O + panel_chunk(row, lane & 7));
+            }
+            __syncwarp();
+            ring.next();
         }
-        wgmma_fence();
-#pragma unroll
-        for (int i = 0; i < 4; i++) wgmma_rs(out, n + 4 * i, panel_descriptor(base + AT_P + i * 32), 1);
-        wgmma_commit();
-        if (SAVE) panel_out(news + ((first + c) * 2 + part) * PANEL, staging, n, warp, lane);
-        wgmma_wait<1>();
-        last = ring.at;
-        ring.next();
     }
-    wgmma_wait<0>();
-    store_out(n_chunks - 1);
 }
 
 #define FORWARD_ARGS                                                                                                  \
     const __grid_constant__ TensorMap q, const __grid_constant__ TensorMap k, const __grid_constant__ TensorMap v,    \
         const float *vectors, const u8 *m, const u8 *p, bf16 *o, u8 *states, u8 *news, int T, int H
-extern "C" __global__ void __launch_bounds__(160, 1) gdn_forward(FORWARD_ARGS) {
+extern "C" __global__ void __launch_bounds__(288, 1) gdn_forward(FORWARD_ARGS) {
     forward_scan<false>(q, k, v, vectors, m, p, o, states, news, T, H);
 }
-extern "C" __global__ void __launch_bounds__(160, 1) gdn_forward_save(FORWARD_ARGS) {
+extern "C" __global__ void __launch_bounds__(288, 1) gdn_forward_save(FORWARD_ARGS) {
     forward_scan<true>(q, k, v, vectors, m, p, o, states, news, T, H);
 }
 
 // ------------------------------------------------------------------------------------------------
 // gdn_backward: the scan from the last chunk to the first; writes dS of the state leaving each chunk
-// and Y. Limit: latency, as forward. grid (2 H, B), 160 threads, SCAN_SMEM bytes.
+// and Y. Limit: latency, as forward. One warpgroup carries dS; two warps scale do by E for it, one stores Y.
+// grid (2 H, B), 256 threads, BACKWARD_SMEM bytes.
 // ------------------------------------------------------------------------------------------------
-extern "C" __global__ void __launch_bounds__(160, 1) gdn_backward(
+constexpr int AT_E = TILES, STAGE_B = TILES + PANEL, AT_DS = STAGES * STAGE_B, AT_Y = AT_DS + 2 * PANEL;
+constexpr int BACKWARD_SMEM = AT_Y + PANEL + 128;
+
+extern "C" __global__ void __launch_bounds__(256, 1) gdn_backward(
     const __grid_constant__ TensorMap q, const __grid_constant__ TensorMap k, const __grid_constant__ TensorMap d_out,
     const float* vectors, const u8* m, const u8* p, u8* d_states, u8* ys, int T, int H)
 {
     SCAN_PROLOGUE
-    if (warp == 4) {
-        if (lane == 0) scan_load(smem, full, empty, q, k, d_out, vectors, m, p, {batch, head, part, n_chunks, T, H, first}, true);
-        return;
+    u64* full = (u64*)(smem + AT_Y + PANEL);
+    u64 *empty = full + STAGES, *scaled = empty + STAGES, *y_ready = scaled + STAGES, *y_free = y_ready + 1;
+    if (tid == 0) {
+        for (int i = 0; i < STAGES; i++) barrier_init(&full[i], 1), barrier_init(&empty[i], 4), barrier_init(&scaled[i], 2);
+        barrier_init(y_ready, 4), barrier_init(y_free, 1);
+        barrier_init_done();
     }
-    u8* staging = staging_all + warp * WARP_STAGING;
-    float s[64], x[32], y[32];
-    u32 sb[32];
-#pragma unroll
-    for (int i = 0; i < 64; i++) s[i] = 0.f;
-    const int col0 = 2 * (lane & 3);
-    Ring<STAGES> ring;
-    for (int c = n_chunks - 1; c >= 0; c--) {
-        pack_operand(sb, s);
-        barrier_wait(&full[ring.at], ring.parity);
-        u8* tile = smem + ring.at * STAGE;
-        const u32 base = smem_u32(tile);
-        const float* vec = (const float*)(tile + AT_VEC);
-        const float carry = vec[CHUNK - 1];
-#pragma unroll
-        for (int i = 0; i < 64; i++) s[i] *= carry;
-        u32 d[16], f[16];
-#pragma unroll
-        for (int i = 0; i < 4; i++) ldmatrix_trans(d + 4 * i, base + AT_V + transposed_at(warp, lane, i));
-        wgmma_fence();
-#pragma unroll
-        for (int i = 0; i < 8; i++) wgmma_rs(x, sb + 4 * i, panel_descriptor(base + AT_K + (i >> 2) * PANEL + (i & 3) * 32), i > 0);
-        wgmma_commit();
-#pragma unroll
-        for (int i = 0; i < 4; i++) wgmma_rs<1>(y, d + 4 * i, panel_descriptor(base + AT_P + i * 2048), i > 0);
-        wgmma_commit();
-#pragma unroll
-        for (int j = 0; j < 8; j++) {
-            const float2 e = *(const float2*)&vec[8 * j + col0];
-#pragma unroll
-            for (int half = 0; half < 2; half++) {
-                const u32 w = d[2 * j + half];
-                f[2 * j + half] = pack_bf16(bf16_lo(w) * e.x, bf16_hi(w) * e.y);
+    __syncthreads();
+    if (warp == 4) {
+        if (lane == 0) scan_load<STAGE_B, true>(full, empty, q, k, d_out, vectors, m, p, batch, head, part, n_chunks, first);
+    } else if (warp == 7) {
+        if (lane == 0) {
+            for (int c = n_chunks - 1, i = 0; c >= 0; c--, i++) {
+                barrier_wait(y_ready, i & 1);
+                bulk_store(ys + ((first + c) * 2 + part) * PANEL, smem + AT_Y, PANEL);
+                store_commit();
+                store_wait_read<0>();
+                barrier_arrive(y_free);
             }
         }
-        wgmma_fence();
+    } else if (warp > 4) {
+        Ring<STAGES> ring;
+        for (int i = 0; i < n_chunks; i++) {
+            barrier_wait(&full[ring.at], ring.parity);
+            u8* tile = smem + ring.at * STAGE_B;
+            const float* vec = (const float*)(tile + AT_VEC);
 #pragma unroll
-        for (int i = 0; i < 4; i++) wgmma_rs<1>(s, f + 4 * i, panel_descriptor(base + AT_Q + i * 2048, PANEL), 1);
-        wgmma_commit();
-        state_out(d_states + ((first + c) * 2 + part) * 2 * PANEL, staging, sb, warp, lane);
-        wgmma_wait<1>();
-        // dN = P^T dO + t K dS
-        u32 n[16];
-#pragma unroll
-        for (int j = 0; j < 8; j++) {
-            const float2 t = *(const float2*)&vec[3 * CHUNK + 8 * j + col0];
-#pragma unroll
-            for (int half = 0; half < 2; half++) {
-                const int i = 4 * j + 2 * half;
-                n[2 * j + half] = pack_bf16(y[i] + t.x * x[i], y[i + 1] + t.y * x[i + 1]);
+            for (int x = 0; x < 8; x++) {
+                const int at = (warp - 5) * 256 + x * 32 + lane;  // 16 bytes of row at / 8
+                const float e = vec[at >> 3];
+                uint4 w = *(const uint4*)(tile + AT_V + at * 16);
+                w.x = pack_bf16(bf16_lo(w.x) * e, bf16_hi(w.x) * e), w.y = pack_bf16(bf16_lo(w.y) * e, bf16_hi(w.y) * e);
+                w.z = pack_bf16(bf16_lo(w.z) * e, bf16_hi(w.z) * e), w.w = pack_bf16(bf16_lo(w.w) * e, bf16_hi(w.w) * e);
+                *(uint4*)(tile + AT_E + at * 16) = w;
             }
+            fence_async();
+            __syncwarp();
+            if (lane == 0) barrier_arrive(&scaled[ring.at]);
+            ring.next();
         }
-        wgmma_fence();
+    } else {
+        float s[64], x[32], y[32];
+        u32 sb[32], f[16], yb[16];
 #pragma unroll
-        for (int i = 0; i < 4; i++) wgmma_rs<1>(y, n + 4 * i, panel_descriptor(base + AT_M + i * 2048), i > 0);
-        wgmma_commit();
-        wgmma_wait<0>();
-        u32 yb[16];
+        for (int i = 0; i < 64; i++) s[i] = 0.f;
+        const int col0 = 2 * (lane & 3);
+        const u32 ds_image = smem_u32(smem) + AT_DS, y_image = smem_u32(smem) + AT_Y;
+        Ring<STAGES> ring;
+        for (int c = n_chunks - 1, step = 0; c >= 0; c--, step++) {
+            barrier_wait(&full[ring.at], ring.parity);
+            const u32 base = smem_u32(smem) + ring.at * STAGE_B;
+            const float* vec = (const float*)(smem + ring.at * STAGE_B + AT_VEC);
+            const float carry = vec[CHUNK - 1];
+            pack_operand(sb, s);
 #pragma unroll
-        for (int j = 0; j < 8; j++) {
-            const float2 be = *(const float2*)&vec[2 * CHUNK + 8 * j + col0];
+            for (int i = 0; i < 64; i++) s[i] *= carry;
+            wgmma_fence();
 #pragma unroll
-            for (int half = 0; half < 2; half++) {
-                const float a = y[4 * j + 2 * half], b = y[4 * j + 2 * half + 1];
-                yb[2 * j + half] = pack_bf16(a, b);
-                f[2 * j + half] = pack_bf16(-be.x * a, -be.y * b);
+            for (int i = 0; i < 4; i++) wgmma_ss<1, 1>(y, panel_descriptor(base + AT_V + i * 2048), panel_descriptor(base + AT_P + i * 2048), i > 0);
+#pragma unroll
+            for (int i = 0; i < 8; i++) wgmma_rs(x, sb + 4 * i, panel_descriptor(base + AT_K + (i >> 2) * PANEL + (i & 3) * 32), i > 0);
+            wgmma_commit();
+            barrier_wait(&scaled[ring.at], ring.parity);
+#pragma unroll
+            for (int i = 0; i < 4; i++) wgmma_ss<1, 1>(s, panel_descriptor(base + AT_E + i * 2048), panel_descriptor(base + AT_Q + i * 2048, PANEL), 1);
+            wgmma_commit();
+            // dS of this chunk's end to the workspace: a warp's rows are contiguous in each panel
+            if (lane == 0) store_wait_read<0>();
+            __syncwarp();
+#pragma unroll
+            for (int i = 0; i < 8; i++) stmatrix(ds_image + (i >> 2) * PANEL + fragment_at(warp, lane, i & 3), sb + 4 * i);
+            fence_async();
+            __syncwarp();
+            if (lane == 0) {
+                u8* to = d_states + ((first + c) * 2 + part) * 2 * PANEL + warp * 2048;
+                for (int i = 0; i < 2; i++) bulk_store(to + i * PANEL, smem + AT_DS + i * PANEL + warp * 2048, 2048);
+                store_commit();
             }
-        }
-        wgmma_fence();
+            wgmma_wait<1>();
+            // dN = P^T dO + t K dS
 #pragma unroll
-        for (int i = 0; i < 4; i++) wgmma_rs<1>(s, f + 4 * i, panel_descriptor(base + AT_K + i * 2048, PANEL), 1);
-        wgmma_commit();
-        panel_out(ys + ((first + c) * 2 + part) * PANEL, staging, yb, warp, lane);
-        wgmma_wait<0>();
-        if (lane == 0) barrier_arrive(&empty[ring.at]);
-        ring.next();
+            for (int j = 0; j < 8; j++) {
+                const float2 t = *(const float2*)&vec[3 * CHUNK + 8 * j + col0];
+#pragma unroll
+                for (int half = 0; half < 2; half++) {
+                    const int i = 4 * j + 2 * half;
+                    f[2 * j + half] = pack_bf16(y[i] + t.x * x[i], y[i + 1] + t.y * x[i + 1]);
+                }
+            }
+            wgmma_fence();
+#pragma unroll
+            for (int i = 0; i < 4; i++) wgmma_rs<1>(y, f + 4 * i, panel_descriptor(base + AT_M + i * 2048), i > 0);
+            wgmma_commit();
+            if (step) barrier_wait(y_free, (step & 1) ^ 1);
+            wgmma_wait<0>();
+#pragma unroll
+            for (int j = 0; j < 8; j++) {
+                const float2 be = *(const float2*)&vec[2 * CHUNK + 8 * j + col0];
+#pragma unroll
+                for (int half = 0; half < 2; half++) {
+                    const float a = y[4 * j + 2 * half], b = y[4 * j + 2 * half + 1];
+                    yb[2 * j + half] = pack_bf16(a, b);
+                    f[2 * j + half] = pack_bf16(-be.x * a, -be.y * b);
+                }
+            }
+            wgmma_fence();
+#pragma unroll
+            for (int i = 0; i < 4; i++) wgmma_rs<1>(s, f + 4 * i, panel_descriptor(base + AT_K + i * 2048, PANEL), 1);
+            wgmma_commit();
+#pragma unroll
+            for (int i = 0; i < 4; i++) stmatrix_trans(y_image + transposed_at(warp, lane, i), yb + 4 * i);
+            fence_async();
+            __syncwarp();
+            if (lane == 0) barrier_arrive(y_ready);
+            wgmma_wait<0>();
+            if (lane == 0) barrier_arrive(&empty[ring.at]);
+            ring.next();
+        }
+        if (lane == 0) store_wait_read<0>();
     }
 }
 

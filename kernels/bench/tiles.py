@@ -102,6 +102,11 @@ def line(name, t, flops=0.0, bytes_=0.0, goal=None, must=None):
           + (f"  goal {goal} must {must}" if goal else ""), flush=True)
 
 
+def pick(args, *shapes):
+    """The shapes to check; the second entry of each is the length that --small bounds."""
+    return [s for s in shapes if not args.small or s[1] <= 700]
+
+
 def gate(name, errors, limit):
     bad = {k: v for k, v in errors.items() if not v <= (limit[k] if isinstance(limit, dict) else limit)}
     print(("RED  " if bad else "ok   ") + name + "  " + " ".join(f"{k} {v:.1e}" for k, v in errors.items()), flush=True)
@@ -111,7 +116,7 @@ def gate(name, errors, limit):
 # ---------------------------------------------------------------- gated delta rule
 class Gdn:
     PANEL = 8192
-    PREPARE, SCAN, CHUNK = 4 * 8192, 3 * (7 * 8192 + 1024) + 4 * 16 * 272 + 64, 14 * 8192 + 64
+    PREPARE, SCAN, BACK, CHUNK = 4 * 8192, 3 * (7 * 8192 + 1024) + 6 * 8192 + 128, 3 * (8 * 8192 + 1024) + 3 * 8192 + 128, 14 * 8192 + 64
 
     def __init__(self, mod, B, T, H):
         self.mod, self.B, self.T, self.H, self.N = mod, B, T, H, (T + 63) // 64
@@ -133,9 +138,9 @@ class Gdn:
         self.keep = (q, k, v, g, b, do)
         self.prepare = M.bind("gdn_prepare", (H, N, B), 128, self.PREPARE, tq, tk, g, b, self.vec, self.m, self.p, T, H)
         fw = (tq, tk, tv, self.vec, self.m, self.p, self.o, self.states, self.news, T, H)
-        self.scan = M.bind("gdn_forward", (2 * H, B, 1), 160, self.SCAN, *fw)
-        self.scan_save = M.bind("gdn_forward_save", (2 * H, B, 1), 160, self.SCAN, *fw)
-        self.back = M.bind("gdn_backward", (2 * H, B, 1), 160, self.SCAN, tq, tk, tdo, self.vec, self.m, self.p, self.dstates, self.ys, T, H)
+        self.scan = M.bind("gdn_forward", (2 * H, B, 1), 288, self.SCAN, *fw)
+        self.scan_save = M.bind("gdn_forward_save", (2 * H, B, 1), 288, self.SCAN, *fw)
+        self.back = M.bind("gdn_backward", (2 * H, B, 1), 256, self.BACK, tq, tk, tdo, self.vec, self.m, self.p, self.dstates, self.ys, T, H)
         self.chunk = M.bind("gdn_backward_chunk", (H, N, B), 256, self.CHUNK, tq, tk, tdo, tm(self.dq), tm(self.dk), v, self.vec, self.p,
                             self.states, self.dstates, self.news, self.ys, self.dv, self.dg, self.db, T, H)
 
@@ -158,7 +163,7 @@ def gdn_inputs(B, T, H, decay=1.0):
 def gdn(args):
     M = Module("gated_delta_rule.cu")
     good = True
-    for B, T, H, decay in ((1, 1, 2, 1.0), (2, 100, 3, 1.0), (1, 8190, 2, 1.0), (1, 1000, 2, 0.0), (1, 1024, 2, 40.0), (1, 8192, 4, 1.0)):
+    for B, T, H, decay in pick(args, (1, 1, 2, 1.0), (2, 100, 3, 1.0), (1, 8190, 2, 1.0), (1, 1000, 2, 0.0), (1, 1024, 2, 40.0), (1, 8192, 4, 1.0)):
         x = gdn_inputs(B, T, H, decay)
         G = Gdn(M, B, T, H)
         G.bind(*x)
@@ -258,7 +263,7 @@ def check_selection(I, name, e):
 def index(args):
     M = Module("select_top.cu")
     good = True
-    for B, T in ((1, 1), (2, 100), (1, 1000), (1, 8190), (1, 8192)):
+    for B, T in pick(args, (1, 1), (2, 100), (1, 1000), (1, 8190), (1, 8192)):
         x = index_inputs(B, T)
         I = Indexer(M, B, T)
         I.bind(*x)
@@ -276,7 +281,7 @@ def index(args):
         e["repeat"] = 0.0 if all(torch.equal(a, b) for a, b in zip(*runs)) else 9.9
         good &= gate(f"indexer B={B} T={T} (mean selected {I.n.float().mean().item():.1f})", e, dict(score=2e-5, var=1e-5, budget=0, mask=0, repeat=0))
     # Ties: few distinct scores, all equal, and scores with a huge range.
-    T = 3000
+    T = 300 if args.small else 3000
     for name, s in (("few values", torch.randint(0, 5, (T, T), device=dev).float() / 4), ("all equal", torch.full((T, T), 0.25, device=dev)),
                     ("wide range", torch.exp(8 * torch.randn(T, T, device=dev))), ("negative", torch.randn(T, T, device=dev))):
         I = Indexer(M, 1, T)
@@ -343,7 +348,7 @@ def causal_mask(B, T, kind):
 def attention(args):
     M = Module("masked_attention.cu")
     good = True
-    for B, T, H, kind in ((1, 1, 1, "causal"), (2, 100, 3, "near"), (1, 1000, 2, "scattered"), (2, 641, 2, "near"), (1, 8190, 1, "scattered"), (1, 8192, 1, "near")):
+    for B, T, H, kind in pick(args, (1, 1, 1, "causal"), (2, 100, 3, "near"), (1, 1000, 2, "scattered"), (2, 641, 2, "near"), (1, 8190, 1, "scattered"), (1, 8192, 1, "near")):
         r = lambda: torch.randn(B, T, H, 256, device=dev).to(bf)
         q, k, v, do = r(), r(), r(), r()
         mask = causal_mask(B, T, kind)
@@ -422,7 +427,7 @@ class Lce:
 def lce(args):
     M = Module("linear_cross_entropy.cu")
     good = True
-    for N, V, D, rows, cap in ((1, 1024, 64, 64, 15.0), (100, 4096, 128, 32, 0.0), (2000, 131072, 64, 512, 15.0), (333, 8192, 256, 512, 15.0)):
+    for V, N, D, rows, cap in pick(args, (1024, 1, 64, 64, 15.0), (4096, 100, 128, 32, 0.0), (131072, 2000, 64, 512, 15.0), (8192, 333, 256, 512, 60.0), (8192, 333, 256, 512, 15.0)):
         h, w = torch.randn(N, D, device=dev).to(bf), (torch.randn(V, D, device=dev) * 3 / D ** 0.5).to(bf)
         y = torch.randint(0, V, (N,), device=dev)
         if N > 10: y[::7] = -100
@@ -463,8 +468,10 @@ if __name__ == "__main__":
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("what", nargs="*", default=[])
     ap.add_argument("--check-only", action="store_true")
+    ap.add_argument("--small", action="store_true", help="short shapes only, for a memory checker; no timing")
     ap.add_argument("--force", action="store_true", help="time red kernels too (never for a published figure)")
     args = ap.parse_args()
+    args.check_only |= args.small
     if not torch.cuda.is_available(): sys.exit("tiles: no CUDA device; nothing was checked")
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.manual_seed(int(time.time()))
