@@ -94,13 +94,13 @@ extern "C" __global__ void __launch_bounds__(128, 5) gdn_prepare(
     }
     barrier_wait(&full, 0);
     float qk[32], kk[32];
+    const u64 tile = panel_descriptor(smem_u32(smem));
     wgmma_fence();
 #pragma unroll
     for (int s = 0; s < 8; s++) {
         const u32 step = (s >> 2) * PANEL + (s & 3) * 32;
-        const u64 kd = panel_descriptor(smem_u32(k_tile) + step);
-        wgmma_ss(kk, kd, kd, s > 0);
-        wgmma_ss(qk, panel_descriptor(smem_u32(q_tile) + step), kd, s > 0);
+        wgmma_ss(kk, advance(tile, 2 * PANEL + step), advance(tile, 2 * PANEL + step), s > 0);
+        wgmma_ss(qk, advance(tile, step), advance(tile, 2 * PANEL + step), s > 0);
     }
     wgmma_commit();
     wgmma_wait<0>();
@@ -260,7 +260,7 @@ DEVICE u32 transposed_at(int warp, int lane, int s) {
 // gdn_forward. Limit: latency of T/64 dependent steps of 3 products (1024 tensor cycles each per SM with
 // the output, 64 blocks at H=32). Compulsory bytes 270 MB: floor 0.063 ms. `_save` also writes S and N.
 // One warpgroup carries the state and hands S and N over in shared memory, one computes the output.
-// grid (2 H, B), 288 threads, FORWARD_SMEM bytes.
+// grid (2 H, B), 384 threads (the third warpgroup loads), FORWARD_SMEM bytes.
 // ------------------------------------------------------------------------------------------------
 constexpr int AT_S = STAGES * TILES, AT_N = AT_S + 4 * PANEL, AT_O = AT_N + PANEL;
 constexpr int FORWARD_SMEM = AT_O + PANEL + 128;
@@ -270,6 +270,7 @@ DEVICE void forward_scan(const TensorMap& q, const TensorMap& k, const TensorMap
                          const u8* p, bf16* o, u8* states, u8* news, int T, int H)
 {
     SCAN_PROLOGUE
+    const u64 d0 = panel_descriptor(smem_u32(smem)), d0_mn = panel_descriptor(smem_u32(smem), PANEL);
     u64* full = (u64*)(smem + AT_O + PANEL);
     u64 *empty = full + STAGES, *s_ready = empty + STAGES, *s_free = s_ready + 2, *n_ready = s_free + 2, *n_free = n_ready + 1;
     if (tid == 0) {
@@ -280,9 +281,11 @@ DEVICE void forward_scan(const TensorMap& q, const TensorMap& k, const TensorMap
     }
     __syncthreads();
     const u32 s_image = smem_u32(smem) + AT_S, n_image = smem_u32(smem) + AT_N, o_image = smem_u32(smem) + AT_O;
-    if (warp == 8) {
-        if (lane == 0) scan_load<TILES, false>(full, empty, q, k, v, vectors, m, p, batch, head, part, n_chunks, first);
+    if (warp >= 8) {
+        registers_drop<24>();
+        if (tid == 256) scan_load<TILES, false>(full, empty, q, k, v, vectors, m, p, batch, head, part, n_chunks, first);
     } else if (warp < 4) {  // the recurrence
+        registers_raise<240>();
         float s[64], x[32];
         u32 sb[32], r[16], nt[16];
 #pragma unroll
@@ -293,20 +296,15 @@ DEVICE void forward_scan(const TensorMap& q, const TensorMap& k, const TensorMap
             pack_operand(sb, s);
             barrier_wait(&full[ring.at], ring.parity);
             const u32 base = smem_u32(smem) + ring.at * TILES;
+            const u64 tile = advance(d0, ring.at * TILES), tile_mn = advance(d0_mn, ring.at * TILES);
             const float* vec = (const float*)(smem + ring.at * TILES + AT_VEC);
-            wgmma_fence();
-#pragma unroll
-            for (int i = 0; i < 8; i++) wgmma_rs(x, sb + 4 * i, panel_descriptor(base + AT_K + (i >> 2) * PANEL + (i & 3) * 32), i > 0);
-            wgmma_commit();
-            if (c >= 2) barrier_wait(&s_free[c & 1], (c >> 1) & 1 ^ 1);
-#pragma unroll
-            for (int i = 0; i < 8; i++) stmatrix(s_image + ((c & 1) * 2 + (i >> 2)) * PANEL + fragment_at(warp, lane, i & 3), sb + 4 * i);
-            fence_async();
-            __syncwarp();
-            if (lane == 0) barrier_arrive(&s_ready[c & 1]);
 #pragma unroll
             for (int i = 0; i < 4; i++) ldmatrix_trans(r + 4 * i, base + AT_V + transposed_at(warp, lane, i));
             const float carry = vec[CHUNK - 1];
+            wgmma_fence();
+#pragma unroll
+            for (int i = 0; i < 8; i++) wgmma_rs(x, sb + 4 * i, advance(tile, AT_K + (i >> 2) * PANEL + (i & 3) * 32), i > 0);
+            wgmma_commit();
             wgmma_wait<0>();
             // R = beta (V - E K S)
 #pragma unroll
@@ -320,8 +318,14 @@ DEVICE void forward_scan(const TensorMap& q, const TensorMap& k, const TensorMap
             }
             wgmma_fence();
 #pragma unroll
-            for (int i = 0; i < 4; i++) wgmma_rs(x, r + 4 * i, panel_descriptor(base + AT_M + i * 32), i > 0);
+            for (int i = 0; i < 4; i++) wgmma_rs(x, r + 4 * i, advance(tile, AT_M + i * 32), i > 0);
             wgmma_commit();
+            if (c >= 2) barrier_wait(&s_free[c & 1], (c >> 1) & 1 ^ 1);
+#pragma unroll
+            for (int i = 0; i < 8; i++) stmatrix(s_image + ((c & 1) * 2 + (i >> 2)) * PANEL + fragment_at(warp, lane, i & 3), sb + 4 * i);
+            fence_async();
+            __syncwarp();
+            if (lane == 0) barrier_arrive(&s_ready[c & 1]);
 #pragma unroll
             for (int i = 0; i < 64; i++) s[i] *= carry;
             if (c) barrier_wait(n_free, (c & 1) ^ 1);
@@ -338,7 +342,7 @@ DEVICE void forward_scan(const TensorMap& q, const TensorMap& k, const TensorMap
             }
             wgmma_fence();
 #pragma unroll
-            for (int i = 0; i < 4; i++) wgmma_rs<1>(s, nt + 4 * i, panel_descriptor(base + AT_K + i * 2048, PANEL), 1);
+            for (int i = 0; i < 4; i++) wgmma_rs<1>(s, nt + 4 * i, advance(tile_mn, AT_K + i * 2048), 1);
             wgmma_commit();
 #pragma unroll
             for (int i = 0; i < 4; i++) stmatrix_trans(n_image + transposed_at(warp, lane, i), r + 4 * i);
@@ -350,6 +354,7 @@ DEVICE void forward_scan(const TensorMap& q, const TensorMap& k, const TensorMap
             ring.next();
         }
     } else {  // the output: O = E Q S + P N
+        registers_raise<240>();
         float out[32];
         Ring<STAGES> ring;
         const int lwarp = warp & 3;
@@ -357,6 +362,7 @@ DEVICE void forward_scan(const TensorMap& q, const TensorMap& k, const TensorMap
         for (int c = 0; c < n_chunks; c++) {
             barrier_wait(&full[ring.at], ring.parity);
             const u32 base = smem_u32(smem) + ring.at * TILES;
+            const u64 tile = advance(d0, ring.at * TILES), tile_mn = advance(d0_mn, ring.at * TILES);
             const float* vec = (const float*)(smem + ring.at * TILES + AT_VEC);
             const float e0 = vec[16 * lwarp + (lane >> 2)], e1 = vec[16 * lwarp + (lane >> 2) + 8];
             barrier_wait(&s_ready[c & 1], (c >> 1) & 1);
@@ -364,11 +370,12 @@ DEVICE void forward_scan(const TensorMap& q, const TensorMap& k, const TensorMap
                 bulk_store(states + ((first + c) * 2 + part) * 2 * PANEL, smem + AT_S + (c & 1) * 2 * PANEL, 2 * PANEL);
                 store_commit();
             }
+            const u64 state = advance(d0, AT_S + (c & 1) * 2 * PANEL);
             wgmma_fence();
 #pragma unroll
             for (int i = 0; i < 8; i++) {
                 const u32 step = (i >> 2) * PANEL + (i & 3) * 32;
-                wgmma_ss(out, panel_descriptor(base + AT_Q + step), panel_descriptor(s_image + (c & 1) * 2 * PANEL + step), i > 0);
+                wgmma_ss(out, advance(tile, AT_Q + step), advance(state, step), i > 0);
             }
             wgmma_commit();
             wgmma_wait<0>();
@@ -384,7 +391,7 @@ DEVICE void forward_scan(const TensorMap& q, const TensorMap& k, const TensorMap
             }
             wgmma_fence();
 #pragma unroll
-            for (int i = 0; i < 4; i++) wgmma_ss<0, 1>(out, panel_descriptor(base + AT_P + i * 32), panel_descriptor(n_image + i * 2048), 1);
+            for (int i = 0; i < 4; i++) wgmma_ss<0, 1>(out, advance(tile, AT_P + i * 32), advance(d0, AT_N + i * 2048), 1);
             wgmma_commit();
             wgmma_wait<0>();
             if (SAVE && elected) store_wait_read<0>();
@@ -411,10 +418,10 @@ DEVICE void forward_scan(const TensorMap& q, const TensorMap& k, const TensorMap
 #define FORWARD_ARGS                                                                                                  \
     const __grid_constant__ TensorMap q, const __grid_constant__ TensorMap k, const __grid_constant__ TensorMap v,    \
         const float *vectors, const u8 *m, const u8 *p, bf16 *o, u8 *states, u8 *news, int T, int H
-extern "C" __global__ void __launch_bounds__(288, 1) gdn_forward(FORWARD_ARGS) {
+extern "C" __global__ void __launch_bounds__(384, 1) gdn_forward(FORWARD_ARGS) {
     forward_scan<false>(q, k, v, vectors, m, p, o, states, news, T, H);
 }
-extern "C" __global__ void __launch_bounds__(288, 1) gdn_forward_save(FORWARD_ARGS) {
+extern "C" __global__ void __launch_bounds__(384, 1) gdn_forward_save(FORWARD_ARGS) {
     forward_scan<true>(q, k, v, vectors, m, p, o, states, news, T, H);
 }
 
@@ -431,6 +438,7 @@ extern "C" __global__ void __launch_bounds__(256, 1) gdn_backward(
     const float* vectors, const u8* m, const u8* p, u8* d_states, u8* ys, int T, int H)
 {
     SCAN_PROLOGUE
+    const u64 d0 = panel_descriptor(smem_u32(smem)), d0_mn = panel_descriptor(smem_u32(smem), PANEL);
     u64* full = (u64*)(smem + AT_Y + PANEL);
     u64 *empty = full + STAGES, *scaled = empty + STAGES, *y_ready = scaled + STAGES, *y_free = y_ready + 1;
     if (tid == 0) {
@@ -481,7 +489,7 @@ extern "C" __global__ void __launch_bounds__(256, 1) gdn_backward(
         Ring<STAGES> ring;
         for (int c = n_chunks - 1, step = 0; c >= 0; c--, step++) {
             barrier_wait(&full[ring.at], ring.parity);
-            const u32 base = smem_u32(smem) + ring.at * STAGE_B;
+            const u64 tile = advance(d0, ring.at * STAGE_B), tile_mn = advance(d0_mn, ring.at * STAGE_B);
             const float* vec = (const float*)(smem + ring.at * STAGE_B + AT_VEC);
             const float carry = vec[CHUNK - 1];
             pack_operand(sb, s);
@@ -489,26 +497,14 @@ extern "C" __global__ void __launch_bounds__(256, 1) gdn_backward(
             for (int i = 0; i < 64; i++) s[i] *= carry;
             wgmma_fence();
 #pragma unroll
-            for (int i = 0; i < 4; i++) wgmma_ss<1, 1>(y, panel_descriptor(base + AT_V + i * 2048), panel_descriptor(base + AT_P + i * 2048), i > 0);
+            for (int i = 0; i < 4; i++) wgmma_ss<1, 1>(y, advance(tile, AT_V + i * 2048), advance(tile, AT_P + i * 2048), i > 0);
 #pragma unroll
-            for (int i = 0; i < 8; i++) wgmma_rs(x, sb + 4 * i, panel_descriptor(base + AT_K + (i >> 2) * PANEL + (i & 3) * 32), i > 0);
+            for (int i = 0; i < 8; i++) wgmma_rs(x, sb + 4 * i, advance(tile, AT_K + (i >> 2) * PANEL + (i & 3) * 32), i > 0);
             wgmma_commit();
             barrier_wait(&scaled[ring.at], ring.parity);
 #pragma unroll
-            for (int i = 0; i < 4; i++) wgmma_ss<1, 1>(s, panel_descriptor(base + AT_E + i * 2048), panel_descriptor(base + AT_Q + i * 2048, PANEL), 1);
+            for (int i = 0; i < 4; i++) wgmma_ss<1, 1>(s, advance(tile, AT_E + i * 2048), advance(tile_mn, AT_Q + i * 2048), 1);
             wgmma_commit();
-            // dS of this chunk's end to the workspace: a warp's rows are contiguous in each panel
-            if (lane == 0) store_wait_read<0>();
-            __syncwarp();
-#pragma unroll
-            for (int i = 0; i < 8; i++) stmatrix(ds_image + (i >> 2) * PANEL + fragment_at(warp, lane, i & 3), sb + 4 * i);
-            fence_async();
-            __syncwarp();
-            if (lane == 0) {
-                u8* to = d_states + ((first + c) * 2 + part) * 2 * PANEL + warp * 2048;
-                for (int i = 0; i < 2; i++) bulk_store(to + i * PANEL, smem + AT_DS + i * PANEL + warp * 2048, 2048);
-                store_commit();
-            }
             wgmma_wait<1>();
             // dN = P^T dO + t K dS
 #pragma unroll
@@ -522,8 +518,20 @@ extern "C" __global__ void __launch_bounds__(256, 1) gdn_backward(
             }
             wgmma_fence();
 #pragma unroll
-            for (int i = 0; i < 4; i++) wgmma_rs<1>(y, f + 4 * i, panel_descriptor(base + AT_M + i * 2048), i > 0);
+            for (int i = 0; i < 4; i++) wgmma_rs<1>(y, f + 4 * i, advance(tile, AT_M + i * 2048), i > 0);
             wgmma_commit();
+            // dS of this chunk's end to the workspace: a warp's rows are contiguous in each panel
+            if (lane == 0) store_wait_read<0>();
+            __syncwarp();
+#pragma unroll
+            for (int i = 0; i < 8; i++) stmatrix(ds_image + (i >> 2) * PANEL + fragment_at(warp, lane, i & 3), sb + 4 * i);
+            fence_async();
+            __syncwarp();
+            if (lane == 0) {
+                u8* to = d_states + ((first + c) * 2 + part) * 2 * PANEL + warp * 2048;
+                for (int i = 0; i < 2; i++) bulk_store(to + i * PANEL, smem + AT_DS + i * PANEL + warp * 2048, 2048);
+                store_commit();
+            }
             if (step) barrier_wait(y_free, (step & 1) ^ 1);
             wgmma_wait<0>();
 #pragma unroll
@@ -538,7 +546,7 @@ extern "C" __global__ void __launch_bounds__(256, 1) gdn_backward(
             }
             wgmma_fence();
 #pragma unroll
-            for (int i = 0; i < 4; i++) wgmma_rs<1>(s, f + 4 * i, panel_descriptor(base + AT_K + i * 2048, PANEL), 1);
+            for (int i = 0; i < 4; i++) wgmma_rs<1>(s, f + 4 * i, advance(tile_mn, AT_K + i * 2048), 1);
             wgmma_commit();
 #pragma unroll
             for (int i = 0; i < 4; i++) stmatrix_trans(y_image + transposed_at(warp, lane, i), yb + 4 * i);
@@ -594,11 +602,13 @@ extern "C" __global__ void __launch_bounds__(256, 2) gdn_backward_chunk(
         rt[h] = vec[3 * CHUNK + row0 + 8 * h], rG[h] = vec[4 * CHUNK + row0 + 8 * h];
     }
     const float carry = vec[CHUNK - 1];
-    const u32 k_at = smem_u32(kt), q_at = smem_u32(qt), do_at = smem_u32(dot), n_at = smem_u32(nt), y_at = smem_u32(yt), s_at = smem_u32(st);
-    auto rows = [](u32 tile, int i) { return panel_descriptor(tile + (i >> 2) * PANEL + (i & 3) * 32); };  // contraction along rows
+    constexpr int K_AT = 0, Q_AT = 2 * PANEL, DO_AT = 4 * PANEL, N_AT = 6 * PANEL, Y_AT = 8 * PANEL, S_AT = 10 * PANEL;
+    const u32 n_at = smem_u32(nt), s_at = smem_u32(st);
+    const u32 at0 = smem_u32(smem), at_part = at0 + part * PANEL;
+    auto rows = [&](u32 tile, int i) { return panel_descriptor(at0 + tile + (i >> 2) * PANEL + (i & 3) * 32); };  // contraction along rows
     // Contraction over values of a state, this group's keys; over tokens of k or q, this group's channels.
-    auto state = [&](int i) { return panel_descriptor(s_at + ((i >> 2) * 2 + part) * PANEL + (i & 3) * 2048); };
-    auto tokens = [&](u32 tile, int i) { return panel_descriptor(tile + part * PANEL + i * 2048); };
+    auto state = [&](int i) { return panel_descriptor(at_part + S_AT + (i >> 2) * 2 * PANEL + (i & 3) * 2048); };
+    auto tokens = [&](u32 tile, int i) { return panel_descriptor(at_part + tile + i * 2048); };
     // Element pair of this group's panel of k or q under an accumulator's (row half, column block).
     auto pair = [&](const u8* tile, int half, int j) {
         return *(const u32*)(tile + part * PANEL + panel_chunk(row0 + 8 * half, j) + col0 * 2);
@@ -611,7 +621,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) gdn_backward_chunk(
     barrier_wait(&bar[0], 0);
     wgmma_fence();
 #pragma unroll
-    for (int i = 0; i < 8; i++) wgmma_ss<0, 1>(dK, rows(n_at, i), state(i), i > 0);
+    for (int i = 0; i < 8; i++) wgmma_ss<0, 1>(dK, rows(N_AT, i), state(i), i > 0);
     wgmma_commit();
     float inner = 0.f;
     {
@@ -656,9 +666,9 @@ extern "C" __global__ void __launch_bounds__(256, 2) gdn_backward_chunk(
             float z[16], kk[16];
             wgmma_fence();
 #pragma unroll
-            for (int i = 0; i < 8; i++) wgmma_ss(z, rows(y_at, i), rows(n_at + half * 4096, i), i > 0);
+            for (int i = 0; i < 8; i++) wgmma_ss(z, rows(Y_AT, i), rows(N_AT + half * 4096, i), i > 0);
 #pragma unroll
-            for (int i = 0; i < 8; i++) wgmma_ss(kk, rows(k_at, i), rows(k_at + half * 4096, i), i > 0);
+            for (int i = 0; i < 8; i++) wgmma_ss(kk, rows(K_AT, i), rows(K_AT + half * 4096, i), i > 0);
             wgmma_commit();
             wgmma_wait<0>();
 #pragma unroll
@@ -688,7 +698,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) gdn_backward_chunk(
         float a[32];
         wgmma_fence();
 #pragma unroll
-        for (int i = 0; i < 8; i++) wgmma_ss(a, rows(do_at, i), rows(n_at, i), i > 0);
+        for (int i = 0; i < 8; i++) wgmma_ss(a, rows(DO_AT, i), rows(N_AT, i), i > 0);
         wgmma_commit();
         u32 pw[16];
 #pragma unroll
@@ -722,9 +732,9 @@ extern "C" __global__ void __launch_bounds__(256, 2) gdn_backward_chunk(
     wgmma_fence();
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-        wgmma_ss<0, 1>(dK, panel_descriptor(n_at + i * 32), tokens(k_at, i), 1);
-        wgmma_ss<1, 1>(dK, panel_descriptor(n_at + i * 2048), tokens(k_at, i), 1);
-        wgmma_ss<1, 1>(dK, panel_descriptor(n_at + PANEL + i * 2048), tokens(q_at, i), 1);
+        wgmma_ss<0, 1>(dK, panel_descriptor(at0 + N_AT + i * 32), tokens(K_AT, i), 1);
+        wgmma_ss<1, 1>(dK, panel_descriptor(at0 + N_AT + i * 2048), tokens(K_AT, i), 1);
+        wgmma_ss<1, 1>(dK, panel_descriptor(at0 + N_AT + PANEL + i * 2048), tokens(Q_AT, i), 1);
     }
     wgmma_commit();
 
@@ -757,11 +767,11 @@ extern "C" __global__ void __launch_bounds__(256, 2) gdn_backward_chunk(
     barrier_wait(&bar[2], 0);
     wgmma_fence();
 #pragma unroll
-    for (int i = 0; i < 8; i++) wgmma_ss<0, 1>(acc, rows(y_at, i), state(i), i > 0);
+    for (int i = 0; i < 8; i++) wgmma_ss<0, 1>(acc, rows(Y_AT, i), state(i), i > 0);
     wgmma_commit();
     // dQ = E dO S^T + dP K
 #pragma unroll
-    for (int i = 0; i < 8; i++) wgmma_ss<0, 1>(acc2, rows(do_at, i), state(i), i > 0);
+    for (int i = 0; i < 8; i++) wgmma_ss<0, 1>(acc2, rows(DO_AT, i), state(i), i > 0);
     wgmma_commit();
     wgmma_wait<1>();
 #pragma unroll
@@ -789,7 +799,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) gdn_backward_chunk(
         }
     wgmma_fence();
 #pragma unroll
-    for (int i = 0; i < 4; i++) wgmma_ss<0, 1>(acc2, panel_descriptor(n_at + PANEL + i * 32), tokens(k_at, i), 1);
+    for (int i = 0; i < 4; i++) wgmma_ss<0, 1>(acc2, panel_descriptor(at0 + N_AT + PANEL + i * 32), tokens(K_AT, i), 1);
     wgmma_commit();
     __syncthreads();  // S is consumed by every warp
     pack_operand(f, dK);

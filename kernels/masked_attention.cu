@@ -135,7 +135,9 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_forward(
     } else {
         registers_raise<240>();
         const int part = group - 1, row0 = block * 2 * TILE + part * TILE + (warp & 3) * 16 + (lane >> 2), shift = 2 * (lane & 3);
-        const u32 q_at = smem_u32(q_tile) + part * PANEL, kv_at = smem_u32(kv);
+        const u32 q_at = smem_u32(q_tile) + part * PANEL;
+        // One descriptor serves both majors: K-major does not look at the distance of panels.
+        const u64 q_desc = panel_descriptor(q_at), kv_desc = panel_descriptor(smem_u32(kv), PANEL);
         const u32* mask0 = mask + (u64(batch) * T + row0) * words;
         float acc[128], s[32], top[2] = {-INF, -INF}, sum[2] = {0.f, 0.f};
         u32 p[16];
@@ -147,18 +149,19 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_forward(
             for (int h = 0; h < 2; h++) w[h] = row0 + 8 * h < T ? *(const uint2*)&mask0[u64(8 * h) * words + 2 * j] : make_uint2(0, 0);
         };
         auto scores = [&](u32 stage) {
+            const u64 k_desc = advance(kv_desc, stage * 2 * TILE_BYTES);
             wgmma_fence();
 #pragma unroll
             for (int i = 0; i < DIM / 16; i++)
-                wgmma_ss(s, panel_descriptor(q_at + (i >> 2) * 2 * PANEL + (i & 3) * 32),
-                         panel_descriptor(kv_at + stage * 2 * TILE_BYTES + (i >> 2) * PANEL + (i & 3) * 32), i > 0);
+                wgmma_ss(s, advance(q_desc, (i >> 2) * 2 * PANEL + (i & 3) * 32), advance(k_desc, (i >> 2) * PANEL + (i & 3) * 32), i > 0);
             wgmma_commit();
         };
         auto values = [&](u32 stage) {
+            const u64 v_desc = advance(kv_desc, (stage * 2 + 1) * TILE_BYTES);
             wgmma_fence();
 #pragma unroll
             for (int i = 0; i < TILE / 16; i++)
-                wgmma_rs<1>(acc, p + 4 * i, panel_descriptor(kv_at + stage * 2 * TILE_BYTES + TILE_BYTES + i * 2048, PANEL), 1);
+                wgmma_rs<1>(acc, p + 4 * i, advance(v_desc, i * 2048), 1);
             wgmma_commit();
         };
         // Turns s into probabilities relative to the running maximum; returns the factors of what came before.
@@ -339,24 +342,25 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_backward_keys(
     } else {
         registers_raise<240>();
         const int lwarp = warp & 3, ltid = tid & 127, matrix = lane >> 3, col0 = 2 * (lane & 3);
-        const u32 own = smem_u32(group == 1 ? k_tile : v_tile), ring_at = smem_u32(ring_tiles);
+        const u32 own = smem_u32(group == 1 ? k_tile : v_tile);
+        const u64 own_desc = panel_descriptor(own), ring_desc = panel_descriptor(smem_u32(ring_tiles), PANEL);
         float acc[128], s[32];
 #pragma unroll
         for (int i = 0; i < 128; i++) acc[i] = 0.f;
         Ring<STAGES> ring;
         barrier_wait(kv_full, 0);
-        auto product = [&](u32 tile) {  // own [64 keys][256] times tile [64 queries][256]^T
+        auto product = [&](u64 tile) {  // own [64 keys][256] times tile [64 queries][256]^T
             wgmma_fence();
 #pragma unroll
             for (int i = 0; i < DIM / 16; i++)
-                wgmma_ss(s, panel_descriptor(own + (i >> 2) * PANEL + (i & 3) * 32), panel_descriptor(tile + (i >> 2) * PANEL + (i & 3) * 32), i > 0);
+                wgmma_ss(s, advance(own_desc, (i >> 2) * PANEL + (i & 3) * 32), advance(tile, (i >> 2) * PANEL + (i & 3) * 32), i > 0);
             wgmma_commit();
             wgmma_wait<0>();
         };
-        auto accumulate = [&](const u32 (&f)[16], u32 tile) {
+        auto accumulate = [&](const u32 (&f)[16], u64 tile) {
             wgmma_fence();
 #pragma unroll
-            for (int i = 0; i < TILE / 16; i++) wgmma_rs<1>(acc, f + 4 * i, panel_descriptor(tile + i * 2048, PANEL), 1);
+            for (int i = 0; i < TILE / 16; i++) wgmma_rs<1>(acc, f + 4 * i, advance(tile, i * 2048), 1);
             wgmma_commit();
         };
         u32 f[16];
@@ -366,9 +370,9 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_backward_keys(
                 uint2 w[2];
 #pragma unroll
                 for (int h = 0; h < 2; h++) w[h] = *(const uint2*)&mask0[u64(8 * h) * words + 2 * qt];
-                const u32 q_at = ring_at + ring.at * 2 * TILE_BYTES;
+                const u64 q_desc = advance(ring_desc, ring.at * 2 * TILE_BYTES);
                 barrier_wait(&q_full[ring.at], ring.parity);
-                product(q_at);
+                product(q_desc);
                 const float* l = rows + ring.at * 128;
 #pragma unroll
                 for (int j = 0; j < 8; j++) {
@@ -388,7 +392,7 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_backward_keys(
                 for (int x = 0; x < 4; x++) to[x * 128 + ltid] = make_uint4(f[4 * x], f[4 * x + 1], f[4 * x + 2], f[4 * x + 3]);
                 barrier_arrive(&p_full[i & 1]);
                 barrier_wait(&do_full[ring.at], ring.parity);
-                accumulate(f, q_at + TILE_BYTES);
+                accumulate(f, advance(q_desc, TILE_BYTES));
                 wgmma_wait<0>();
                 __syncwarp();
                 if (lane == 0) barrier_arrive(&do_empty[ring.at]);
@@ -396,9 +400,9 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_backward_keys(
             }
         } else {
             for (int qt = seek(kt), i = 0; qt < n; qt = seek(qt + 1), i++) {
-                const u32 q_at = ring_at + ring.at * 2 * TILE_BYTES;
+                const u64 q_desc = advance(ring_desc, ring.at * 2 * TILE_BYTES);
                 barrier_wait(&do_full[ring.at], ring.parity);
-                product(q_at + TILE_BYTES);
+                product(advance(q_desc, TILE_BYTES));
                 const float* d = rows + ring.at * 128 + 64;
                 const uint4* from = (const uint4*)(share + (i & 1) * PANEL);
                 barrier_wait(&p_full[i & 1], (i >> 1) & 1);
@@ -420,7 +424,7 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_backward_keys(
                 __syncwarp();
                 if (lane == 0) barrier_arrive(&do_empty[ring.at]);
                 barrier_wait(&q_full[ring.at], ring.parity);
-                accumulate(f, q_at);
+                accumulate(f, q_desc);
                 // The gradient of the scores, [64 keys][64 queries], for the pass over queries.
                 if (ltid == 0) store_wait_read<0>();
                 named_barrier(1, 128);
@@ -513,17 +517,18 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_backward_queries(
     } else {
         registers_raise<240>();
         const int part = group - 1, matrix = lane >> 3, qt = GROUPS * block + part;
+        const u64 ring_desc = panel_descriptor(smem_u32(smem), PANEL);
         float acc[128];
 #pragma unroll
         for (int i = 0; i < 128; i++) acc[i] = 0.f;
         for (int j = list.next(); j >= 0; j = list.next()) {
             barrier_wait(&full[ring.at], ring.parity);
             if (__shfl_sync(~0u, used(part, j), 0)) {
-                const u32 at = smem_u32(smem) + ring.at * Q_STAGE;
+                const u64 k_desc = advance(ring_desc, ring.at * Q_STAGE), s_desc = advance(k_desc, TILE_BYTES + part * PANEL);
                 wgmma_fence();
 #pragma unroll
                 for (int i = 0; i < TILE / 16; i++)
-                    wgmma_ss<1, 1>(acc, panel_descriptor(at + TILE_BYTES + part * PANEL + i * 2048), panel_descriptor(at + i * 2048, PANEL), 1);
+                    wgmma_ss<1, 1>(acc, advance(s_desc, i * 2048), advance(k_desc, i * 2048), 1);
                 wgmma_commit();
                 wgmma_wait<0>();
             }

@@ -71,20 +71,20 @@ extern "C" __global__ void __launch_bounds__(288, 1) indexer_score(
 #pragma unroll
         for (int e = 0; e < 2; e++) w[e][h] = row0 + 8 * e < T ? heed[(u64(batch) * T + row0 + 8 * e) * HEADS + h] : 0.f;
     }
+    const u64 q_desc = panel_descriptor(smem_u32(q_tile) + group * 8192), k_desc0 = panel_descriptor(smem_u32(k_tiles));
     const float slope = -LOG2E * scale;
     barrier_wait(q_full, 0);
     Ring<STAGES> ring;
     float z[HEADS][32];
     for (int j = tile0; j < tile1; j++) {
         barrier_wait(&full[ring.at], ring.parity);
-        const u32 k_at = smem_u32(k_tiles) + ring.at * 2 * K_PANEL;
+        const u64 k_desc = advance(k_desc0, ring.at * 2 * K_PANEL);
         wgmma_fence();
 #pragma unroll
         for (int h = 0; h < HEADS; h++)
 #pragma unroll
             for (int i = 0; i < 8; i++)
-                wgmma_ss(z[h], panel_descriptor(smem_u32(q_tile) + (h * 2 + (i >> 2)) * Q_PANEL + group * 8192 + (i & 3) * 32),
-                         panel_descriptor(k_at + (i >> 2) * K_PANEL + (i & 3) * 32), i > 0);
+                wgmma_ss(z[h], advance(q_desc, (h * 2 + (i >> 2)) * Q_PANEL + (i & 3) * 32), advance(k_desc, (i >> 2) * K_PANEL + (i & 3) * 32), i > 0);
         wgmma_commit();
         wgmma_wait<0>();
         __syncwarp();

@@ -138,8 +138,8 @@ class Gdn:
         self.keep = (q, k, v, g, b, do)
         self.prepare = M.bind("gdn_prepare", (H, N, B), 128, self.PREPARE, tq, tk, g, b, self.vec, self.m, self.p, T, H)
         fw = (tq, tk, tv, self.vec, self.m, self.p, self.o, self.states, self.news, T, H)
-        self.scan = M.bind("gdn_forward", (2 * H, B, 1), 288, self.SCAN, *fw)
-        self.scan_save = M.bind("gdn_forward_save", (2 * H, B, 1), 288, self.SCAN, *fw)
+        self.scan = M.bind("gdn_forward", (2 * H, B, 1), 384, self.SCAN, *fw)
+        self.scan_save = M.bind("gdn_forward_save", (2 * H, B, 1), 384, self.SCAN, *fw)
         self.back = M.bind("gdn_backward", (2 * H, B, 1), 256, self.BACK, tq, tk, tdo, self.vec, self.m, self.p, self.dstates, self.ys, T, H)
         self.chunk = M.bind("gdn_backward_chunk", (H, N, B), 256, self.CHUNK, tq, tk, tdo, tm(self.dq), tm(self.dk), v, self.vec, self.p,
                             self.states, self.dstates, self.news, self.ys, self.dv, self.dg, self.db, T, H)
