@@ -14,14 +14,14 @@
 
 constexpr int THREADS = 1024;
 
-template <class F> DEVICE float block_reduce(float x, float* scratch, F op) {
+template <class F> DEVICE float block_reduce(float x, float none, float* scratch, F op) {
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
 #pragma unroll
     for (int o = 16; o; o >>= 1) x = op(x, __shfl_xor_sync(~0u, x, o));
     __syncthreads();
     if (lane == 0) scratch[warp] = x;
     __syncthreads();
-    x = scratch[lane];
+    x = lane < blockDim.x >> 5 ? scratch[lane] : none;
 #pragma unroll
     for (int o = 16; o; o >>= 1) x = op(x, __shfl_xor_sync(~0u, x, o));
     return x;
@@ -32,7 +32,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) lce_count(const long long*
     __shared__ float scratch[32];
     float x = 0.f;
     for (int i = threadIdx.x; i < n; i += THREADS) x += targets[i] == -100 ? 0.f : 1.f;
-    x = block_reduce(x, scratch, [](float a, float b) { return a + b; });
+    x = block_reduce(x, 0.f, scratch, [](float a, float b) { return a + b; });
     if (threadIdx.x == 0) inverse[0] = 1.f / fmaxf(x, 1.f);
 }
 
@@ -41,57 +41,67 @@ extern "C" __global__ void __launch_bounds__(THREADS) lce_total(const float* los
     __shared__ float scratch[32];
     float x = 0.f;
     for (int i = threadIdx.x; i < n; i += THREADS) x += loss[i];
-    x = block_reduce(x, scratch, [](float a, float b) { return a + b; });
+    x = block_reduce(x, 0.f, scratch, [](float a, float b) { return a + b; });
     if (threadIdx.x == 0) total[0] = x * inverse[0];
 }
 
-/// Eight logits -> z log2(e), under a softcap: cap tanh(l / cap). tanh is an odd polynomial (6e-8) up to 0.8 and
-/// two special functions beyond, which the special function unit would otherwise limit.
-template <bool CAPPED> DEVICE void soften(const uint4& w, float cap, float inv_cap, float (&z)[8]) {
+/// Softcap by a polynomial: cap tanh(l / cap) log2(e) = l P(l^2), to 1e-6 up to |l| = 0.8 cap; two special
+/// functions beyond, of which the unit would otherwise limit the pass.
+struct Softcap {
+    float c[5], edge, cap, inv_cap;
+    DEVICE Softcap(float cap) : cap(cap), inv_cap(1.f / cap) {
+        const float u = inv_cap * inv_cap, p[5] = {9.999990288e-01f, -3.332553976e-01f, 1.323185610e-01f, -4.921207493e-02f, 1.212490479e-02f};
+        float scale = LOG2E;
+#pragma unroll
+        for (int i = 0; i < 5; i++) c[i] = p[i] * scale, scale *= u;
+        edge = 0.64f * cap * cap;
+    }
+    DEVICE float near(float l, float t) const { return l * fmaf(t, fmaf(t, fmaf(t, fmaf(t, c[4], c[3]), c[2]), c[1]), c[0]); }
+    DEVICE float far(float l) const { return cap * LOG2E * tanh_fast(l * inv_cap); }
+};
+
+/// Eight logits -> z log2(e).
+template <bool CAPPED> DEVICE void soften(const uint4& w, const Softcap& cap, float (&z)[8]) {
     const u32 p[4] = {w.x, w.y, w.z, w.w};
-    float far = 0.f;
+    float l[8], top = 0.f;
 #pragma unroll
     for (int e = 0; e < 8; e++) {
-        const float l = e & 1 ? bf16_hi(p[e >> 1]) : bf16_lo(p[e >> 1]);
-        z[e] = l * LOG2E;
+        l[e] = e & 1 ? bf16_hi(p[e >> 1]) : bf16_lo(p[e >> 1]);
         if (CAPPED) {
-            const float x = l * inv_cap, t = x * x;
-            far = fmaxf(far, t);
-            float y = fmaf(t, -4.364214016e-03f, 1.910764721e-02f);
-            y = fmaf(t, y, -5.312241068e-02f);
-            y = fmaf(t, y, 1.332123521e-01f);
-            y = fmaf(t, y, -3.333269009e-01f);
-            y = fmaf(t, y, 9.999999441e-01f);
-            z[e] *= y;
-        }
+            const float t = l[e] * l[e];
+            top = fmaxf(top, t);
+            z[e] = cap.near(l[e], t);
+        } else z[e] = l[e] * LOG2E;
     }
-    if (CAPPED && far > 0.64f) {
+    if (CAPPED && top > cap.edge) {
 #pragma unroll
-        for (int e = 0; e < 8; e++) z[e] = cap * LOG2E * tanh_fast((e & 1 ? bf16_hi(p[e >> 1]) : bf16_lo(p[e >> 1])) * inv_cap);
+        for (int e = 0; e < 8; e++) z[e] = cap.far(l[e]);
     }
 }
 
-/// One block per row, one row per SM, so that the 132 rows in flight (35 MB) stay in L2 between the two reads.
-/// Limit: memory, 4 bytes per logit; floor 0.51 ms for 4096 x 131072. BOUNDED: z <= cap <= 40, so no maximum is
-/// needed under the exponentials.
+/// Two rows per SM. What shared memory holds of a row is read once; the rest of the 264 rows in flight (43 MB at
+/// V = 131072) stays in L2 until the second read. Limit: memory, 4 bytes per logit; floor 0.51 ms for
+/// 4096 x 131072. BOUNDED: z <= cap <= 40, so no maximum is needed under the exponentials.
+constexpr int ROW_THREADS = 512, CACHED = 12 * ROW_THREADS;  // vectors of 16 bytes: 96 KB
+
 template <bool CAPPED, bool BOUNDED>
-DEVICE void rows(bf16* logits, const long long* targets, const float* inverse, float cap, float scale, float* loss, int V) {
+DEVICE void rows(bf16* logits, const long long* targets, const float* inverse, const Softcap& cap, float scale, float* loss, int V) {
     __shared__ float scratch[32];
     const u64 r = blockIdx.x;
     bf16* row = logits + r * V;
+    uint4* cache = (uint4*)smem;
     const long long y = targets[r];
-    const int vectors = V / 8;
+    const int vectors = V / 8, tid = threadIdx.x;
     if (y == -100) {
-        for (int i = threadIdx.x; i < vectors; i += THREADS) ((uint4*)row)[i] = make_uint4(0, 0, 0, 0);
-        if (threadIdx.x == 0) loss[r] = 0.f;
+        for (int i = tid; i < vectors; i += ROW_THREADS) ((uint4*)row)[i] = make_uint4(0, 0, 0, 0);
+        if (tid == 0) loss[r] = 0.f;
         return;
     }
-    const float inv_cap = CAPPED ? 1.f / cap : 0.f, target = bf16_float(row[y]);
+    const float target = bf16_float(row[y]);
     float top = BOUNDED ? 0.f : -INF, sum = 0.f;  // in units of log 2
-#pragma unroll 8
-    for (int i = threadIdx.x; i < vectors; i += THREADS) {
+    auto add = [&](const uint4& w) {
         float z[8];
-        soften<CAPPED>(((const uint4*)row)[i], cap, inv_cap, z);
+        soften<CAPPED>(w, cap, z);
         if (!BOUNDED) {
             const float m = fmaxf(fmaxf(fmaxf(z[0], z[1]), fmaxf(z[2], z[3])), fmaxf(fmaxf(z[4], z[5]), fmaxf(z[6], z[7])));
             if (m > top) {
@@ -101,39 +111,46 @@ DEVICE void rows(bf16* logits, const long long* targets, const float* inverse, f
         }
 #pragma unroll
         for (int e = 0; e < 8; e++) sum += exp2_fast(BOUNDED ? z[e] : z[e] - top);
+    };
+    const int cached = min(vectors, CACHED);
+#pragma unroll 6
+    for (int i = tid; i < cached; i += ROW_THREADS) {
+        const uint4 w = ((const uint4*)row)[i];
+        cache[i] = w;
+        add(w);
     }
-    const float all_top = BOUNDED ? 0.f : block_reduce(top, scratch, [](float a, float b) { return fmaxf(a, b); });
-    if (!BOUNDED) sum = top == -INF ? 0.f : sum * exp2_fast(top - all_top);
-    sum = block_reduce(sum, scratch, [](float a, float b) { return a + b; });
-    const float lse = all_top + __log2f(sum), scaled = scale * inverse[0];
-    const float inv_z = CAPPED ? LN2 * inv_cap : 0.f;
 #pragma unroll 4
-    for (int i = threadIdx.x; i < vectors; i += THREADS) {
+    for (int i = tid + CACHED; i < vectors; i += ROW_THREADS) add(((const uint4*)row)[i]);
+    const float all_top = BOUNDED ? 0.f : block_reduce(top, -INF, scratch, [](float a, float b) { return fmaxf(a, b); });
+    if (!BOUNDED) sum = top == -INF ? 0.f : sum * exp2_fast(top - all_top);
+    sum = block_reduce(sum, 0.f, scratch, [](float a, float b) { return a + b; });
+    const float lse = all_top + __log2f(sum), scaled = scale * inverse[0];
+    const float bend = CAPPED ? -scaled * LN2 * LN2 * cap.inv_cap * cap.inv_cap : 0.f;
+    auto grad = [&](const uint4& w, int i) {
         float z[8];
-        u32 p[4];
-        soften<CAPPED>(((const uint4*)row)[i], cap, inv_cap, z);
+        soften<CAPPED>(w, cap, z);
 #pragma unroll
-        for (int e = 0; e < 8; e++) {
-            const float th = z[e] * inv_z;
-            z[e] = exp2_fast(z[e] - lse) * (CAPPED ? fmaf(-th * scaled, th, scaled) : scaled);
-        }
-#pragma unroll
-        for (int e = 0; e < 4; e++) p[e] = pack_bf16(z[2 * e], z[2 * e + 1]);
-        ((uint4*)row)[i] = make_uint4(p[0], p[1], p[2], p[3]);
-    }
+        for (int e = 0; e < 8; e++) z[e] = exp2_fast(z[e] - lse) * (CAPPED ? fmaf(z[e] * z[e], bend, scaled) : scaled);
+        ((uint4*)row)[i] = make_uint4(pack_bf16(z[0], z[1]), pack_bf16(z[2], z[3]), pack_bf16(z[4], z[5]), pack_bf16(z[6], z[7]));
+    };
+#pragma unroll 4
+    for (int i = tid + CACHED; i < vectors; i += ROW_THREADS) grad(((const uint4*)row)[i], i);
+#pragma unroll 4
+    for (int i = tid; i < cached; i += ROW_THREADS) grad(cache[i], i);
     __syncthreads();
-    if (threadIdx.x == 0) {  // the target's own entry
-        const float th = CAPPED ? tanh_fast(target * inv_cap) : 0.f, z = LOG2E * (CAPPED ? cap * th : target);
+    if (tid == 0) {  // the target's own entry
+        const float z = CAPPED ? cap.far(target) : LOG2E * target;
         loss[r] = LN2 * (lse - z);
-        row[y] = float_bf16((exp2_fast(z - lse) - 1.f) * scaled * (1.f - th * th));
+        row[y] = float_bf16((exp2_fast(z - lse) - 1.f) * fmaf(z * z, bend, scaled));
     }
 }
 
-/// `scale`: the gradient that arrives (1 where the loss is the root). grid R, 1024 threads.
-extern "C" __global__ void __launch_bounds__(THREADS, 1) lce_rows(
+/// `scale`: the gradient that arrives (1 where the loss is the root). grid R, 512 threads, 16 CACHED bytes.
+extern "C" __global__ void __launch_bounds__(ROW_THREADS, 2) lce_rows(
     bf16* logits, const long long* targets, const float* inverse, float cap, float scale, float* loss, int V)
 {
-    if (cap <= 0.f) rows<false, false>(logits, targets, inverse, cap, scale, loss, V);
-    else if (cap <= 40.f) rows<true, true>(logits, targets, inverse, cap, scale, loss, V);
-    else rows<true, false>(logits, targets, inverse, cap, scale, loss, V);
+    const Softcap softcap(cap > 0.f ? cap : 1.f);
+    if (cap <= 0.f) rows<false, false>(logits, targets, inverse, softcap, scale, loss, V);
+    else if (cap <= 40.f) rows<true, true>(logits, targets, inverse, softcap, scale, loss, V);
+    else rows<true, false>(logits, targets, inverse, softcap, scale, loss, V);
 }

@@ -1,6 +1,6 @@
 // Softmax attention under a causal bit mask, over dense tiles of 64 x 64, forward and backward.
 //
-// Shapes   q, k, v, o, do, dq, dk, dv [B,T,H,256] bf16 as 4-D tensor maps (256, H, T, B), 128-byte swizzle,
+// Shapes   q, k, v, o, do, dq, dk, dv [B,T,H,D] bf16, D = ATTENTION_DIM (256), as 4-D tensor maps (D, H, T, B), 128-byte swizzle,
 //          box (64, 1, 64, 1) except q of the forward kernel, (64, 1, 128, 1). mask [B,T,words] u32 shared by
 //          all heads, words = 2 ceil(T / 64), no bit set at s > t. lse, delta [B,H,64 ceil(T / 64)] fp32.
 // Meaning  docs/ops.md `masked_attention`, with `scale` on the scores (1 where the queries carry it);
@@ -21,7 +21,10 @@
 #include "mma.cuh"
 #include "wgmma.cuh"
 
-constexpr int TILE = 64, DIM = 256, PANELS = DIM / 64;
+#ifndef ATTENTION_DIM
+#define ATTENTION_DIM 256
+#endif
+constexpr int TILE = 64, DIM = ATTENTION_DIM, PANELS = DIM / 64;  // DIM: 64, 128 or 256
 constexpr int PANEL = TILE * 128;
 constexpr int TILE_BYTES = PANELS * PANEL;  // 64 rows of 256
 
@@ -139,11 +142,11 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_forward(
         // One descriptor serves both majors: K-major does not look at the distance of panels.
         const u64 q_desc = panel_descriptor(q_at), kv_desc = panel_descriptor(smem_u32(kv), PANEL);
         const u32* mask0 = mask + (u64(batch) * T + row0) * words;
-        float acc[128], s[32], top[2] = {-INF, -INF}, sum[2] = {0.f, 0.f};
+        float acc[DIM / 2], s[32], top[2] = {-INF, -INF}, sum[2] = {0.f, 0.f};
         u32 p[16];
         uint2 w[2];
 #pragma unroll
-        for (int i = 0; i < 128; i++) acc[i] = 0.f;
+        for (int i = 0; i < DIM / 2; i++) acc[i] = 0.f;
         auto fetch = [&](int j) {
 #pragma unroll
             for (int h = 0; h < 2; h++) w[h] = row0 + 8 * h < T ? *(const uint2*)&mask0[u64(8 * h) * words + 2 * j] : make_uint2(0, 0);
@@ -222,7 +225,7 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_forward(
                 v_ring.next();
                 pack_operand(p, s);
 #pragma unroll
-                for (int i = 0; i < 128; i++) acc[i] *= fix[i >> 1 & 1];
+                for (int i = 0; i < DIM / 2; i++) acc[i] *= fix[i >> 1 & 1];
             }
             barrier_wait(&v_full[v_ring.at], v_ring.parity);
             values(v_ring.at);
@@ -240,7 +243,7 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_forward(
         // This group's rows of q are consumed; they take its output.
         const int matrix = lane >> 3;
 #pragma unroll
-        for (int i = 0; i < 16; i++) {
+        for (int i = 0; i < DIM / 16; i++) {
             u32 f[4];
 #pragma unroll
             for (int e = 0; e < 4; e++) f[e] = pack_bf16(acc[8 * i + 2 * e] * inverse[e & 1], acc[8 * i + 2 * e + 1] * inverse[e & 1]);
@@ -265,7 +268,7 @@ extern "C" __global__ void __launch_bounds__(256) attention_delta(const bf16* o,
     const int n = (T + TILE - 1) / TILE, lane = threadIdx.x & 31;
     const int row = blockIdx.x * 8 + (threadIdx.x >> 5), t = row / H, head = row - t * H;
     float x = 0.f;
-    if (t < T) {
+    if (t < T && lane * 8 < DIM) {
         const u64 at = ((u64(blockIdx.y) * T + t) * H + head) * DIM + lane * 8;
         const uint4 a = *(const uint4*)(o + at), b = *(const uint4*)(d_out + at);
         const u32 as[4] = {a.x, a.y, a.z, a.w}, bs[4] = {b.x, b.y, b.z, b.w};
@@ -344,9 +347,9 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_backward_keys(
         const int lwarp = warp & 3, ltid = tid & 127, matrix = lane >> 3, col0 = 2 * (lane & 3);
         const u32 own = smem_u32(group == 1 ? k_tile : v_tile);
         const u64 own_desc = panel_descriptor(own), ring_desc = panel_descriptor(smem_u32(ring_tiles), PANEL);
-        float acc[128], s[32];
+        float acc[DIM / 2], s[32];
 #pragma unroll
-        for (int i = 0; i < 128; i++) acc[i] = 0.f;
+        for (int i = 0; i < DIM / 2; i++) acc[i] = 0.f;
         Ring<STAGES> ring;
         barrier_wait(kv_full, 0);
         auto product = [&](u64 tile) {  // own [64 keys][256] times tile [64 queries][256]^T
@@ -446,7 +449,7 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_backward_keys(
         // Each group writes over the tile that only it has read.
         const float by = group == 1 ? 1.f : out_scale;
 #pragma unroll
-        for (int i = 0; i < 16; i++) {
+        for (int i = 0; i < DIM / 16; i++) {
             u32 g[4];
 #pragma unroll
             for (int e = 0; e < 4; e++) g[e] = pack_bf16(acc[8 * i + 2 * e] * by, acc[8 * i + 2 * e + 1] * by);
@@ -518,9 +521,9 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_backward_queries(
         registers_raise<240>();
         const int part = group - 1, matrix = lane >> 3, qt = GROUPS * block + part;
         const u64 ring_desc = panel_descriptor(smem_u32(smem), PANEL);
-        float acc[128];
+        float acc[DIM / 2];
 #pragma unroll
-        for (int i = 0; i < 128; i++) acc[i] = 0.f;
+        for (int i = 0; i < DIM / 2; i++) acc[i] = 0.f;
         for (int j = list.next(); j >= 0; j = list.next()) {
             barrier_wait(&full[ring.at], ring.parity);
             if (__shfl_sync(~0u, used(part, j), 0)) {
@@ -539,7 +542,7 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_backward_queries(
         named_barrier(4, 128 * GROUPS);  // the ring is drained; its first tiles take the output
         u8* out = smem + part * TILE_BYTES;
 #pragma unroll
-        for (int i = 0; i < 16; i++) {
+        for (int i = 0; i < DIM / 16; i++) {
             u32 g[4];
 #pragma unroll
             for (int e = 0; e < 4; e++) g[e] = pack_bf16(acc[8 * i + 2 * e] * out_scale, acc[8 * i + 2 * e + 1] * out_scale);

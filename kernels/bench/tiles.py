@@ -186,6 +186,7 @@ def gdn(args):
         e = {k: err(runs[0][k], torch.stack(v)) for k, v in want.items()}
         e["repeat"] = 0.0 if same else 9.9
         tol = dict(o=8e-3, dq=1e-2, dk=1.2e-2, dv=1e-2, dg=2e-2, db=1.2e-2, repeat=0)
+        if T == 1: tol = {k: 8 * v for k, v in tol.items()}  # single dot products: rounding relative to a sum that may cancel
         if decay == 0.0: tol = {k: 4 * v for k, v in tol.items()}
         good &= gate(f"gated delta rule B={B} T={T} H={H} decay {decay}", e, tol)
     if args.check_only or not (good or args.force): return
@@ -303,15 +304,15 @@ def index(args):
 
 # ---------------------------------------------------------------- masked attention
 class Attention:
-    FORWARD, KEYS, QUERIES = 6 * 32768 + 128, 6 * 32768 + 3 * 8192 + 2 * 512 + 128, 4 * (32768 + 2 * 8192) + 128
-
-    def __init__(self, mod, B, T, H, mask):
+    def __init__(self, mod, B, T, H, mask, D=256):
         self.B, self.T, self.H, n = B, T, H, (T + 63) // 64
+        tile = 128 * D
+        self.FORWARD, self.KEYS, self.QUERIES = 6 * tile + 128, 6 * tile + 3 * 8192 + 2 * 512 + 128, 4 * (tile + 2 * 8192) + 128
         u = lambda *s: torch.empty(*s, dtype=torch.int32, device=dev)
         self.mask, self.tiles, self.trans = mask, u(B, n, (n + 31) // 32), u(B, n * 64, 2 * n)
         self.lse, self.delta = torch.empty(B, H, n * 64, device=dev), torch.empty(B, H, n * 64, device=dev)
         self.ds = torch.empty(B * H * (n * (n + 1) // 2) * 8192, dtype=torch.uint8, device=dev)
-        x = lambda: torch.empty(B, T, H, 256, dtype=bf, device=dev)
+        x = lambda: torch.empty(B, T, H, D, dtype=bf, device=dev)
         self.o, self.dq, self.dk, self.dv = x(), x(), x(), x()
         self.mod, self.n = mod, n
 
@@ -346,13 +347,15 @@ def causal_mask(B, T, kind):
 
 
 def attention(args):
-    M = Module("masked_attention.cu")
+    mods = {D: Module("masked_attention.cu", [f"ATTENTION_DIM={D}"]) for D in (64, 128, 256)}
+    M = mods[256]
     good = True
-    for B, T, H, kind in pick(args, (1, 1, 1, "causal"), (2, 100, 3, "near"), (1, 1000, 2, "scattered"), (2, 641, 2, "near"), (1, 8190, 1, "scattered"), (1, 8192, 1, "near")):
-        r = lambda: torch.randn(B, T, H, 256, device=dev).to(bf)
+    for B, T, H, kind, D in pick(args, (1, 1, 1, "causal", 256), (2, 100, 3, "near", 256), (2, 300, 2, "scattered", 64), (1, 500, 3, "near", 128),
+                                 (1, 1000, 2, "scattered", 256), (2, 641, 2, "near", 256), (1, 8190, 1, "scattered", 256), (1, 8192, 1, "near", 256)):
+        r = lambda: torch.randn(B, T, H, D, device=dev).to(bf)
         q, k, v, do = r(), r(), r(), r()
         mask = causal_mask(B, T, kind)
-        A = Attention(M, B, T, H, pack(mask))
+        A = Attention(mods[D], B, T, H, pack(mask), D)
         A.bind(q, k, v, do, 1 / 16)
         runs = []
         for _ in range(2):
@@ -372,7 +375,7 @@ def attention(args):
             e["lse"] = max(e.get("lse", 0), err(A.lse[b, :, :T][:, live] * math.log(2), lse[:, live]))
             del o, lse, x
         e["repeat"] = 0.0 if all(torch.equal(runs[0][x], runs[1][x]) for x in runs[0]) else 9.9
-        good &= gate(f"masked attention B={B} T={T} H={H} {kind}", e, dict(o=6e-3, dq=1e-2, dk=1e-2, dv=1e-2, lse=1e-4, repeat=0))
+        good &= gate(f"masked attention B={B} T={T} H={H} D={D} {kind}", e, dict(o=6e-3, dq=1e-2, dk=1e-2, dv=1e-2, lse=1e-4, repeat=0))
         torch.cuda.empty_cache()
     if args.check_only or not (good or args.force): return
     T, H = 8192, 16
@@ -410,7 +413,7 @@ class Lce:
         self.parts = []
         for r in range(0, self.N, self.rows):
             n = min(self.rows, self.N - r)
-            self.parts.append((r, n, b("lce_rows", (n, 1, 1), 1024, 0, self.logits, y[r:], self.inverse, cap, 1.0, self.loss[r:], self.V)))
+            self.parts.append((r, n, b("lce_rows", (n, 1, 1), 512, 12 * 512 * 16, self.logits, y[r:], self.inverse, cap, 1.0, self.loss[r:], self.V)))
 
     def run(self):
         self.count()

@@ -39,6 +39,11 @@ DEVICE void bulk_load(void* to, const void* from, u32 bytes, u64* bar) {
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(smem_u32(to)),
                  "l"(from), "r"(bytes), "r"(smem_u32(bar)) : "memory");
 }
+/// Brings a range to L2 only; a hint, so that a later ordinary load does not wait for memory.
+DEVICE void bulk_prefetch(const void* from, u32 bytes) {
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
+}
+DEVICE void line_prefetch(const void* from) { asm volatile("prefetch.global.L2 [%0];" ::"l"(from)); }
 DEVICE void bulk_store(void* to, const void* from, u32 bytes) {
     asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to), "r"(smem_u32(from)), "r"(bytes) : "memory");
 }
