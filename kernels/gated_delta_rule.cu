@@ -592,12 +592,6 @@ extern "C" __global__ void __launch_bounds__(256, 2) gdn_backward_chunk(
             tensor_load(dot + i * PANEL, d_out, 64 * i, head, chunk * CHUNK, batch, &bar[1]);
             tensor_load(qt + i * PANEL, q, 64 * i, head, chunk * CHUNK, batch, &bar[1]);
         }
-        bulk_prefetch(p + at * PANEL, PANEL);
-        bulk_prefetch(states + at * 4 * PANEL, 4 * PANEL);
-    }
-    if (tid >= 128) {
-        const int t = chunk * CHUNK + ((tid - 128) >> 1);
-        if (t < T) line_prefetch(v + ((u64(batch) * T + t) * H + head) * VALUE + (tid & 1) * 64);
     }
     const float* vec = vectors + at * VECTORS;
     const int row0 = (warp & 3) * 16 + (lane >> 2), col0 = 2 * (lane & 3), matrix = lane >> 3;
