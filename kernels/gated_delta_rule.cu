@@ -262,7 +262,7 @@ DEVICE u32 transposed_at(int warp, int lane, int s) {
 // One warpgroup carries the state and hands S and N over in shared memory, one computes the output.
 // grid (2 H, B), 384 threads (the third warpgroup loads), FORWARD_SMEM bytes.
 // ------------------------------------------------------------------------------------------------
-constexpr int AT_S = STAGES * TILES, AT_N = AT_S + 4 * PANEL, AT_O = AT_N + PANEL;
+constexpr int AT_S = STAGES * TILES, AT_N = AT_S + 2 * PANEL, AT_O = AT_N + PANEL;
 constexpr int FORWARD_SMEM = AT_O + PANEL + 128;
 
 template <bool SAVE>
@@ -272,11 +272,10 @@ DEVICE void forward_scan(const TensorMap& q, const TensorMap& k, const TensorMap
     SCAN_PROLOGUE
     const u64 d0 = panel_descriptor(smem_u32(smem)), d0_mn = panel_descriptor(smem_u32(smem), PANEL);
     u64* full = (u64*)(smem + AT_O + PANEL);
-    u64 *empty = full + STAGES, *s_ready = empty + STAGES, *s_free = s_ready + 2, *n_ready = s_free + 2, *n_free = n_ready + 1;
+    u64 *empty = full + STAGES, *s_ready = empty + STAGES, *n_ready = s_ready + 1, *done = n_ready + 1;
     if (tid == 0) {
         for (int i = 0; i < STAGES; i++) barrier_init(&full[i], 1), barrier_init(&empty[i], 8);
-        for (int i = 0; i < 2; i++) barrier_init(&s_ready[i], 4), barrier_init(&s_free[i], 4);
-        barrier_init(n_ready, 4), barrier_init(n_free, 4);
+        barrier_init(s_ready, 4), barrier_init(n_ready, 4), barrier_init(done, 4);
         barrier_init_done();
     }
     __syncthreads();
@@ -292,9 +291,9 @@ DEVICE void forward_scan(const TensorMap& q, const TensorMap& k, const TensorMap
         for (int i = 0; i < 64; i++) s[i] = 0.f;
         const int col0 = 2 * (lane & 3);
         Ring<STAGES> ring;
+        barrier_wait(&full[0], 0);
         for (int c = 0; c < n_chunks; c++) {
             pack_operand(sb, s);
-            barrier_wait(&full[ring.at], ring.parity);
             const u32 base = smem_u32(smem) + ring.at * TILES;
             const u64 tile = advance(d0, ring.at * TILES), tile_mn = advance(d0_mn, ring.at * TILES);
             const float* vec = (const float*)(smem + ring.at * TILES + AT_VEC);
@@ -320,15 +319,15 @@ DEVICE void forward_scan(const TensorMap& q, const TensorMap& k, const TensorMap
 #pragma unroll
             for (int i = 0; i < 4; i++) wgmma_rs(x, r + 4 * i, advance(tile, AT_M + i * 32), i > 0);
             wgmma_commit();
-            if (c >= 2) barrier_wait(&s_free[c & 1], (c >> 1) & 1 ^ 1);
+            // Handed over without a proxy fence here, which would hold this warp: the readers fence. The output of
+            // the previous chunk being done frees both images.
+            if (c) barrier_wait(done, (c & 1) ^ 1);
 #pragma unroll
-            for (int i = 0; i < 8; i++) stmatrix(s_image + ((c & 1) * 2 + (i >> 2)) * PANEL + fragment_at(warp, lane, i & 3), sb + 4 * i);
-            fence_async();
+            for (int i = 0; i < 8; i++) stmatrix(s_image + (i >> 2) * PANEL + fragment_at(warp, lane, i & 3), sb + 4 * i);
             __syncwarp();
-            if (lane == 0) barrier_arrive(&s_ready[c & 1]);
+            if (lane == 0) barrier_arrive(s_ready);
 #pragma unroll
             for (int i = 0; i < 64; i++) s[i] *= carry;
-            if (c) barrier_wait(n_free, (c & 1) ^ 1);
             wgmma_wait<0>();
 #pragma unroll
             for (int j = 0; j < 8; j++) {
@@ -346,12 +345,13 @@ DEVICE void forward_scan(const TensorMap& q, const TensorMap& k, const TensorMap
             wgmma_commit();
 #pragma unroll
             for (int i = 0; i < 4; i++) stmatrix_trans(n_image + transposed_at(warp, lane, i), r + 4 * i);
-            fence_async();
             __syncwarp();
             if (lane == 0) barrier_arrive(n_ready);
-            wgmma_wait<0>();
-            if (lane == 0) barrier_arrive(&empty[ring.at]);
+            const u32 stage = ring.at;
             ring.next();
+            if (c + 1 < n_chunks) barrier_wait(&full[ring.at], ring.parity);
+            wgmma_wait<0>();
+            if (lane == 0) barrier_arrive(&empty[stage]);
         }
     } else {  // the output: O = E Q S + P N
         registers_raise<240>();
@@ -365,26 +365,24 @@ DEVICE void forward_scan(const TensorMap& q, const TensorMap& k, const TensorMap
             const u64 tile = advance(d0, ring.at * TILES), tile_mn = advance(d0_mn, ring.at * TILES);
             const float* vec = (const float*)(smem + ring.at * TILES + AT_VEC);
             const float e0 = vec[16 * lwarp + (lane >> 2)], e1 = vec[16 * lwarp + (lane >> 2) + 8];
-            barrier_wait(&s_ready[c & 1], (c >> 1) & 1);
+            barrier_wait(s_ready, c & 1);
+            fence_async();
             if (SAVE && elected) {
-                bulk_store(states + ((first + c) * 2 + part) * 2 * PANEL, smem + AT_S + (c & 1) * 2 * PANEL, 2 * PANEL);
+                bulk_store(states + ((first + c) * 2 + part) * 2 * PANEL, smem + AT_S, 2 * PANEL);
                 store_commit();
             }
-            const u64 state = advance(d0, AT_S + (c & 1) * 2 * PANEL);
             wgmma_fence();
 #pragma unroll
             for (int i = 0; i < 8; i++) {
                 const u32 step = (i >> 2) * PANEL + (i & 3) * 32;
-                wgmma_ss(out, advance(tile, AT_Q + step), advance(state, step), i > 0);
+                wgmma_ss(out, advance(tile, AT_Q + step), advance(d0, AT_S + step), i > 0);
             }
             wgmma_commit();
             wgmma_wait<0>();
 #pragma unroll
             for (int j = 0; j < 8; j++) out[4 * j] *= e0, out[4 * j + 1] *= e0, out[4 * j + 2] *= e1, out[4 * j + 3] *= e1;
-            if (SAVE && elected) store_wait_read<0>();
-            __syncwarp();
-            if (lane == 0) barrier_arrive(&s_free[c & 1]);
             barrier_wait(n_ready, c & 1);
+            fence_async();
             if (SAVE && elected) {
                 bulk_store(news + ((first + c) * 2 + part) * PANEL, smem + AT_N, PANEL);
                 store_commit();
@@ -396,7 +394,7 @@ DEVICE void forward_scan(const TensorMap& q, const TensorMap& k, const TensorMap
             wgmma_wait<0>();
             if (SAVE && elected) store_wait_read<0>();
             __syncwarp();
-            if (lane == 0) barrier_arrive(n_free), barrier_arrive(&empty[ring.at]);
+            if (lane == 0) barrier_arrive(done), barrier_arrive(&empty[ring.at]);
             u32 f[16];
             pack_operand(f, out);
 #pragma unroll
@@ -440,10 +438,10 @@ extern "C" __global__ void __launch_bounds__(256, 1) gdn_backward(
     SCAN_PROLOGUE
     const u64 d0 = panel_descriptor(smem_u32(smem)), d0_mn = panel_descriptor(smem_u32(smem), PANEL);
     u64* full = (u64*)(smem + AT_Y + PANEL);
-    u64 *empty = full + STAGES, *scaled = empty + STAGES, *y_ready = scaled + STAGES, *y_free = y_ready + 1;
+    u64 *empty = full + STAGES, *scaled = empty + STAGES, *s_ready = scaled + STAGES, *y_ready = s_ready + 1, *stored = y_ready + 1;
     if (tid == 0) {
         for (int i = 0; i < STAGES; i++) barrier_init(&full[i], 1), barrier_init(&empty[i], 4), barrier_init(&scaled[i], 2);
-        barrier_init(y_ready, 4), barrier_init(y_free, 1);
+        barrier_init(s_ready, 4), barrier_init(y_ready, 4), barrier_init(stored, 1);
         barrier_init_done();
     }
     __syncthreads();
@@ -452,11 +450,16 @@ extern "C" __global__ void __launch_bounds__(256, 1) gdn_backward(
     } else if (warp == 7) {
         if (lane == 0) {
             for (int c = n_chunks - 1, i = 0; c >= 0; c--, i++) {
+                barrier_wait(s_ready, i & 1);
+                fence_async();
+                bulk_store(d_states + ((first + c) * 2 + part) * 2 * PANEL, smem + AT_DS, 2 * PANEL);
+                store_commit();
                 barrier_wait(y_ready, i & 1);
+                fence_async();
                 bulk_store(ys + ((first + c) * 2 + part) * PANEL, smem + AT_Y, PANEL);
                 store_commit();
                 store_wait_read<0>();
-                barrier_arrive(y_free);
+                barrier_arrive(stored);
             }
         }
     } else if (warp > 4) {
@@ -487,8 +490,9 @@ extern "C" __global__ void __launch_bounds__(256, 1) gdn_backward(
         const int col0 = 2 * (lane & 3);
         const u32 ds_image = smem_u32(smem) + AT_DS, y_image = smem_u32(smem) + AT_Y;
         Ring<STAGES> ring;
-        for (int c = n_chunks - 1, step = 0; c >= 0; c--, step++) {
-            barrier_wait(&full[ring.at], ring.parity);
+        barrier_wait(&full[0], 0);
+        barrier_wait(&scaled[0], 0);
+        for (int step = 0; step < n_chunks; step++) {
             const u64 tile = advance(d0, ring.at * STAGE_B), tile_mn = advance(d0_mn, ring.at * STAGE_B);
             const float* vec = (const float*)(smem + ring.at * STAGE_B + AT_VEC);
             const float carry = vec[CHUNK - 1];
@@ -501,7 +505,6 @@ extern "C" __global__ void __launch_bounds__(256, 1) gdn_backward(
 #pragma unroll
             for (int i = 0; i < 8; i++) wgmma_rs(x, sb + 4 * i, advance(tile, AT_K + (i >> 2) * PANEL + (i & 3) * 32), i > 0);
             wgmma_commit();
-            barrier_wait(&scaled[ring.at], ring.parity);
 #pragma unroll
             for (int i = 0; i < 4; i++) wgmma_ss<1, 1>(s, advance(tile, AT_E + i * 2048), advance(tile_mn, AT_Q + i * 2048), 1);
             wgmma_commit();
@@ -520,19 +523,12 @@ extern "C" __global__ void __launch_bounds__(256, 1) gdn_backward(
 #pragma unroll
             for (int i = 0; i < 4; i++) wgmma_rs<1>(y, f + 4 * i, advance(tile, AT_M + i * 2048), i > 0);
             wgmma_commit();
-            // dS of this chunk's end to the workspace: a warp's rows are contiguous in each panel
-            if (lane == 0) store_wait_read<0>();
-            __syncwarp();
+            // dS of this chunk's end, for the storing warp, which fences (see the forward scan)
+            if (step) barrier_wait(stored, (step & 1) ^ 1);
 #pragma unroll
             for (int i = 0; i < 8; i++) stmatrix(ds_image + (i >> 2) * PANEL + fragment_at(warp, lane, i & 3), sb + 4 * i);
-            fence_async();
             __syncwarp();
-            if (lane == 0) {
-                u8* to = d_states + ((first + c) * 2 + part) * 2 * PANEL + warp * 2048;
-                for (int i = 0; i < 2; i++) bulk_store(to + i * PANEL, smem + AT_DS + i * PANEL + warp * 2048, 2048);
-                store_commit();
-            }
-            if (step) barrier_wait(y_free, (step & 1) ^ 1);
+            if (lane == 0) barrier_arrive(s_ready);
             wgmma_wait<0>();
 #pragma unroll
             for (int j = 0; j < 8; j++) {
@@ -550,14 +546,17 @@ extern "C" __global__ void __launch_bounds__(256, 1) gdn_backward(
             wgmma_commit();
 #pragma unroll
             for (int i = 0; i < 4; i++) stmatrix_trans(y_image + transposed_at(warp, lane, i), yb + 4 * i);
-            fence_async();
             __syncwarp();
             if (lane == 0) barrier_arrive(y_ready);
-            wgmma_wait<0>();
-            if (lane == 0) barrier_arrive(&empty[ring.at]);
+            const u32 stage = ring.at;
             ring.next();
+            if (step + 1 < n_chunks) {
+                barrier_wait(&full[ring.at], ring.parity);
+                barrier_wait(&scaled[ring.at], ring.parity);
+            }
+            wgmma_wait<0>();
+            if (lane == 0) barrier_arrive(&empty[stage]);
         }
-        if (lane == 0) store_wait_read<0>();
     }
 }
 

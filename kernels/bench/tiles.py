@@ -116,7 +116,7 @@ def gate(name, errors, limit):
 # ---------------------------------------------------------------- gated delta rule
 class Gdn:
     PANEL = 8192
-    PREPARE, SCAN, BACK, CHUNK = 4 * 8192, 3 * (7 * 8192 + 1024) + 6 * 8192 + 128, 3 * (8 * 8192 + 1024) + 3 * 8192 + 128, 14 * 8192 + 64
+    PREPARE, SCAN, BACK, CHUNK = 4 * 8192, 3 * (7 * 8192 + 1024) + 4 * 8192 + 128, 3 * (8 * 8192 + 1024) + 3 * 8192 + 128, 14 * 8192 + 64
 
     def __init__(self, mod, B, T, H):
         self.mod, self.B, self.T, self.H, self.N = mod, B, T, H, (T + 63) // 64
@@ -163,7 +163,7 @@ def gdn_inputs(B, T, H, decay=1.0):
 def gdn(args):
     M = Module("gated_delta_rule.cu")
     good = True
-    for B, T, H, decay in pick(args, (1, 1, 2, 1.0), (2, 100, 3, 1.0), (1, 8190, 2, 1.0), (1, 1000, 2, 0.0), (1, 1024, 2, 40.0), (1, 8192, 4, 1.0)):
+    for B, T, H, decay in pick(args, (1, 1, 2, 1.0), (2, 100, 3, 1.0), (1, 8190, 2, 1.0), (1, 1000, 2, 0.0), (1, 4096, 1, 0.0), (1, 1024, 2, 40.0), (1, 8192, 4, 1.0)):
         x = gdn_inputs(B, T, H, decay)
         G = Gdn(M, B, T, H)
         G.bind(*x)
