@@ -52,39 +52,43 @@ template <int N> struct Tiles {
 // ------------------------------------------------------------------------------------------------
 // mask_tiles. Limit: memory, mask read and written once (17 MB at T=8192: 0.004 ms).
 // tiles [B,n,tile_words], n = ceil(T / 64), tile_words = ceil(n / 32): bit kt of row qt. transposed
-// [B,64 n,words]: bit t of row s. grid (n, B), 256 threads.
+// [B,64 n,words]: bit t of row s. grid (n, tile_words, B), 256 threads.
 // ------------------------------------------------------------------------------------------------
 extern "C" __global__ void __launch_bounds__(256) mask_tiles(const u32* mask, u32* tiles, u32* transposed, int T, int words, int tile_words) {
-    const int qt = blockIdx.x, n = gridDim.x, batch = blockIdx.y, warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+    __shared__ u32 used[32];
+    const int qt = blockIdx.x, n = gridDim.x, group = blockIdx.y, batch = blockIdx.z, warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
     mask += u64(batch) * T * words;
-    for (int group = warp; group < tile_words; group += 8) {
-        u32 flags = 0;
-        for (int i = 0; i < 32 && group * 32 + i < n; i++) {
-            const int kt = group * 32 + i;
-            u32 any = 0;
-            uint2 w[2];
+    uint2 w[4][2];  // tiles warp, warp + 8, ..: rows lane and lane + 32
 #pragma unroll
-            for (int h = 0; h < 2; h++) {
-                const int t = qt * TILE + h * 32 + lane;
-                w[h] = t < T ? *(const uint2*)&mask[u64(t) * words + 2 * kt] : make_uint2(0, 0);
-                any |= w[h].x | w[h].y;
-            }
-            const bool used = __any_sync(~0u, any != 0);
-            flags |= u32(used) << i;
-            uint2 out[2] = {};
-            if (used)
+    for (int i = 0; i < 4; i++)
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            const int t = qt * TILE + h * 32 + lane, kt = group * 32 + i * 8 + warp;
+            w[i][h] = t < T && kt < n ? *(const uint2*)&mask[u64(t) * words + 2 * kt] : make_uint2(0, 0);
+        }
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const int kt = group * 32 + i * 8 + warp;
+        const bool any = __any_sync(~0u, (w[i][0].x | w[i][0].y | w[i][1].x | w[i][1].y) != 0);
+        if (lane == 0) used[i * 8 + warp] = any;
+        uint2 out[2] = {};
+        if (any)
 #pragma unroll 8
-                for (int b = 0; b < 32; b++) {
-                    const uint2 x = make_uint2(__ballot_sync(~0u, w[0].x >> b & 1), __ballot_sync(~0u, w[1].x >> b & 1));
-                    const uint2 y = make_uint2(__ballot_sync(~0u, w[0].y >> b & 1), __ballot_sync(~0u, w[1].y >> b & 1));
-                    if (lane == b) out[0] = x, out[1] = y;
-                }
+            for (int b = 0; b < 32; b++) {
+                const uint2 x = make_uint2(__ballot_sync(~0u, w[i][0].x >> b & 1), __ballot_sync(~0u, w[i][1].x >> b & 1));
+                const uint2 y = make_uint2(__ballot_sync(~0u, w[i][0].y >> b & 1), __ballot_sync(~0u, w[i][1].y >> b & 1));
+                if (lane == b) out[0] = x, out[1] = y;
+            }
+        if (kt < n)
 #pragma unroll
             for (int h = 0; h < 2; h++) {
                 const u64 s = u64(batch) * n * TILE + kt * TILE + h * 32 + lane;
                 *(uint2*)&transposed[s * words + 2 * qt] = out[h];
             }
-        }
+    }
+    __syncthreads();
+    if (warp == 0) {
+        const u32 flags = __ballot_sync(~0u, used[lane] != 0);
         if (lane == 0) tiles[(u64(batch) * n + qt) * tile_words + group] = flags;
     }
 }

@@ -321,7 +321,7 @@ class Attention:
         self.keep = (q, k, v, do)
         tm = lambda x: tensor_map(x, 64)
         w, tw, s2 = 2 * n, (n + 31) // 32, scale * math.log2(math.e)
-        self.cut = b("mask_tiles", (n, B, 1), 256, 0, self.mask, self.tiles, self.trans, T, w, tw)
+        self.cut = b("mask_tiles", (n, tw, B), 256, 0, self.mask, self.tiles, self.trans, T, w, tw)
         self.forward = b("attention_forward", ((T + 127) // 128, H, B), 384, self.FORWARD, tensor_map(q, 128), tm(k), tm(v), tm(self.o),
                          self.mask, self.tiles, s2, self.lse, T, H, w, tw)
         self.rowsum = b("attention_delta", (n * 64 * H // 8, B, 1), 256, 0, self.o, do, self.delta, T, H)
@@ -380,9 +380,16 @@ def attention(args):
     if args.check_only or not (good or args.force): return
     T, H = 8192, 16
     fl = 4 * (T * T / 2) * H * 256
-    for kind in ("scattered", "near"):
+    for kind in ("selected", "near"):
         r = lambda: torch.randn(1, T, H, 256, device=dev).to(bf)
-        A = Attention(M, 1, T, H, pack(causal_mask(1, T, kind)))
+        if kind == "selected":  # what the indexer picks on random inputs, 256 of every row
+            I = Indexer(Module("select_top.cu"), 1, T, low=256.0)
+            I.bind(*index_inputs(1, T))
+            I.run()
+            mask = I.mask.clone()
+            del I
+        else: mask = pack(causal_mask(1, T, kind))
+        A = Attention(M, 1, T, H, mask)
         A.bind(r(), r(), r(), r(), 1 / 16)
         A.both()
         n = A.n
@@ -453,6 +460,12 @@ def lce(args):
         L = Lce(M, N, V, rows)
         L.bind(h, w, y, cap)
         L.run()
+        if rows == 4096 and cap == 0.0:
+            z, x, f = L.logits, h[:rows], 2 * rows * V * D
+            line("  product of the logits", timed(lambda: torch.mm(x, w.t(), out=z), n=10), flops=f)
+            line("  product of dh", timed(lambda: torch.mm(z, w, out=L.dh[:rows]), n=10), flops=f)
+            line("  product of dw", timed(lambda: torch.mm(z.t(), x, out=L.dw), n=10), flops=f)
+            line("  product of dw, added", timed(lambda: L.dw.addmm_(z.t(), x), n=10), flops=f)
         line(f"  linear cross entropy row pass {rows} rows, cap {cap}", timed(L.parts[0][2], n=10), bytes_=4 * rows * V)
         line(f"linear cross entropy fwd+bwd, {rows} rows, cap {cap}", timed(L.run, n=20), flops=6 * N * V * D, goal=40, must=46)
         del L
