@@ -50,7 +50,8 @@ template <int N> struct Tiles {
 };
 
 // ------------------------------------------------------------------------------------------------
-// mask_tiles. Limit: memory, mask read and written once (17 MB at T=8192: 0.004 ms).
+// mask_tiles. Limit: memory, mask read and written once (17 MB at T=8192: 0.004 ms). Measured 0.021 ms (NVIDIA H200,
+// 2026-11-22).
 // tiles [B,n,tile_words], n = ceil(T / 64), tile_words = ceil(n / 32): bit kt of row qt. transposed
 // [B,64 n,words]: bit t of row s. grid (n, tile_words, B), 256 threads.
 // ------------------------------------------------------------------------------------------------
@@ -95,6 +96,7 @@ extern "C" __global__ void __launch_bounds__(256) mask_tiles(const u32* mask, u3
 
 // ------------------------------------------------------------------------------------------------
 // attention_forward. Limit: tensor, 4 T^2/2 H 256 FLOP of the causal half (550 GFLOP at T=8192, H=16: 0.80 ms).
+// Measured 0.842 ms with every causal tile occupied, 653 TFLOP/s (NVIDIA H200, 2026-11-22).
 // grid (T / 128 rounded up, H, B), 384 threads (a warpgroup loads, two compute 64 queries each), FORWARD_SMEM.
 // ------------------------------------------------------------------------------------------------
 constexpr int STAGES = 2;
@@ -265,7 +267,7 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_forward(
 }
 
 // ------------------------------------------------------------------------------------------------
-// attention_delta. Limit: memory, do and o once (134 MB at T=8192, H=16: 0.031 ms).
+// attention_delta. Limit: memory, do and o once (134 MB at T=8192, H=16: 0.031 ms). Measured 0.042 ms (NVIDIA H200, 2026-11-22).
 // A warp per (t, h), also of the padding rows, which get 0. grid (64 n H / 8, B), 256 threads.
 // ------------------------------------------------------------------------------------------------
 extern "C" __global__ void __launch_bounds__(256) attention_delta(const bf16* o, const bf16* d_out, float* delta, int T, int H) {
@@ -285,6 +287,8 @@ extern "C" __global__ void __launch_bounds__(256) attention_delta(const bf16* o,
 
 // ------------------------------------------------------------------------------------------------
 // attention_backward_keys. Limit: tensor, 8 T^2/2 H 256 FLOP (1100 GFLOP at T=8192, H=16: 1.6 ms).
+// Measured 1.674 ms, 657 TFLOP/s (NVIDIA H200, 2026-11-22). A column that every query selects is one block's
+// work, which shows only where most tiles are empty.
 // One warpgroup loads; one computes the probabilities and dv, one d(score) and dk. Everything is
 // transposed (keys are the rows), so both products that follow take their A operand from registers.
 // grid (n, H, B), 384 threads, KEYS_SMEM.
@@ -474,6 +478,7 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_backward_keys(
 // ------------------------------------------------------------------------------------------------
 // attention_backward_queries. Limit: memory and L2, the stored gradient of the scores once (1.07 GB at
 // T=8192, H=16: 0.25 ms) and the keys once per block; 275 GFLOP (0.40 ms).
+// Measured 0.411 ms (NVIDIA H200, 2026-11-22).
 // grid (n / 2 rounded up, H, B), 384 threads (a warpgroup loads, two compute 64 queries each), QUERIES_SMEM.
 // ------------------------------------------------------------------------------------------------
 constexpr int GROUPS = 2, Q_STAGES = 4;

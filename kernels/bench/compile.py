@@ -9,7 +9,7 @@ KERNELS = os.path.dirname(HERE)
 
 
 def _nvrtc():
-    names = ["libnvrtc.so.13", "libnvrtc.so"] + sorted(
+    names = ["libnvrtc.so.13", "libnvrtc.so", "libnvrtc.so.12"] + sorted(
         p for root in sys.path if root for p in glob.glob(os.path.join(root, "nvidia/*/lib/libnvrtc.so*")))
     for name in names:
         try:

@@ -25,6 +25,18 @@ DEVICE bf16 float_bf16(float x) { return bf16(pack_bf16(x, 0.f)); }
 extern __shared__ __align__(1024) u8 smem[];
 DEVICE u32 smem_u32(const void* p) { return u32(__cvta_generic_to_shared(p)); }
 
+/// 16 bytes from global memory, issued where it stands: the compiler does not sink it below a wait.
+DEVICE uint4 load_early(const void* from) {
+    uint4 r;
+    asm volatile("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w) : "l"(from));
+    return r;
+}
+DEVICE u32 load_early_word(const void* from) {
+    u32 r;
+    asm volatile("ld.global.nc.u32 %0, [%1];" : "=r"(r) : "l"(from));
+    return r;
+}
+
 // Fast math: at most 2 ulp, overflow to inf, underflow to 0.
 DEVICE float exp2_fast(float x) {
     float y;
