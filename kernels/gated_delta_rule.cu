@@ -22,7 +22,8 @@
 //          gdn_backward_chunk  one block per chunk and head: dq, dk, dv, dg, dbeta
 // In the scans each warp owns 16 rows of S^T in registers and the whole recurrence stays in registers:
 // an accumulator, packed, is the A operand of the next product (mma.cuh), B operands come from shared
-// memory through wgmma. Nothing crosses warps, so a chunk costs three dependent products and no barrier.
+// memory through wgmma. Nothing that the recurrence waits for crosses warps: a chunk costs it three dependent
+// products and no barrier among its warps.
 //
 // Workspace, per (b, h, chunk) in this order: token vectors 5 x 64 fp32 [E | beta | beta E | t | G log2],
 // M and P 64x64, N and Y [2 value halves][64 tokens][64], S and dS [2 value halves][2 key halves][64][64];
@@ -31,7 +32,7 @@
 #include "mma.cuh"
 #include "wgmma.cuh"
 
-constexpr int CHUNK = 64, KEY = 128, VALUE = 128;
+constexpr int CHUNK = 64, VALUE = 128;
 constexpr int PANEL = CHUNK * 128;  // bytes
 constexpr int VECTORS = 5 * CHUNK;  // floats per chunk
 
