@@ -49,7 +49,7 @@ pub(crate) const LINEAGES: [Lineage; 2] = [
             seed("tiny_2b_midpoint", "configs/tiny_2b.toml"),
             grown("tiny_dense_to_moe_exact", "tiny_5b", "configs/tiny_5b.toml"),
             grown("tiny_depth_exact", "tiny_9b_exact", "configs/tiny_9b.toml"),
-            grown("tiny_clones_exact", "tiny_120b_exact", "configs/tiny_120b.toml"),
+            grown("tiny_clones_exact", "tiny_120b_exact", "configs/tiny_9b.toml"),
         ],
     },
 ];
