@@ -62,6 +62,9 @@ pub(super) fn wrong_kind(span: Span, found: &str, wanted: &str) -> Diag {
     )
 }
 
+/// The elements of a list, unless one has an error.
+type Elements<T> = Option<Rc<Vec<T>>>;
+
 impl<'p> Resolver<'p> {
     pub(super) fn lookup(&self, scope: ScopeId, name: &str) -> Option<Found<'p>> {
         match self.scopes.get(scope.0)? {
@@ -622,26 +625,10 @@ impl<'p> Resolver<'p> {
     }
 
     fn list_inner(&mut self, expr: &'p Expr, scope: ScopeId) -> Option<Rc<Vec<Closure<'p>>>> {
+        if let Some(built) = self.built_list(expr, scope, Self::block, Self::list) {
+            return built;
+        }
         match &expr.kind {
-            ExprKind::List(items) => {
-                let blocks: Vec<_> = items.iter().map(|item| self.block(item, scope)).collect();
-                Some(Rc::new(blocks.into_iter().collect::<Option<Vec<_>>>()?))
-            }
-            ExprKind::Binary(BinaryOp::Add, left, right) => {
-                let (a, b) = (self.list(left, scope), self.list(right, scope));
-                let (a, b) = (a?, b?);
-                self.check_length(a.len() + b.len(), expr.span)?;
-                Some(Rc::new(a.iter().chain(b.iter()).copied().collect()))
-            }
-            ExprKind::Binary(BinaryOp::Mul, left, right) => {
-                let count_first = matches!(left.kind, ExprKind::Number { .. });
-                let (list, count) = if count_first { (right, left) } else { (left, right) };
-                let (list, count) = (self.list(list, scope), self.count(count, scope));
-                let (list, count) = (list?, count?);
-                self.check_length(list.len().saturating_mul(count), expr.span)?;
-                let n = list.len() * count;
-                Some(Rc::new(list.iter().copied().cycle().take(n).collect()))
-            }
             ExprKind::Name(name) => match self.lookup(scope, name) {
                 Some(Found::Bound(Bound::Blocks(list))) => Some(list),
                 Some(Found::Binding(stage, binding)) => {
@@ -674,8 +661,54 @@ impl<'p> Resolver<'p> {
         }
     }
 
+    /// A list that is written out, joined or repeated; `None` where `expr` is none of these. `one`
+    /// evaluates an element, and `all` a list.
+    pub(super) fn built_list<T: Copy>(
+        &mut self,
+        expr: &'p Expr,
+        scope: ScopeId,
+        one: fn(&mut Self, &'p Expr, ScopeId) -> Option<T>,
+        all: fn(&mut Self, &'p Expr, ScopeId) -> Elements<T>,
+    ) -> Option<Elements<T>> {
+        match &expr.kind {
+            ExprKind::List(items) => {
+                let elements: Vec<_> = items.iter().map(|item| one(self, item, scope)).collect();
+                Some(elements.into_iter().collect::<Option<Vec<_>>>().map(Rc::new))
+            }
+            ExprKind::Binary(BinaryOp::Add, left, right) => {
+                let (a, b) = (all(self, left, scope), all(self, right, scope));
+                Some(self.joined(a, b, expr.span))
+            }
+            ExprKind::Binary(BinaryOp::Mul, left, right) => {
+                let count_first = matches!(left.kind, ExprKind::Number { .. });
+                let (list, count) = if count_first { (right, left) } else { (left, right) };
+                let (list, count) = (all(self, list, scope), self.count(count, scope));
+                Some(self.repeated(list, count, expr.span))
+            }
+            _ => None,
+        }
+    }
+
+    fn joined<T: Copy>(&mut self, a: Elements<T>, b: Elements<T>, span: Span) -> Elements<T> {
+        let (a, b) = (a?, b?);
+        self.check_length(a.len() + b.len(), span)?;
+        Some(Rc::new(a.iter().chain(b.iter()).copied().collect()))
+    }
+
+    fn repeated<T: Copy>(
+        &mut self,
+        list: Elements<T>,
+        count: Option<usize>,
+        span: Span,
+    ) -> Elements<T> {
+        let (list, count) = (list?, count?);
+        self.check_length(list.len().saturating_mul(count), span)?;
+        let n = list.len() * count;
+        Some(Rc::new(list.iter().copied().cycle().take(n).collect()))
+    }
+
     /// How often a list is repeated.
-    pub(super) fn count(&mut self, expr: &'p Expr, scope: ScopeId) -> Option<usize> {
+    fn count(&mut self, expr: &'p Expr, scope: ScopeId) -> Option<usize> {
         let size = self.size(expr, scope)?;
         let count = size.as_constant().and_then(|n| usize::try_from(n).ok());
         if count.is_none() {
@@ -692,7 +725,7 @@ impl<'p> Resolver<'p> {
         count
     }
 
-    pub(super) fn check_length(&mut self, n: usize, span: Span) -> Option<()> {
+    fn check_length(&mut self, n: usize, span: Span) -> Option<()> {
         if n <= MAX_LIST {
             return Some(());
         }

@@ -27,26 +27,10 @@ impl<'p> Resolver<'p> {
     }
 
     fn numbers_inner(&mut self, expr: &'p Expr, scope: ScopeId) -> Option<Rc<Vec<Entry>>> {
+        if let Some(built) = self.built_list(expr, scope, Self::entry, Self::numbers) {
+            return built;
+        }
         match &expr.kind {
-            ExprKind::List(items) => {
-                let entries: Vec<_> = items.iter().map(|item| self.entry(item, scope)).collect();
-                Some(Rc::new(entries.into_iter().collect::<Option<Vec<_>>>()?))
-            }
-            ExprKind::Binary(BinaryOp::Add, left, right) => {
-                let (a, b) = (self.numbers(left, scope), self.numbers(right, scope));
-                let (a, b) = (a?, b?);
-                self.check_length(a.len() + b.len(), expr.span)?;
-                Some(Rc::new(a.iter().chain(b.iter()).copied().collect()))
-            }
-            ExprKind::Binary(BinaryOp::Mul, left, right) => {
-                let count_first = matches!(left.kind, ExprKind::Number { .. });
-                let (list, count) = if count_first { (right, left) } else { (left, right) };
-                let (list, count) = (self.numbers(list, scope), self.count(count, scope));
-                let (list, count) = (list?, count?);
-                self.check_length(list.len().saturating_mul(count), expr.span)?;
-                let n = list.len() * count;
-                Some(Rc::new(list.iter().copied().cycle().take(n).collect()))
-            }
             ExprKind::Name(name) => match self.lookup(scope, name) {
                 Some(Found::Bound(Bound::Numbers(list))) => Some(list),
                 Some(Found::Bound(Bound::Broken)) => None,
