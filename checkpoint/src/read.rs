@@ -75,25 +75,32 @@ pub struct Expected<'a> {
     pub unread: &'a [&'a str],
 }
 
+/// Opens every file of a checkpoint; all that is wrong with any of them is told at once.
+pub(crate) fn open_files<F>(
+    dir: &Path,
+    manifest: &Manifest,
+    open: impl Fn(&Path, &FileEntry) -> Result<F>,
+) -> Result<BTreeMap<String, F>> {
+    let mut files = BTreeMap::new();
+    let mut errors = Vec::new();
+    for entry in &manifest.files {
+        match open(&dir.join(&entry.name), entry) {
+            Ok(file) => {
+                files.insert(entry.name.clone(), file);
+            }
+            Err(Error::Several { errors: more }) => errors.extend(more),
+            Err(error) => errors.push(error),
+        }
+    }
+    Error::from_list(errors).map_or(Ok(files), Err)
+}
+
 impl Checkpoint {
     /// Opens a `step_*` folder and verifies all of it.
     pub fn open(dir: &Path) -> Result<Self> {
         let manifest = read_manifest(dir)?;
-        let mut files = BTreeMap::new();
-        let mut errors = Vec::new();
-        for entry in &manifest.files {
-            match open_file(&dir.join(&entry.name), entry) {
-                Ok(file) => {
-                    files.insert(entry.name.clone(), file);
-                }
-                Err(Error::Several { errors: more }) => errors.extend(more),
-                Err(error) => errors.push(error),
-            }
-        }
-        match Error::from_list(errors) {
-            Some(error) => Err(error),
-            None => Ok(Checkpoint { dir: dir.to_owned(), manifest, files }),
-        }
+        let files = open_files(dir, &manifest, open_file)?;
+        Ok(Checkpoint { dir: dir.to_owned(), manifest, files })
     }
 
     /// The folder.

@@ -17,7 +17,7 @@ use safetensors::tensor::Metadata;
 
 use crate::error::{Error, Result};
 use crate::format::{FileEntry, Manifest, TensorEntry, whole_name};
-use crate::read::{compare_header, first_not_finite, read_manifest};
+use crate::read::{compare_header, first_not_finite, open_files, read_manifest};
 
 /// Bytes per read of [`Streamed::verify`].
 const BLOCK: usize = 4 << 20;
@@ -44,19 +44,8 @@ impl Streamed {
     /// Opens a `step_*` folder. Reads the manifest and the headers, not the tensors.
     pub fn open(dir: &Path) -> Result<Self> {
         let manifest = read_manifest(dir)?;
-        let mut files = BTreeMap::new();
-        let mut errors = Vec::new();
-        for entry in &manifest.files {
-            match open_file(&dir.join(&entry.name), entry) {
-                Ok(file) => {
-                    files.insert(entry.name.clone(), file);
-                }
-                Err(Error::Several { errors: more }) => errors.extend(more),
-                Err(error) => errors.push(error),
-            }
-        }
-        let dir = dir.to_owned();
-        Error::from_list(errors).map_or(Ok(Streamed { dir, manifest, files }), Err)
+        let files = open_files(dir, &manifest, open_file)?;
+        Ok(Streamed { dir: dir.to_owned(), manifest, files })
     }
 
     /// The folder.

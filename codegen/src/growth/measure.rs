@@ -310,7 +310,7 @@ fn tiled_experts(
             && rule.ty.axes.len() == 2
     })?;
     let mut leaves = Vec::new();
-    settings::sources(&rule.rule, &mut leaves);
+    rule.rule.sources(&mut leaves);
     let from = source.tensor(leaves.first()?)?;
     let to = target.tensor(&rule.path)?;
     let axis = to.ty.axes.first()?;

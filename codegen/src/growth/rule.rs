@@ -20,6 +20,35 @@ pub struct Rule {
     pub span: Option<Span>,
 }
 
+impl Rule {
+    /// Adds the source tensors that it reads.
+    pub(crate) fn sources(&self, found: &mut impl Extend<String>) {
+        match &self.kind {
+            RuleKind::Source { path } => found.extend([path.clone()]),
+            RuleKind::Fill { .. } | RuleKind::Draw { .. } => {}
+            RuleKind::Add { left, right } => {
+                left.sources(found);
+                right.sources(found);
+            }
+            RuleKind::Concat { parts, .. } => parts.iter().for_each(|part| part.sources(found)),
+            RuleKind::Scale { of, .. }
+            | RuleKind::Tile { of, .. }
+            | RuleKind::Interleave { of, .. }
+            | RuleKind::Repeat { of, .. }
+            | RuleKind::Slice { of, .. }
+            | RuleKind::Select { of, .. }
+            | RuleKind::Subset { of, .. }
+            | RuleKind::Redraw { of, .. }
+            | RuleKind::Noise { of, .. }
+            | RuleKind::Permute { of }
+            | RuleKind::Rename { of, .. }
+            | RuleKind::Split { of, .. }
+            | RuleKind::Merge { of, .. }
+            | RuleKind::Rotate { of, .. } => of.sources(found),
+        }
+    }
+}
+
 /// What a rule does. Positions count from 0.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "rule")]

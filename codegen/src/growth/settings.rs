@@ -4,7 +4,7 @@ use super::SettingChange;
 use super::codes;
 use super::numbers::Names;
 use super::pattern::Pattern;
-use super::rule::{Rule, RuleKind};
+use super::rule::Rule;
 use super::tree::Side;
 use crate::ir::paths::join;
 use crate::ir::types::dtype_word;
@@ -125,7 +125,7 @@ fn differences(
     pairs.insert((String::new(), String::new()));
     for (path, rule) in rules {
         let mut leaves = Vec::new();
-        sources(rule, &mut leaves);
+        rule.sources(&mut leaves);
         for leaf in leaves {
             pair_up(path, &leaf, target, source, &mut pairs);
             tensor_settings(path, &leaf, target, source, &mut found);
@@ -138,33 +138,6 @@ fn differences(
         }
     }
     found
-}
-
-/// Source tensors that a rule reads.
-pub(super) fn sources(rule: &Rule, found: &mut Vec<String>) {
-    match &rule.kind {
-        RuleKind::Source { path } => found.push(path.clone()),
-        RuleKind::Fill { .. } | RuleKind::Draw { .. } => {}
-        RuleKind::Add { left, right } => {
-            sources(left, found);
-            sources(right, found);
-        }
-        RuleKind::Concat { parts, .. } => parts.iter().for_each(|part| sources(part, found)),
-        RuleKind::Scale { of, .. }
-        | RuleKind::Tile { of, .. }
-        | RuleKind::Interleave { of, .. }
-        | RuleKind::Repeat { of, .. }
-        | RuleKind::Slice { of, .. }
-        | RuleKind::Select { of, .. }
-        | RuleKind::Subset { of, .. }
-        | RuleKind::Redraw { of, .. }
-        | RuleKind::Noise { of, .. }
-        | RuleKind::Permute { of }
-        | RuleKind::Rename { of, .. }
-        | RuleKind::Split { of, .. }
-        | RuleKind::Merge { of, .. }
-        | RuleKind::Rotate { of, .. } => sources(of, found),
-    }
 }
 
 /// Blocks correspond where a tensor of one is made from a tensor of the other, and so do the

@@ -241,7 +241,7 @@ pub(crate) fn rule(rule: &Rule, name: &dyn Fn(&str) -> String) -> Option<Tree> {
         | RuleKind::Noise { .. }
         | RuleKind::Rotate { .. } => {
             let mut paths = BTreeSet::new();
-            sources(rule, &mut paths);
+            rule.sources(&mut paths);
             let name = format!("{} {:?}", rule.ty, rule.kind);
             Some(Tree::leaf(Head::Leaf { name, ty }))
         }
@@ -258,35 +258,6 @@ fn repeated(rule: &Rule, of: &Rule, axis: &str, tile: bool, x: Tree) -> Option<T
     let spread = mul(Tree::leaf(ones), renamed(x, axis, &original));
     let axes = if tile { vec![copy, original] } else { vec![original, copy] };
     Some(Tree::one(Head::Merge { axes, into: axis.to_owned() }, spread))
-}
-
-/// The source tensors that a rule reads.
-pub(crate) fn sources(rule: &Rule, paths: &mut BTreeSet<String>) {
-    match &rule.kind {
-        RuleKind::Source { path } => {
-            paths.insert(path.clone());
-        }
-        RuleKind::Fill { .. } | RuleKind::Draw { .. } => {}
-        RuleKind::Add { left, right } => {
-            sources(left, paths);
-            sources(right, paths);
-        }
-        RuleKind::Concat { parts, .. } => parts.iter().for_each(|part| sources(part, paths)),
-        RuleKind::Scale { of, .. }
-        | RuleKind::Tile { of, .. }
-        | RuleKind::Interleave { of, .. }
-        | RuleKind::Repeat { of, .. }
-        | RuleKind::Slice { of, .. }
-        | RuleKind::Select { of, .. }
-        | RuleKind::Subset { of, .. }
-        | RuleKind::Redraw { of, .. }
-        | RuleKind::Noise { of, .. }
-        | RuleKind::Permute { of }
-        | RuleKind::Rename { of, .. }
-        | RuleKind::Split { of, .. }
-        | RuleKind::Merge { of, .. }
-        | RuleKind::Rotate { of, .. } => sources(of, paths),
-    }
 }
 
 /// A type with size names replaced.

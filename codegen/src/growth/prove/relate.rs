@@ -383,7 +383,7 @@ impl<'a> Pair<'_, 'a> {
         for (path, value) in updates {
             let Some(rule) = self.prover.maps.rule(&path) else { continue };
             let mut read = BTreeSet::new();
-            read::sources(rule, &mut read);
+            rule.sources(&mut read);
             if read.is_empty() {
                 continue;
             }
@@ -732,7 +732,7 @@ impl<'a> Pair<'_, 'a> {
         let mut n_rules = 0;
         for (_, rule) in self.prover.maps.below(&place.path) {
             n_rules += 1;
-            read::sources(rule, &mut read);
+            rule.sources(&mut read);
         }
         let below = |path: &str, base: &str| {
             path.strip_prefix(base).is_some_and(|rest| rest.starts_with('.'))
