@@ -10,6 +10,7 @@
 pub mod bind;
 pub mod checkpoint;
 pub mod config;
+pub mod cuda;
 pub mod data;
 pub mod error;
 pub mod evaluate;

@@ -15,6 +15,28 @@ use lightc_dsl::size::Size;
 use serde::Serialize;
 use std::collections::BTreeSet;
 
+/// What code is generated for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub enum Target {
+    /// libtorch on the CPU: every op is a call of its own.
+    #[default]
+    #[serde(rename = "cpu")]
+    Cpu,
+    /// An NVIDIA GPU of compute capability 9.0: row operations are fused into generated kernels.
+    #[serde(rename = "sm_90a")]
+    Sm90a,
+}
+
+impl Target {
+    /// The word for it on the command line.
+    pub fn word(self) -> &'static str {
+        match self {
+            Target::Cpu => "cpu",
+            Target::Sm90a => "sm_90a",
+        }
+    }
+}
+
 /// One step of a function.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Step {
