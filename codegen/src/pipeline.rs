@@ -97,6 +97,8 @@ fn fused(model: &StageModel, lowered: &Module) -> Result<Compiled, Vec<Diag>> {
     let backward = autodiff::differentiate(&mut module, LOSS)
         .map_err(|error| vec![no_backward(model, &module, error)])?;
     verified(&module, "differentiation", model.span)?;
+    rewrite::loss::share_logits(&mut module).map_err(failed)?;
+    verified(&module, "sharing logits", model.span)?;
     rewrite::recompute::recompute(&mut module).map_err(failed)?;
     verified(&module, "recomputation", model.span)?;
     Ok(Compiled { module, backward })

@@ -123,12 +123,27 @@ fn kept_values(function: &Function) -> BTreeSet<ValueId> {
             kept.extend(&node.args);
         }
     }
+    // One memory under several shapes is kept once, as it was written.
+    let mut kept: BTreeSet<ValueId> =
+        kept.into_iter().map(|value| behind_views(function, value)).collect();
     // What every function has at hand is read there, not kept.
     kept.retain(|value| {
         let op = &function.definition(*value).op;
         matches!(op, Op::Input(_)) || !is_leaf(op)
     });
     kept
+}
+
+/// The value whose elements, in the same order, a value has.
+fn behind_views(function: &Function, value: ValueId) -> ValueId {
+    let mut value = value;
+    loop {
+        let node = function.definition(value);
+        match (&node.op, node.args.first()) {
+            (Op::Rename(_) | Op::Merge(_) | Op::Split(_), Some(arg)) => value = *arg,
+            _ => return value,
+        }
+    }
 }
 
 /// Nodes that compute nothing.
