@@ -6,11 +6,12 @@
 //! of four.
 
 use super::{Result, fault};
-use crate::ir::{Backward, Function, Module, NodeId, Type, Value, ValueId, prune};
+use crate::ir::{Backward, FuncId, Function, Module, NodeId, Type, Value, ValueId, prune};
 use crate::ops::{
     Binary, BinaryFn, Cast, LinearCrossEntropy, LinearCrossEntropyGrad, LinearCrossEntropyStep, Op,
     Saved,
 };
+use std::collections::BTreeMap;
 
 /// Rewrites the losses of a differentiated module.
 ///
@@ -26,8 +27,33 @@ pub fn share_logits(module: &mut Module) -> Result<()> {
             scale_gradients(backward, function, at, gradients)?;
         }
     }
+    for (id, function) in (0..).map(FuncId).zip(&mut module.functions) {
+        let numbers = renumber(function)?;
+        let own = backwards.iter_mut().filter(|backward| backward.of == id);
+        for node in own.flat_map(|backward| &mut backward.body.nodes) {
+            if let Op::Saved(saved) = &mut node.op {
+                let number = numbers.get(&saved.value).copied();
+                saved.value = number.ok_or_else(|| fault("a kept value is missing"))?;
+            }
+        }
+    }
     module.backward = backwards.into_iter().map(prune::prune_backward).collect();
     Ok(())
+}
+
+/// Numbers the values of a function as they are defined; where each has gone.
+fn renumber(function: &mut Function) -> Result<BTreeMap<ValueId, ValueId>> {
+    let mut copy = super::Copy::new(super::declarations(function));
+    for node in &function.nodes {
+        copy.node(function, node, node.op.clone(), &BTreeMap::new())?;
+    }
+    copy.to.outputs = copy.outputs(function)?;
+    for (state, value) in &function.updates {
+        let value = copy.at(*value)?;
+        copy.to.updates.push((*state, value));
+    }
+    *function = copy.to;
+    Ok(copy.map)
 }
 
 /// A gradient in a backward, and the loss in the forward that it is of.
@@ -82,7 +108,7 @@ fn scale_gradients(
     gradients: [ValueId; 2],
 ) -> Result<()> {
     let old = backward.body.clone();
-    let none = std::collections::BTreeMap::new();
+    let none = BTreeMap::new();
     let mut copy = super::Copy::new(super::declarations(&old));
     for (index, node) in old.nodes.iter().enumerate() {
         if index != at {
