@@ -201,6 +201,12 @@ impl<'a> Writer<'a> {
         if self.shape.threads > 32 && self.phases.all.iter().any(|phase| !phase.sums.is_empty()) {
             self.text.line("float* const scratch = sums + (base - first) % 2 * SCRATCH;");
         }
+        for value in self.phases.kept.clone() {
+            if !self.phases.hoisted.contains(&value) {
+                let declared = self.kept_declaration(value);
+                self.text.line(declared);
+            }
+        }
         let phases = std::mem::take(&mut self.phases.all);
         for phase in &phases {
             for item in &phase.uniform {
@@ -684,7 +690,8 @@ impl<'a> Writer<'a> {
         let mut outer = self.small_loops(result, &[]);
         outer.extend(self.lane_loop(result));
         let (inner, summand) = self.summand(node);
-        let n = self.text.loops(&outer);
+        self.text.open("");
+        let n = self.text.loops(&outer) + 1;
         let at = self.at(result);
         if let Op::LogSumExp(_) = node.op {
             self.text.line("float top = -INFINITY;");

@@ -268,7 +268,7 @@ impl Planner<'_> {
             done.extend(nodes.iter().copied());
             match (owner, self.group(&nodes)) {
                 (Some(_), Some(group)) => {
-                    let entry = format!("{prefix}_{number}");
+                    let entry = format!("{prefix}_k{number}");
                     number += 1;
                     steps.push(Step::Kernel(Box::new(kernel(self.function, &group, &entry))));
                 }

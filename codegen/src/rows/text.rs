@@ -20,7 +20,8 @@ impl Text {
 
     /// Adds a line that opens a scope.
     pub(super) fn open(&mut self, line: impl AsRef<str>) {
-        self.line(format!("{} {{", line.as_ref()));
+        let line = line.as_ref();
+        self.line(if line.is_empty() { "{".to_owned() } else { format!("{line} {{") });
         self.depth += 1;
     }
 
