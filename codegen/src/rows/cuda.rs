@@ -1138,7 +1138,7 @@ impl<'a> Writer<'a> {
         let shape = self.shape;
         let mut head = Text::default();
         self.header(&mut head, entry);
-        let resident = (1024 / shape.block).clamp(1, 2);
+        let resident = (512 / shape.block).max(1);
         if self.scratch > 0 {
             head.line(format!("#define SCRATCH {}", self.scratch));
         }

@@ -60,10 +60,10 @@ impl Layout {
                 }
             }
         }
-        let rows = row_parts(&axes, &values)?;
+        let rows = Rows::of(&axes, &values)?;
         let slots = Slots::of(&axes, &values)?;
         let mut layout = Layout {
-            rows: rows.iter().map(|part| axes.part_size(*part).clone()).collect(),
+            rows: rows.sizes.clone(),
             slots: slots.sizes.clone(),
             values: BTreeMap::new(),
         };
@@ -127,25 +127,45 @@ impl Layout {
     }
 }
 
-fn is_row(axes: &Axes, part: Part) -> bool {
-    axes.part_size(part).as_constant().is_none()
-}
-
 fn lane_parts(axes: &Axes, value: ValueId) -> Vec<Part> {
     let parts = axes.parts(value).into_iter().flatten();
     parts.filter(|part| axes.part_size(*part).as_constant().is_some_and(|n| n > SMALL)).collect()
 }
 
-/// All row parts in the order of a value that has them all.
-fn row_parts(axes: &Axes, values: &[ValueId]) -> Option<Vec<Part>> {
-    let of = |value: &ValueId| -> Vec<Part> {
-        axes.parts(*value).into_iter().flatten().filter(|part| is_row(axes, *part)).collect()
-    };
-    let all: Vec<Vec<Part>> = values.iter().map(of).collect();
-    let widest = all.iter().max_by_key(|rows| rows.len())?.clone();
-    let known = all.iter().flatten().all(|part| widest.contains(part));
-    let apart = all.iter().all(|rows| rows.iter().enumerate().all(|(i, r)| !rows[..i].contains(r)));
-    (known && apart).then_some(widest)
+/// The row parts of a kernel, and of each value which of them its own are.
+struct Rows {
+    sizes: Vec<Size>,
+    of: BTreeMap<Part, usize>,
+}
+
+impl Rows {
+    /// A row is an index of each row part of the value with the most. Parts of values that no op
+    /// relates to it are its parts of their size, in its order: batch with batch, time with time.
+    fn of(axes: &Axes, values: &[ValueId]) -> Option<Rows> {
+        let mut all: Vec<Vec<Part>> = values.iter().map(|v| row_parts(axes, *v)).collect();
+        all.sort_by_key(|parts| std::cmp::Reverse(parts.len()));
+        let widest = all.first().cloned().unwrap_or_default();
+        let sizes: Vec<Size> = widest.iter().map(|part| axes.part_size(*part).clone()).collect();
+        let mut rows = Rows { sizes, of: BTreeMap::new() };
+        for parts in &all {
+            let mut free = rows.sizes.len();
+            for part in parts.iter().rev() {
+                let size = axes.part_size(*part);
+                let row = match rows.of.get(part) {
+                    Some(row) => Some(*row).filter(|row| *row < free),
+                    None => (0..free).rev().find(|row| rows.sizes.get(*row) == Some(size)),
+                }?;
+                let _ = rows.of.insert(*part, row);
+                free = row;
+            }
+        }
+        Some(rows)
+    }
+}
+
+fn row_parts(axes: &Axes, value: ValueId) -> Vec<Part> {
+    let parts = axes.parts(value).into_iter().flatten();
+    parts.filter(|part| axes.part_size(*part).as_constant().is_none()).collect()
 }
 
 struct Slots {
@@ -181,7 +201,7 @@ fn leaves(
     function: &Function,
     value: ValueId,
     axes: &Axes,
-    rows: &[Part],
+    rows: &Rows,
     slots: &Slots,
 ) -> Option<Vec<Leaf>> {
     let mut stride = Size::constant(1);
@@ -190,8 +210,8 @@ fn leaves(
     for (axis, parts) in named.rev() {
         for (nth, part) in parts.iter().enumerate().rev() {
             let size = axes.part_size(*part);
-            let role = if let Some(row) = rows.iter().position(|row| row == part) {
-                Role::Row(row)
+            let role = if let Some(row) = rows.of.get(part) {
+                Role::Row(*row)
             } else if let Some(slot) = slots.of.get(part) {
                 Role::Lane(*slot)
             } else {

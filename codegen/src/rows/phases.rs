@@ -252,6 +252,13 @@ impl Sorter<'_> {
         let id = function.value(value).node;
         let node = function.node(id);
         let external = !self.made.contains(&value);
+        if external && !self.layout().is_lane(value) {
+            // All threads of the row hold it from its first reading on.
+            if self.first.insert(value, index).is_none() {
+                pass.push(Item::Read(value));
+            }
+            return;
+        }
         let keepable = external || is_dear(self.layout(), node);
         // A sum over the lane: its row has it after the pass.
         if !external && !self.layout().is_lane(value) && self.is_sum_of_row(node) {

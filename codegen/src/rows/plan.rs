@@ -11,7 +11,7 @@ const TENSORS: usize = 24;
 /// Elements of a row from which on an input is worth reading once for two groups.
 const SHARED: i64 = 1024;
 /// Unrolled elements of a value without lanes that is computed in all threads of a row.
-const REPEATED: i64 = 4;
+const REPEATED: i64 = 1;
 /// Groups whose rows have no more elements than this cost a launch and little else.
 const TINY: i64 = 64;
 

@@ -103,18 +103,20 @@ pub(super) fn shape(function: &Function, group: &Group, phases: &Phases) -> Shap
     }
     let whole = phases.all.iter().any(|phase| !phase.sums.is_empty());
     if !whole {
-        let segment = inner / vector;
-        let width = power(up(lane, vector));
-        let threads = width.min(power(segment).max(256));
+        let threads = power(up(lane, vector)).min(256);
         let block = threads.max(256);
         let tiles = up(lane, vector * threads);
         let blocks = if sums { 132 * 8 } else { 132 * 24 } / tiles;
         let ragged = tiles * threads * vector != lane;
         return Shape { threads, vector, chunks: 1, block, tiles, blocks, ragged, shared: 0 };
     }
-    let widest = layout.values.keys().map(|v| held(layout, *v, 1)).max().unwrap_or(1);
+    let vectors = layout.values.keys().filter(|value| layout.is_vector(**value));
+    let widest = vectors.map(|value| held(layout, *value, 1)).max().unwrap_or(1);
     let mut chunks = (if widest > 1 { 64 } else { 32 } / (widest * vector)).max(1);
-    while chunks > 1 && resident(function, group, phases, vector, chunks) > 64 {
+    while chunks > 1
+        && power(up(lane, vector * chunks)) < 512
+        && resident(function, group, phases, vector, chunks) > 64
+    {
         chunks /= 2;
     }
     let threads = power(up(lane, vector * chunks)).min(1024);
