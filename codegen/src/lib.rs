@@ -19,5 +19,6 @@ pub mod ir;
 pub mod lower;
 pub mod ops;
 pub mod pipeline;
+pub mod rewrite;
 pub mod rows;
 pub mod schedule;
