@@ -389,7 +389,7 @@ pub enum DataError {
 #[non_exhaustive]
 pub enum TrainError {
     /// A NaN or an infinity. The update was not made.
-    #[error("step {step}: {what} is {value}")]
+    #[error("step {step}: {what} is {value}{}", origin_text(origin.as_deref()))]
     NotFinite {
         /// The step that would have been made, from 1.
         step: u64,
@@ -398,6 +398,8 @@ pub enum TrainError {
         what: String,
         /// The first such number in it.
         value: f64,
+        /// The first op of the step, done again, that gave such a number, where one was found.
+        origin: Option<String>,
         /// The last checkpoint, where the run has one.
         last_checkpoint: Option<String>,
     },
@@ -447,6 +449,23 @@ pub enum TrainError {
         /// Where it shows.
         layer: usize,
     },
+    /// The run takes more memory than the device has free. Nothing was allocated.
+    #[error(
+        "{name} has {:.3} GB free of {:.3} GB, a step takes {:.3} GB:\n{ledger}",
+        gigabytes(*free), gigabytes(*total), gigabytes(*needed)
+    )]
+    Memory {
+        /// The device.
+        name: String,
+        /// Bytes of a step, by the compiler's count.
+        needed: u64,
+        /// Bytes that are free.
+        free: u64,
+        /// Bytes of the device.
+        total: u64,
+        /// The count by class.
+        ledger: String,
+    },
     /// A metrics file that cannot be continued.
     #[error("{}:{line}: not a metrics row: {detail}", path.display())]
     Metrics {
@@ -461,12 +480,12 @@ pub enum TrainError {
 
 /// Every code of this crate, in order; those of checkpoints are in
 /// [`lightc_checkpoint::error::CODES`].
-pub const CODES: [&str; 43] = [
+pub const CODES: [&str; 44] = [
     "E0801", "E0802", "E0803", "E0804", "E0805", "E0806", "E0807", "E0808", "E0809", "E0810",
     "E0811", "E0812", "E0901", "E0902", "E0903", "E0904", "E0905", "E0906", "E0907", "E0908",
     "E0909", "E0910", "E0911", "E0912", "E0913", "E0914", "E0915", "E0916", "E0917", "E0918",
     "E0919", "E0920", "E0921", "E1101", "E1102", "E1103", "E1104", "E1105", "E1106", "E1107",
-    "E1108", "E1120", "E1121",
+    "E1108", "E1120", "E1121", "E1122",
 ];
 
 impl Error {
@@ -657,6 +676,7 @@ impl TrainError {
             TrainError::Metrics { .. } => "E1108",
             TrainError::OutOfRange { .. } => "E1120",
             TrainError::NotReconstructed { .. } => "E1121",
+            TrainError::Memory { .. } => "E1122",
         }
     }
 
@@ -679,6 +699,10 @@ impl TrainError {
                 "this is a fault of the compiler: please report it with the stage's source"
             }
             TrainError::Io { .. } => "check that the path is writable and has free space",
+            TrainError::Memory { .. } => {
+                "lower `data.micro_batch` or `data.sequence_length`, end other programs on the \
+                 device, or take one with more memory"
+            }
             TrainError::Metrics { .. } => "remove the damaged line, or move the file away",
             TrainError::OutOfRange { .. } => {
                 "lower the learning rate, or give the integrator fewer `fraction_bits`: one less \
@@ -699,6 +723,14 @@ impl TrainError {
         let path = path.into();
         move |source| TrainError::Io { action, path, source }
     }
+}
+
+fn gigabytes(bytes: u64) -> f64 {
+    bytes as f64 / 1e9
+}
+
+fn origin_text(origin: Option<&str>) -> String {
+    origin.map_or_else(String::new, |origin| format!("; done again, {origin}"))
 }
 
 fn quoted(words: &[String]) -> String {
