@@ -3,9 +3,11 @@
 //! Every variant has a stable code (`docs/errors/`), a message that names the
 //! place and the two values that disagree, and a help line with a fix. Codes
 //! are grouped: E08xx configuration, E09xx data and tokenizer, E10xx
-//! checkpoints, E11xx training and libtorch.
+//! checkpoints, E11xx training and libtorch, E13xx GPUs.
 
 use std::path::PathBuf;
+
+use crate::cuda::DeviceError;
 
 /// The result of every fallible function of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -54,6 +56,9 @@ pub enum Error {
     /// The run itself.
     #[error(transparent)]
     Train(#[from] TrainError),
+    /// The GPU, its compiler or a kernel.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
 }
 
 impl From<lightc_checkpoint::Error> for Error {
@@ -459,8 +464,8 @@ pub enum TrainError {
     },
 }
 
-/// Every code of this crate, in order; those of checkpoints are in
-/// [`lightc_checkpoint::error::CODES`].
+/// Every code of this crate, in order, but for those of checkpoints, in
+/// [`lightc_checkpoint::error::CODES`], and of GPUs, in [`crate::cuda::error::CODES`].
 pub const CODES: [&str; 43] = [
     "E0801", "E0802", "E0803", "E0804", "E0805", "E0806", "E0807", "E0808", "E0809", "E0810",
     "E0811", "E0812", "E0901", "E0902", "E0903", "E0904", "E0905", "E0906", "E0907", "E0908",
@@ -479,6 +484,7 @@ impl Error {
             Error::Data(error) => error.code(),
             Error::Checkpoint(error) => error.code(),
             Error::Train(error) => error.code(),
+            Error::Device(error) => error.code(),
         }
     }
 
@@ -494,6 +500,7 @@ impl Error {
             Error::Data(error) => error.help(),
             Error::Checkpoint(error) => error.help(),
             Error::Train(error) => error.help(),
+            Error::Device(error) => error.help(),
         }
     }
 
