@@ -12,6 +12,8 @@ pub const HEADERS: &[(&str, &str)] = &[
 pub const GATED_DELTA_RULE: &str = include_str!("../gated_delta_rule.cu");
 /// Row passes of linear cross entropy.
 pub const LINEAR_CROSS_ENTROPY: &str = include_str!("../linear_cross_entropy.cu");
+/// AdamW and sums of squares over many tensors.
+pub const OPTIMIZER: &str = include_str!("../optimizer.cu");
 /// Scores of the indexer, their variance, budget and selection.
 pub const SELECT_TOP: &str = include_str!("../select_top.cu");
 
@@ -36,5 +38,6 @@ pub const SOURCES: &[(&str, &str)] = &[
     ("masked_attention_64.cu", MASKED_ATTENTION_64),
     ("masked_attention_128.cu", MASKED_ATTENTION_128),
     ("masked_attention_256.cu", MASKED_ATTENTION_256),
+    ("optimizer.cu", OPTIMIZER),
     ("select_top.cu", SELECT_TOP),
 ];

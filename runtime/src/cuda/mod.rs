@@ -13,6 +13,7 @@ pub mod error;
 mod mode;
 #[cfg(test)]
 mod tests;
+mod update;
 
 use std::ffi::c_void;
 
@@ -22,6 +23,7 @@ pub use mode::{
     Check, Checked, Mode, Names, Spread, Time, Timed, checked, finish_check, set_mode, spread,
     timed, unmatched_references,
 };
+pub use update::{Update, adamw, square_sums};
 
 use crate::error::Result;
 use crate::{Device, Kind, Tensor};
