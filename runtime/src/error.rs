@@ -3,9 +3,11 @@
 //! Every variant has a stable code (`docs/errors/`), a message that names the
 //! place and the two values that disagree, and a help line with a fix. Codes
 //! are grouped: E08xx configuration, E09xx data and tokenizer, E10xx
-//! checkpoints, E11xx training and libtorch.
+//! checkpoints, E11xx training and libtorch, E13xx GPUs.
 
 use std::path::PathBuf;
+
+use crate::cuda::DeviceError;
 
 /// The result of every fallible function of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -54,6 +56,9 @@ pub enum Error {
     /// The run itself.
     #[error(transparent)]
     Train(#[from] TrainError),
+    /// The GPU, its compiler or a kernel.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
 }
 
 impl From<lightc_checkpoint::Error> for Error {
@@ -449,23 +454,6 @@ pub enum TrainError {
         /// Where it shows.
         layer: usize,
     },
-    /// The run takes more memory than the device has free. Nothing was allocated.
-    #[error(
-        "{name} has {:.3} GB free of {:.3} GB, a step takes {:.3} GB:\n{ledger}",
-        gigabytes(*free), gigabytes(*total), gigabytes(*needed)
-    )]
-    Memory {
-        /// The device.
-        name: String,
-        /// Bytes of a step, by the compiler's count.
-        needed: u64,
-        /// Bytes that are free.
-        free: u64,
-        /// Bytes of the device.
-        total: u64,
-        /// The count by class.
-        ledger: String,
-    },
     /// A metrics file that cannot be continued.
     #[error("{}:{line}: not a metrics row: {detail}", path.display())]
     Metrics {
@@ -478,14 +466,14 @@ pub enum TrainError {
     },
 }
 
-/// Every code of this crate, in order; those of checkpoints are in
-/// [`lightc_checkpoint::error::CODES`].
-pub const CODES: [&str; 44] = [
+/// Every code of this crate, in order, but for those of checkpoints, in
+/// [`lightc_checkpoint::error::CODES`], and of GPUs, in [`crate::cuda::error::CODES`].
+pub const CODES: [&str; 43] = [
     "E0801", "E0802", "E0803", "E0804", "E0805", "E0806", "E0807", "E0808", "E0809", "E0810",
     "E0811", "E0812", "E0901", "E0902", "E0903", "E0904", "E0905", "E0906", "E0907", "E0908",
     "E0909", "E0910", "E0911", "E0912", "E0913", "E0914", "E0915", "E0916", "E0917", "E0918",
     "E0919", "E0920", "E0921", "E1101", "E1102", "E1103", "E1104", "E1105", "E1106", "E1107",
-    "E1108", "E1120", "E1121", "E1122",
+    "E1108", "E1120", "E1121",
 ];
 
 impl Error {
@@ -498,6 +486,7 @@ impl Error {
             Error::Data(error) => error.code(),
             Error::Checkpoint(error) => error.code(),
             Error::Train(error) => error.code(),
+            Error::Device(error) => error.code(),
         }
     }
 
@@ -513,6 +502,7 @@ impl Error {
             Error::Data(error) => error.help(),
             Error::Checkpoint(error) => error.help(),
             Error::Train(error) => error.help(),
+            Error::Device(error) => error.help(),
         }
     }
 
@@ -676,7 +666,6 @@ impl TrainError {
             TrainError::Metrics { .. } => "E1108",
             TrainError::OutOfRange { .. } => "E1120",
             TrainError::NotReconstructed { .. } => "E1121",
-            TrainError::Memory { .. } => "E1122",
         }
     }
 
@@ -699,10 +688,6 @@ impl TrainError {
                 "this is a fault of the compiler: please report it with the stage's source"
             }
             TrainError::Io { .. } => "check that the path is writable and has free space",
-            TrainError::Memory { .. } => {
-                "lower `data.micro_batch` or `data.sequence_length`, end other programs on the \
-                 device, or take one with more memory"
-            }
             TrainError::Metrics { .. } => "remove the damaged line, or move the file away",
             TrainError::OutOfRange { .. } => {
                 "lower the learning rate, or give the integrator fewer `fraction_bits`: one less \
@@ -723,10 +708,6 @@ impl TrainError {
         let path = path.into();
         move |source| TrainError::Io { action, path, source }
     }
-}
-
-fn gigabytes(bytes: u64) -> f64 {
-    bytes as f64 / 1e9
 }
 
 fn origin_text(origin: Option<&str>) -> String {

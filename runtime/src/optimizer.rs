@@ -11,13 +11,13 @@
 //! Master weights and moments are f32 (f64 in runs in double). Clipping scales
 //! all gradients by `clip_norm / norm` where their global norm is above
 //! `clip_norm`. On the CPU the squares are taken and summed in f64 in the order of the parameters; on
-//! a GPU the squares of one tensor are summed in f32 by libtorch's fixed order, those of the tensors
-//! in f64.
+//! a GPU by two kernels in an order that depends on the sizes alone, and one kernel updates all
+//! parameters ([`crate::cuda::adamw`]), to the rounding of f32.
 
 use crate::config::GroupConfig;
 use crate::error::{ConfigError, Result};
 use crate::stage::ParamSpec;
-use crate::{Device, Kind, Tensor};
+use crate::{Device, Kind, Tensor, cuda};
 
 /// The numbers of AdamW that all groups share.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -43,70 +43,7 @@ pub struct Slot<'a> {
     pub moment_v: &'a mut Tensor,
 }
 
-/// What one update takes besides the tensors.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Rates {
-    /// The learning rate of the group.
-    pub lr: f64,
-    /// The decay of the group.
-    pub weight_decay: f64,
-    /// Updates that the moments have seen, this one included.
-    pub n_updates: u64,
-    /// What the gradient is multiplied by.
-    pub gradient_scale: f64,
-}
-
 impl AdamW {
-    /// Updates one parameter, and its working copy where it has one. This is the one place that
-    /// chooses how: on the CPU the formula in calls whose bits are pinned by what was trained
-    /// before, elsewhere fewer calls that work in place.
-    ///
-    /// # Errors
-    /// libtorch's.
-    pub fn apply(
-        &self,
-        slot: &mut Slot<'_>,
-        gradient: &Tensor,
-        copy: Option<&mut Tensor>,
-        rates: &Rates,
-    ) -> Result<()> {
-        let Rates { lr, weight_decay, n_updates, gradient_scale } = *rates;
-        if slot.master.device() == Device::Cpu {
-            // In the master's kind first: a bf16 gradient would be rounded again.
-            let scaled =
-                gradient.f_to_kind(slot.master.f_kind()?)?.f_mul_scalar(gradient_scale)?;
-            self.update(slot, &scaled, lr, weight_decay, n_updates)?;
-        } else {
-            self.update_in_place(slot, gradient, rates)?;
-        }
-        if let Some(copy) = copy {
-            copy.f_copy_(slot.master)?;
-        }
-        Ok(())
-    }
-
-    /// The formula with two tensors of work space besides those of the slot.
-    fn update_in_place(&self, slot: &mut Slot<'_>, gradient: &Tensor, rates: &Rates) -> Result<()> {
-        let n_updates = rates.n_updates as f64;
-        let correction_m = 1.0 - libm::pow(self.beta1, n_updates);
-        let correction_v = 1.0 - libm::pow(self.beta2, n_updates);
-        let mut work = slot.master.f_empty_like()?;
-        work.f_copy_(gradient)?;
-        let _ = work.f_mul_scalar_(rates.gradient_scale)?;
-        let _ = slot.moment_m.f_lerp_(&work, 1.0 - self.beta1)?;
-        let _ = work.f_square_()?;
-        let _ = slot.moment_v.f_lerp_(&work, 1.0 - self.beta2)?;
-        work.f_copy_(slot.moment_v)?;
-        let _ = work.f_div_scalar_(correction_v)?.f_sqrt_()?.f_add_scalar_(self.eps)?;
-        // m / root, with the rate: the reciprocal would round twice.
-        let change = slot.moment_m.f_div(&work)?.f_mul_scalar_(rates.lr / correction_m)?;
-        if rates.weight_decay > 0.0 {
-            let _ = slot.master.f_mul_scalar_(1.0 - rates.lr * rates.weight_decay)?;
-        }
-        let _ = slot.master.f_sub_(&change)?;
-        Ok(())
-    }
-
     /// Updates one parameter. `n_updates` counts this update, from 1.
     pub fn update(
         &self,
@@ -149,20 +86,22 @@ pub fn square_sum(tensor: &Tensor) -> Result<f64> {
 }
 
 /// The sum of squares of tensors in f64, on their device and without waiting for it. It is not
-/// finite where an element is not, and where the squares of one tensor go beyond f32.
+/// finite where an element is not, up to an overflow of f64.
 ///
 /// # Errors
-/// libtorch's.
+/// libtorch's, or the driver's.
 pub fn square_sum_on_device(tensors: &[&Tensor], device: Device) -> Result<Tensor> {
     if tensors.is_empty() {
         return Ok(Tensor::f_zeros([0i64; 0], (Kind::Double, device))?);
     }
-    let norm = |tensor: &&Tensor| {
-        let kind = if tensor.kind() == Kind::Double { Kind::Double } else { Kind::Float };
-        Ok(tensor.f_norm_scalaropt_dtype(2, kind)?.f_to_kind(Kind::Double)?)
+    if device.is_cuda() {
+        return Ok(cuda::square_sums(tensors)?.f_sum(Kind::Double)?);
+    }
+    let squares = |tensor: &&Tensor| -> Result<Tensor> {
+        Ok(tensor.f_to_kind(Kind::Double)?.f_square()?.f_sum(Kind::Double)?)
     };
-    let norms = tensors.iter().map(norm).collect::<Result<Vec<_>>>()?;
-    Ok(Tensor::f_stack(&norms, 0)?.f_square()?.f_sum(Kind::Double)?)
+    let sums = tensors.iter().map(squares).collect::<Result<Vec<_>>>()?;
+    Ok(Tensor::f_stack(&sums, 0)?.f_sum(Kind::Double)?)
 }
 
 /// A parameter group.

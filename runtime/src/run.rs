@@ -137,8 +137,8 @@ impl<'a> Session<'a> {
     pub fn open_on(stage: &'a dyn Stage, config: &'a Config, target: Target) -> Result<Self> {
         let device = target.open()?;
         if let (Device::Cuda(gpu), Some(ledger)) = (device, Ledger::of(stage, config)) {
-            let (free, total) = cuda::memory(gpu)?;
-            enough_memory(&ledger, cuda::facts(gpu)?.name, free, total)?;
+            let what = format!("training `{}`", stage.name());
+            cuda::ensure_memory(gpu, &what, ledger.total(), &ledger.text())?;
         }
         tch::set_num_threads(config.threads as i32);
         let corpus = Corpus::open(&config.data.shards)?;
@@ -231,15 +231,6 @@ pub fn train(
     let run =
         Run { session: &session, options, store, state, plan, metrics, progress, last_saved, rate };
     run.drive(end, stop)
-}
-
-/// The run fits in the memory of a GPU.
-fn enough_memory(ledger: &Ledger, name: String, free: u64, total: u64) -> Result<()> {
-    if ledger.total() <= free {
-        return Ok(());
-    }
-    let (needed, ledger) = (ledger.total(), ledger.text());
-    Err(TrainError::Memory { name, needed, free, total, ledger }.into())
 }
 
 /// What MFU is made of.

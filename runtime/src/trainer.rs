@@ -29,7 +29,8 @@ pub(crate) use micro::first_bad_op;
 pub use micro::{Part, Parts, step, step_timed};
 
 use crate::error::{Error, Result, TrainError};
-use crate::optimizer::{AdamW, Groups, Rates, Slot};
+use crate::cuda::{self, Update};
+use crate::optimizer::{AdamW, Groups, Slot};
 use crate::random;
 use crate::schedule::Schedule;
 use crate::stage::{CarrySpec, Inputs, Precision, Stage};
@@ -259,32 +260,41 @@ impl TrainState {
         }
     }
 
-    /// One AdamW update of every trained parameter, in place, and of its working copy.
+    /// One AdamW update of every trained parameter, in place, and of its working copy. This is the
+    /// one place that chooses how: on the CPU tensor by tensor in libtorch, on a GPU all in one
+    /// kernel.
     pub fn update(&mut self, clipped: &Clipped) -> Result<()> {
         let TrainState { setup, info, master, params, moments_m, moments_v, .. } = self;
         let Setup { adamw, schedule, groups, act, .. } = &*setup;
         let n_updates = self.moment_updates + self.step + 1;
-        for (index, gradient) in clipped.gradients.iter().enumerate() {
-            let group = groups.of_param[index].map(|group| &groups.groups[group]);
-            let moments = (&mut moments_m[index], &mut moments_v[index]);
-            let (Some(gradient), Some(group), (Some(moment_m), Some(moment_v))) =
-                (gradient, group, moments)
-            else {
+        let mut fused = Vec::new();
+        let slots = master.iter_mut().zip(moments_m).zip(moments_v).zip(params).zip(info.params);
+        for ((((((master, m), v), param), spec), gradient), group) in
+            slots.zip(&clipped.gradients).zip(&groups.of_param)
+        {
+            let group = group.and_then(|group| groups.groups.get(group));
+            let (Some(gradient), Some(group), Some(m), Some(v)) = (gradient, group, m, v) else {
                 continue;
             };
-            let mut slot = Slot { master: &mut master[index], moment_m, moment_v };
-            let rates = Rates {
-                lr: schedule.lr(self.step, group.lr_multiplier),
-                weight_decay: group.weight_decay,
-                n_updates,
-                gradient_scale: clipped.factor,
-            };
+            let (lr, weight_decay) = (schedule.lr(self.step, group.lr_multiplier), group.weight_decay);
+            let kind = master.f_kind()?;
             // One that computes in the kind of its master shares its memory.
-            let is_copy = info.params[index].precision.kind(*act) != slot.master.f_kind()?;
-            let copy = is_copy.then_some(&mut params[index]);
-            adamw.apply(&mut slot, gradient, copy, &rates)?;
+            let copy = (spec.precision.kind(*act) != kind).then_some(param);
+            if master.device().is_cuda() {
+                let (master, moment_m, moment_v) = (&*master, &*m, &*v);
+                let act = copy.map(|copy| &*copy);
+                fused.push(Update { master, moment_m, moment_v, gradient, act, lr, weight_decay });
+                continue;
+            }
+            // In the master's kind first: a bf16 gradient would be rounded again.
+            let scaled = gradient.f_to_kind(kind)?.f_mul_scalar(clipped.factor)?;
+            let mut slot = Slot { master, moment_m: m, moment_v: v };
+            adamw.update(&mut slot, &scaled, lr, weight_decay, n_updates)?;
+            if let Some(copy) = copy {
+                copy.f_copy_(slot.master)?;
+            }
         }
-        Ok(())
+        cuda::adamw(&fused, adamw, clipped.factor, n_updates)
     }
 
     /// Takes over states and carries and counts the step.

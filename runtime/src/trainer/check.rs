@@ -194,6 +194,9 @@ impl TrainState {
             return self.clipped(gradients, sum, n_parts);
         }
         self.check_gradients(&gradients)?;
+        // The kernels of the optimizer walk memory.
+        let dense = |gradient: Option<Tensor>| gradient.map(|g| g.f_contiguous()).transpose();
+        let gradients = gradients.into_iter().map(dense).collect::<std::result::Result<Vec<_>, _>>()?;
         let read = self.read(&gradients, forwarded)?;
         self.finite_numbers(&read.values)?;
         if !read.is_finite {
@@ -218,7 +221,7 @@ impl TrainState {
     }
 
     /// The error that names the first gradient with a number that is not finite. Where all are
-    /// finite, their squares went beyond the range of f32.
+    /// finite, their squares went beyond the range of f64.
     fn first_bad_gradient(&self, gradients: &[Option<Tensor>], norm: f64) -> Result<Error> {
         for (spec, gradient) in self.info.params.iter().zip(gradients) {
             let Some(gradient) = gradient else { continue };
