@@ -6,6 +6,7 @@
 
 mod call;
 mod digest;
+mod footprint;
 mod function;
 mod names;
 mod replay;

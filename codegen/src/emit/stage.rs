@@ -5,7 +5,9 @@ use super::names::{crate_name, ident, module_ident, stage_ident};
 use super::replay::has_reversible;
 use crate::analysis::{Carry, Role};
 use crate::ir::{FuncId, Module, Type};
+use super::footprint::footprint_items;
 use crate::pipeline::{Compiled, LOSS, Program};
+use crate::schedule::Target;
 use lightc_dsl::ast::DType;
 use lightc_dsl::model::{Format, InitLaw, Storage};
 use proc_macro2::{Ident, Literal, TokenStream};
@@ -92,11 +94,15 @@ pub fn emit_crate(
          [profile.release.package.torch-sys]\nopt-level = 1\n\n[workspace]\n",
         origin.compiler
     );
+    let stage = stage_ident(name);
+    let call = match program.target {
+        Target::Cpu => format!("main(&{package}::{stage})"),
+        Target::Sm90a => format!("main_on(&{package}::{stage}, lightc_runtime::Target::Sm90a)"),
+    };
     let main = format!(
         "//! Trains and evaluates stage `{name}`.\n\n\
          fn main() -> std::process::ExitCode {{\n    \
-         lightc_runtime::program::main(&{package}::{})\n}}\n",
-        stage_ident(name)
+         lightc_runtime::program::{call}\n}}\n"
     );
     let file = |path: &str, text: String| CrateFile { path: path.to_owned(), text };
     Ok(vec![
@@ -260,6 +266,7 @@ fn stage_items(program: &Program<'_>, origin: &Origin) -> Result<TokenStream, St
         }
     });
     let integrators = integrators(module);
+    let (footprint, counts) = footprint_items(program)?;
     let flat_states = has_states(module, module.entry).then(|| quote!(FlatStates,));
     let doc = format!(" Stage `{name}`: {} parameter tensors.", params.len());
     Ok(quote! {
@@ -281,6 +288,7 @@ fn stage_items(program: &Program<'_>, origin: &Origin) -> Result<TokenStream, St
         pub static TABLES: &[TableSpec] = &[#(#tables),*];
         /// What one step hands to the next.
         pub static CARRIES: &[CarrySpec] = &[#(#carries),*];
+        #counts
 
         #carry
 
@@ -293,6 +301,7 @@ fn stage_items(program: &Program<'_>, origin: &Origin) -> Result<TokenStream, St
             fn tables(&self) -> &'static [TableSpec] { TABLES }
             fn carries(&self) -> &'static [CarrySpec] { CARRIES }
             fn vocab(&self) -> i64 { #vocab }
+            #footprint
             #forward
             #backward
             fn train_step(&self, train: &mut TrainState, batch: &Batch) -> Result<StepReport> {
