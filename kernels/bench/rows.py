@@ -159,8 +159,9 @@ def reference(kernel, inputs, sizes):
 def positive(kernel):
     """Inputs of functions that take positive numbers only."""
     found = set()
-    for n in kernel["nodes"]:
-        if n["op"] in ("rsqrt", "ln", "sqrt", "rsqrt_grad", "ln_grad", "sqrt_grad"): found.add(n["args"][0])
+    for n in reversed(kernel["nodes"]):
+        passes = n["op"] in ("affine", "cast", "rename", "split", "merge", "permute") and n["results"][0]["id"] in found
+        if passes or n["op"] in ("rsqrt", "ln", "sqrt", "rsqrt_grad", "ln_grad", "sqrt_grad"): found.add(n["args"][0])
     return found
 
 

@@ -10,6 +10,7 @@ mod footprint;
 mod function;
 mod names;
 mod replay;
+mod rows;
 mod stack;
 mod stage;
 

@@ -1196,3 +1196,36 @@ pub(super) fn variable(axis: &str, nth: usize) -> String {
     let name = plain(axis);
     if nth == 0 { format!("x_{name}") } else { format!("x_{name}{nth}") }
 }
+
+impl Kernel {
+    /// Threads of a block.
+    pub(crate) fn threads(&self) -> i64 {
+        self.shape.block
+    }
+
+    /// Bytes of shared memory that are given at the launch.
+    pub(crate) fn shared_bytes(&self) -> i64 {
+        self.shape.shared
+    }
+
+    /// The number of rows.
+    pub(crate) fn rows(&self) -> Size {
+        rows(&self.group.layout)
+    }
+
+    /// Rows of a block side by side, blocks along the rows that are aimed at, blocks beside.
+    pub(crate) fn spread(&self) -> (i64, i64, i64) {
+        (self.shape.groups(), self.shape.blocks, self.shape.tiles)
+    }
+
+    /// What it computes, for messages: the names that its results have in the source.
+    pub(crate) fn origin(&self, function: &Function) -> String {
+        let mut names: Vec<&str> = Vec::new();
+        for value in &self.group.outputs {
+            if let Some(name) = &function.value(*value).name {
+                names.push(name);
+            }
+        }
+        if names.is_empty() { function.name.clone() } else { format!("{}: {}", function.name, names.join(", ")) }
+    }
+}

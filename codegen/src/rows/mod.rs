@@ -11,4 +11,7 @@ mod report;
 mod shape;
 mod text;
 
-pub use report::{cuda_text, describe};
+pub(crate) use cuda::Kernel;
+pub(crate) use group::is_literal;
+pub(crate) use plan::Step;
+pub use report::{Plans, cuda_text, describe};

@@ -11,22 +11,59 @@ use std::collections::BTreeSet;
 /// What all generated kernels share.
 pub(crate) const PRELUDE: &str = include_str!("prelude.cu");
 
-/// Functions of a module with the values that are read after them, and a prefix for their kernels.
-fn functions(module: &Module) -> Vec<(&Function, BTreeSet<ValueId>, String)> {
-    let forward = module.functions.iter().enumerate().map(|(index, function)| {
-        let mut kept: BTreeSet<ValueId> =
-            saved_values(module, FuncId(index as u32)).into_iter().collect();
-        kept.extend(function.outputs.iter().map(|output| output.value));
-        kept.extend(function.updates.iter().map(|(_, value)| *value));
-        (function, kept, snake(&function.name))
-    });
-    let backward = module.backward.iter().map(|backward| {
-        let mut kept: BTreeSet<ValueId> =
-            backward.body.outputs.iter().map(|output| output.value).collect();
-        kept.extend(backward.grads.iter().map(|(_, value)| *value));
-        (&backward.body, kept, snake(&backward.body.name))
-    });
-    forward.chain(backward).collect()
+/// The steps of all functions of a module.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plans {
+    /// One per function.
+    pub(crate) forward: Vec<Vec<Step>>,
+    /// One per backward function.
+    pub(crate) backward: Vec<Vec<Step>>,
+}
+
+impl Plans {
+    /// Plans the functions of a module.
+    pub fn of(module: &Module) -> Plans {
+        let forward = module.functions.iter().enumerate().map(|(index, function)| {
+            let mut kept: BTreeSet<ValueId> =
+                saved_values(module, FuncId(index as u32)).into_iter().collect();
+            kept.extend(function.outputs.iter().map(|output| output.value));
+            kept.extend(function.updates.iter().map(|(_, value)| *value));
+            plan(function, kept, &snake(&function.name))
+        });
+        let backward = module.backward.iter().map(|backward| {
+            let mut kept: BTreeSet<ValueId> =
+                backward.body.outputs.iter().map(|output| output.value).collect();
+            kept.extend(backward.grads.iter().map(|(_, value)| *value));
+            plan(&backward.body, kept, &snake(&backward.body.name))
+        });
+        Plans { forward: forward.collect(), backward: backward.collect() }
+    }
+
+    /// All kernels with their functions, in the order of the module.
+    pub(crate) fn kernels<'m>(
+        &'m self,
+        module: &'m Module,
+    ) -> impl Iterator<Item = (&'m Function, &'m Kernel)> {
+        let bodies = module.backward.iter().map(|backward| &backward.body);
+        let functions = module.functions.iter().chain(bodies);
+        let plans = self.forward.iter().chain(&self.backward);
+        functions.zip(plans).flat_map(|(function, steps)| {
+            steps.iter().filter_map(move |step| match step {
+                Step::Kernel(kernel) => Some((function, &**kernel)),
+                Step::Node(_) => None,
+            })
+        })
+    }
+
+    /// The CUDA text: one file with all row kernels of the module.
+    pub fn text(&self, module: &Module) -> String {
+        let mut text = PRELUDE.to_owned();
+        for (_, kernel) in self.kernels(module) {
+            text += "\n";
+            text += &kernel.text;
+        }
+        text
+    }
 }
 
 fn snake(name: &str) -> String {
@@ -40,26 +77,9 @@ fn snake(name: &str) -> String {
     text
 }
 
-fn kernels(module: &Module) -> Vec<(&Function, Kernel)> {
-    let mut found = Vec::new();
-    for (function, kept, prefix) in functions(module) {
-        for step in plan(function, kept, &prefix) {
-            if let Step::Kernel(kernel) = step {
-                found.push((function, *kernel));
-            }
-        }
-    }
-    found
-}
-
 /// The CUDA text of a module: one file with all its row kernels.
 pub fn cuda_text(module: &Module) -> String {
-    let mut text = PRELUDE.to_owned();
-    for (_, kernel) in kernels(module) {
-        text += "\n";
-        text += &kernel.text;
-    }
-    text
+    Plans::of(module).text(module)
 }
 
 fn value_json(function: &Function, value: ValueId) -> Value {
@@ -75,7 +95,8 @@ fn value_json(function: &Function, value: ValueId) -> Value {
 /// A description of each kernel of a module for a check outside of this crate: how it is launched,
 /// and the nodes that say what it computes.
 pub fn describe(module: &Module) -> Value {
-    let list = kernels(module).into_iter().map(|(function, kernel)| {
+    let plans = Plans::of(module);
+    let list = plans.kernels(module).map(|(function, kernel)| {
         let group = &kernel.group;
         let mut nodes: Vec<Value> = Vec::new();
         let mut literals: BTreeSet<ValueId> = BTreeSet::new();

@@ -11,6 +11,7 @@ mod cache;
 mod driver;
 pub mod error;
 mod mode;
+pub mod rows;
 #[cfg(test)]
 mod tests;
 mod update;
