@@ -5,6 +5,7 @@
 //          loss_r = logsumexp(z) - z_target; the logits become their own gradient of the mean loss,
 //          (softmax(z) - onehot) (1 - tanh^2) / N.
 // Numerics fp32, online maximum and sum; logits and their gradient rounded to bf16 between products.
+//          A target that is neither -100 nor a class stops the program.
 // Outputs  logits `=` in place, loss [R] `=`, total `=`. No atomics; fixed order of every sum.
 //
 // The caller runs, for each chunk of rows: logits = h W^T (cuBLASLt), lce_rows, dh = logits W,
@@ -98,6 +99,7 @@ DEVICE void rows(bf16* logits, const long long* targets, const float* inverse, c
         if (tid == 0) loss[r] = 0.f;
         return;
     }
+    if (u64(y) >= u64(V)) __trap();
     const float target = bf16_float(row[y]);
     float top = BOUNDED ? 0.f : -INF, sum = 0.f;  // in units of log 2
     auto add = [&](const uint4& w) {

@@ -4,7 +4,8 @@
 //          (64, 1, 64, 1), 128-byte swizzle); heed [B,T,4] fp32, already a sigmoid; bias [4] fp32; ema [1] fp32.
 //          score [B,T,ld] fp32 scratch with ld = T rounded up to 64, written for columns s <= t only (and up
 //          to the end of t's block); mask [B,T,words] u32, words = 2 ceil(T / 64), bit s % 32 of word s / 32;
-//          variance [B,T] fp32; count [B,T] i32, the number selected.
+//          variance [B,T] fp32; count [B,T] i32, the number selected; selected [B,T,T] u8, the mask as truth
+//          values. select_given takes contiguous scores [B,T,T] fp32 and a budget [B,T] fp32 instead.
 // Meaning  models/std/sparse_attention.llm and docs/ops.md `select_top`:
 //            score_ts = sum_h heed_th sigmoid(scale q_th . k_s + bias_h)
 //            variance over all T columns, a future column counting as 0
@@ -13,6 +14,7 @@
 // Numerics products bf16 with fp32 accumulators; sigmoids fp32 with their argument clamped at -21 (below
 //          that they are under 1e-9); one reciprocal for the four heads. Selection is exact on the fp32
 //          scores: integer histograms, then a ranking of the last few candidates.
+//          select_given ranks a NaN before all scores and takes -0 as 0.
 // Outputs  all `=`. Integer atomics on counts only (their result has no order); no float atomics.
 #include "copy.cuh"
 #include "mma.cuh"
@@ -126,28 +128,47 @@ DEVICE u32 ordered(float x) {
     return u ^ (u32(int(u) >> 31) | 0x80000000u);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) indexer_select(
-    const float* score, const float* ema, float base, float low, float high, int sinks, int limit, u32* mask, float* variance,
-    int* count, int T, int ld, int words)
-{
+/// What both entry points are given.
+struct Selection {
+    const float* score;
+    const float* budget;  // GIVEN
+    const float* ema;     // not GIVEN, as the next three
+    float base, low, high;
+    int sinks, limit;
+    u32* mask;      // or null
+    u8* selected;   // or null
+    float* variance;
+    int* count;
+    int T, ld, words;
+};
+
+template <bool GIVEN> DEVICE void select(const Selection& a) {
     __shared__ float part[4][8];
     __shared__ __align__(16) u32 bins[BINS];
     __shared__ u32 list_key[LIST], list_col[LIST], found[3], size, edge[2], scan[8];
     __shared__ u64 full;
+    const int T = a.T, sinks = a.sinks;
     float* row = (float*)smem;
-    u32* chosen = (u32*)(row + ld);
+    u32* chosen = (u32*)(row + (GIVEN ? (T + 63) / 64 * 64 : a.ld));
     const int tid = threadIdx.x, warp = tid >> 5, lane = tid & 31;
     const int t = gridDim.x - 1 - blockIdx.x, batch = blockIdx.y, n_columns = t + 1, n_vectors = (n_columns + 3) / 4;
-    if (tid == 0) {
+    const float* from = a.score + (u64(batch) * T + t) * a.ld;
+    if (GIVEN) {  // rows need not be aligned
+        for (int i = tid; i < 4 * n_vectors; i += THREADS) {
+            const float x = i < n_columns ? from[i] + 0.f : 0.f;
+            row[i] = x == x ? x : __uint_as_float(0x7fffffff);
+        }
+        if (tid == 0) size = 0;
+    } else if (tid == 0) {
         barrier_init(&full, 1);
         barrier_init_done();
         barrier_expect(&full, n_vectors * 16);
-        bulk_load(row, score + (u64(batch) * T + t) * ld, n_vectors * 16, &full);
+        bulk_load(row, from, n_vectors * 16, &full);
         size = 0;
     }
-    for (int i = tid; i < words; i += THREADS) chosen[i] = 0;
+    for (int i = tid; i < a.words; i += THREADS) chosen[i] = 0;
     __syncthreads();
-    barrier_wait(&full, 0);
+    if (!GIVEN) barrier_wait(&full, 0);
 
     const float pivot = row[0];
     float sum = 0.f, square = 0.f, top = -INF, bottom = INF;
@@ -171,11 +192,18 @@ extern "C" __global__ void __launch_bounds__(THREADS) indexer_select(
     for (int w = 1; w < 8; w++)
         sum += part[0][w], square += part[1][w], top = fmaxf(top, part[2][w]), bottom = fminf(bottom, part[3][w]);
 
-    const float mean = (sum + n_columns * pivot) / T, off = mean - pivot;
-    const float var = (square - 2.f * off * sum + n_columns * off * off + (T - n_columns) * mean * mean) / T;
-    const float wanted = fminf(fmaxf(floorf(base * var / fmaxf(ema[0], 1e-6f)), low), high);
-    const int n = min(min(max(1, int(wanted)), limit), n_columns);
-    if (tid == 0) variance[u64(batch) * T + t] = var, count[u64(batch) * T + t] = n;
+    int n;
+    if (GIVEN) {
+        n = min(min(int(fminf(fmaxf(floorf(a.budget[u64(batch) * T + t]), 1.f), 1e9f)), a.limit), n_columns);
+    } else {
+        const float mean = (sum + n_columns * pivot) / T, off = mean - pivot;
+        const float var = (square - 2.f * off * sum + n_columns * off * off + (T - n_columns) * mean * mean) / T;
+        const float wanted = fminf(fmaxf(floorf(a.base * var / fmaxf(a.ema[0], 1e-6f)), a.low), a.high);
+        n = min(min(max(1, int(wanted)), a.limit), n_columns);
+        if (tid == 0) a.variance[u64(batch) * T + t] = var, a.count[u64(batch) * T + t] = n;
+    }
+    // Infinite scores and NaNs have no normal distribution to list them by, and no bounds but those of all keys.
+    const bool wild = GIVEN && !(fabsf(sum) < INF);
 
     const int always = min(sinks, n);  // of the first columns; the others compete
     int need = n - always;
@@ -190,7 +218,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) indexer_select(
                 const float local = sum / n_columns, a = -__logf(2.f * share);
                 level = pivot + local + sqrtf(fmaxf(square / n_columns - local * local, 0.f)) * (sqrtf(0.514f + 1.664f * a) - 0.717f) * 1.202f;
             }
-            for (int i = tid; i < n_vectors; i += THREADS) {
+            for (int i = tid; i < n_vectors && !wild; i += THREADS) {
                 const float4 x = ((const float4*)row)[i];
                 const float e[4] = {x.x, x.y, x.z, x.w};
                 if (fmaxf(fmaxf(e[0], e[1]), fmaxf(e[2], e[3])) >= level) {
@@ -207,7 +235,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) indexer_select(
             const int n_source = listed ? int(size) : n_columns;
             auto key_at = [&](int i) { return listed ? list_key[i] : ordered(row[i]); };
             auto column_at = [&](int i) { return listed ? list_col[i] : u32(i); };
-            u32 lo = ordered(listed ? level : bottom), hi = ordered(top), edge_key, edge_col;
+            u32 lo = wild ? 0 : ordered(listed ? level : bottom), hi = wild ? ~0u : ordered(top), edge_key, edge_col;
             auto inside = [&](int i, u32 key) { return key >= lo && key <= hi && (listed || i >= sinks); };
             for (;;) {  // the range shrinks until few candidates, or only equal ones, are left
                 const u32 range = hi - lo;
@@ -289,6 +317,33 @@ extern "C" __global__ void __launch_bounds__(THREADS) indexer_select(
         }
     }
     __syncthreads();
-    u32* out = mask + (u64(batch) * T + t) * words;
-    for (int i = tid; i < words; i += THREADS) out[i] = chosen[i];
+    if (a.mask) {
+        u32* out = a.mask + (u64(batch) * T + t) * a.words;
+        for (int i = tid; i < a.words; i += THREADS) out[i] = chosen[i];
+    }
+    if (a.selected) {
+        u8* out = a.selected + (u64(batch) * T + t) * T;
+        if (T % 4 == 0) {  // four truth values at once
+            for (int i = tid; i < T / 4; i += THREADS) ((u32*)out)[i] = ((chosen[i >> 3] >> (4 * (i & 7)) & 15) * 0x00204081u) & 0x01010101u;
+        } else {
+            for (int i = tid; i < T; i += THREADS) out[i] = chosen[i >> 5] >> (i & 31) & 1;
+        }
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS) indexer_select(
+    const float* score, const float* ema, float base, float low, float high, int sinks, int limit, u32* mask, u8* selected,
+    float* variance, int* count, int T, int ld, int words)
+{
+    select<false>({score, nullptr, ema, base, low, high, sinks, limit, mask, selected, variance, count, T, ld, words});
+}
+
+// ------------------------------------------------------------------------------------------------
+// select_given: the selection alone. Limit: memory, the causal half of the scores and the truth values once
+// (0.05 ms at T=8192). grid (T, B), 256 threads, 4 (64 ceil(T / 64) + words) bytes.
+// ------------------------------------------------------------------------------------------------
+extern "C" __global__ void __launch_bounds__(THREADS) select_given(
+    const float* score, const float* budget, int sinks, int limit, u8* selected, int T, int words)
+{
+    select<true>({score, budget, nullptr, 0.f, 0.f, 0.f, sinks, limit, nullptr, selected, nullptr, nullptr, T, T, words});
 }

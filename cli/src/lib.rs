@@ -27,6 +27,7 @@ mod program;
 mod runtime;
 mod source;
 mod table;
+mod target;
 mod terminal;
 
 use clap::Parser;

@@ -17,9 +17,10 @@ use crate::failure::{Failure, Fault, codes};
 use crate::files::{self, NewFile};
 use crate::runtime::{self, Runtime};
 use crate::source::{Loaded, file_name};
+use crate::target::Target;
 use crate::terminal;
 use lightc_codegen::emit::{Origin, emit_crate};
-use lightc_codegen::pipeline;
+use lightc_codegen::{pipeline, schedule};
 use lightc_dsl::model::StageModel;
 use lightc_libtorch::{Environment, Settings};
 use std::fs::{self, File, TryLockError};
@@ -41,13 +42,14 @@ impl Program {
     pub(crate) fn build(
         file: &Path,
         stage: &str,
+        target: Target,
         runtime: &runtime::Choice,
     ) -> Result<Self, Failure> {
         let runtime = runtime.find()?;
         let (loaded, model) = Loaded::read_stage(file, stage)?;
         // The name alone: the same stage is the same program wherever it is started.
         let origin = loaded.origin(file_name(file));
-        let files = generate(loaded, &model, &origin, &runtime)?;
+        let files = generate(loaded, &model, &origin, &runtime, target.into())?;
         let environment = environment()?;
         let cache = cache_folder()?;
         let folder = cache.join(format!("{stage}-{}", key(&files, &runtime)?));
@@ -82,12 +84,13 @@ pub(crate) fn generate(
     model: &StageModel,
     origin: &Origin,
     runtime: &Runtime,
+    target: schedule::Target,
 ) -> Result<Vec<NewFile>, Failure> {
     let compiled = match pipeline::compile(model) {
         Ok(compiled) => compiled,
         Err(found) => return Err(loaded.failure(found)),
     };
-    let program = match pipeline::program(&compiled) {
+    let program = match pipeline::program_for(&compiled, target) {
         Ok(program) => program,
         Err(found) => return Err(loaded.failure(found)),
     };
@@ -154,8 +157,9 @@ fn key(files: &[NewFile], runtime: &Runtime) -> Result<String, Failure> {
         add(file.path.as_bytes());
         add(file.text.as_bytes());
     }
-    // The runtime and the crate that it shares with this command.
-    for folder in [runtime.path.clone(), runtime.path.with_file_name("checkpoint")] {
+    // The runtime and the crates that it shares with this command.
+    let beside = ["checkpoint", "kernels"].map(|name| runtime.path.with_file_name(name));
+    for folder in std::iter::once(runtime.path.clone()).chain(beside) {
         for path in rust_files(&folder) {
             let text = fs::read(&path).map_err(|error| {
                 let message = format!("cannot read `{}`: {error}", path.display());

@@ -20,4 +20,5 @@ pub mod lower;
 pub mod ops;
 pub mod pipeline;
 pub mod rewrite;
+pub mod rows;
 pub mod schedule;

@@ -28,6 +28,16 @@ pub struct Program<'c> {
     pub compiled: &'c Compiled,
     /// How its root block meets the trainer.
     pub interface: Interface,
+    /// What code is emitted for.
+    pub target: Target,
+}
+
+/// [`program_for`] the target `cpu`.
+///
+/// # Errors
+/// As there.
+pub fn program(compiled: &Compiled) -> Result<Program<'_>, Vec<Diag>> {
+    program_for(compiled, Target::Cpu)
 }
 
 /// Checks what the trainer asks of a stage. A stage without this can be checked, inspected and
@@ -35,9 +45,9 @@ pub struct Program<'c> {
 ///
 /// # Errors
 /// All diagnostics, in the order of the source.
-pub fn program(compiled: &Compiled) -> Result<Program<'_>, Vec<Diag>> {
+pub fn program_for(compiled: &Compiled, target: Target) -> Result<Program<'_>, Vec<Diag>> {
     match analysis::interface(&compiled.module) {
-        Ok(interface) => Ok(Program { compiled, interface }),
+        Ok(interface) => Ok(Program { compiled, interface, target }),
         Err(mut diags) => {
             lightc_dsl::diag::normalize(&mut diags);
             Err(diags)

@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::shards::Corpus;
 use crate::stage::Stage;
 use crate::trainer::TrainState;
-use crate::{Kind, Tensor};
+use crate::{Device, Kind, Tensor};
 
 const PARAMS: &str = "params.safetensors";
 const MOMENTS_M: &str = "moments_m.safetensors";
@@ -99,21 +99,22 @@ pub fn files(state: &TrainState) -> Result<Vec<FileContents<'static>>> {
         .map(|name| FileContents { name: name.to_owned(), tensors: Vec::new() })
         .into();
     for (file, name, tensor) in named(state) {
-        let data = TensorData {
+        let Some(contents) = files.iter_mut().find(|contents| contents.name == file) else {
+            continue;
+        };
+        contents.tensors.push(TensorData {
             name: name.to_owned(),
             dtype: dtype(tensor.f_kind()?)?,
             shape: shape(tensor),
             bytes: Cow::Owned(bytes(tensor)?),
-        };
-        files.iter_mut().filter(|contents| contents.name == file).for_each(|contents| {
-            contents.tensors.push(data.clone());
         });
     }
     Ok(files)
 }
 
 /// Checks a checkpoint against the stage, the corpus and the settings, and
-/// takes over its tensors and step. On an error the state is as it was.
+/// takes over its tensors and step. The files are verified and their tensors compared with the
+/// state's before the first is taken over; a state that was not restored whole is not to be used.
 pub fn restore(
     stage: &dyn Stage,
     state: &mut TrainState,
@@ -137,11 +138,8 @@ pub fn restore(
         tensors: &tensors,
         unread: &[],
     })?;
-    let loaded = named(state)
-        .into_iter()
-        .map(|(file, name, like)| load(checkpoint, file, name, like))
-        .collect::<Result<Vec<Tensor>>>()?;
-    put(state, loaded);
+    let names: Vec<_> = named(state).iter().map(|(file, name, _)| (*file, *name)).collect();
+    load(state, checkpoint, &names)?;
     let head = &checkpoint.manifest().head;
     state.step = head.step;
     state.moment_updates = head.moment_updates;
@@ -170,11 +168,8 @@ pub fn begin_from(
         tensors: &expected_tensors(&all)?,
         unread: &[CARRIES],
     })?;
-    let loaded = all
-        .into_iter()
-        .map(|(file, name, like)| load(checkpoint, file, name, like))
-        .collect::<Result<Vec<Tensor>>>()?;
-    put(state, loaded);
+    let names: Vec<_> = all.iter().map(|(file, name, _)| (*file, *name)).collect();
+    load(state, checkpoint, &names)?;
     let head = &checkpoint.manifest().head;
     state.moment_updates = head.step + head.moment_updates;
     state.grown = head.grown.clone();
@@ -195,13 +190,9 @@ fn expected_tensors(named: &[Named<'_>]) -> Result<Vec<ExpectedTensor>> {
         .collect()
 }
 
-fn load(checkpoint: &Checkpoint, file: &str, name: &str, like: &Tensor) -> Result<Tensor> {
-    let found = checkpoint.tensor(file, name)?;
-    Ok(Tensor::f_from_data_size(found.bytes, &like.size(), like.f_kind()?)?)
-}
-
-/// Puts tensors, in the order of [`named`], in their places.
-fn put(state: &mut TrainState, tensors: Vec<Tensor>) {
+/// Reads tensors, in the order of [`named`], into their places: one after the other through the
+/// host's memory, so that no device holds a second one.
+fn load(state: &mut TrainState, checkpoint: &Checkpoint, names: &[(&str, &str)]) -> Result<()> {
     let places = state
         .master
         .iter_mut()
@@ -209,9 +200,12 @@ fn put(state: &mut TrainState, tensors: Vec<Tensor>) {
         .chain(state.moments_v.iter_mut().flatten())
         .chain(&mut state.states)
         .chain(&mut state.carries);
-    for (place, tensor) in places.zip(tensors) {
-        *place = tensor;
+    for (place, (file, name)) in places.zip(names) {
+        let found = checkpoint.tensor(file, name)?;
+        let host = Tensor::f_from_data_size(found.bytes, &place.size(), place.f_kind()?)?;
+        place.f_copy_(&host)?;
     }
+    Ok(())
 }
 
 fn shape(tensor: &Tensor) -> Vec<usize> {
@@ -219,7 +213,7 @@ fn shape(tensor: &Tensor) -> Vec<usize> {
 }
 
 fn bytes(tensor: &Tensor) -> Result<Vec<u8>> {
-    let tensor = tensor.f_contiguous()?;
+    let tensor = tensor.f_to_device(Device::Cpu)?.f_contiguous()?;
     let n_elements = tensor.numel();
     let mut bytes = vec![0; n_elements * tensor.f_kind()?.elt_size_in_bytes()];
     tensor.f_copy_data_u8(&mut bytes, n_elements)?;

@@ -47,6 +47,9 @@ pub struct Config {
     /// Saving.
     #[serde(default)]
     pub checkpoint: CheckpointConfig,
+    /// What is measured.
+    #[serde(default)]
+    pub metrics: MetricsConfig,
 }
 
 /// Table `data`.
@@ -64,9 +67,25 @@ pub struct DataConfig {
     pub sequence_length: usize,
     /// Sequences per step. Required.
     pub batch: usize,
+    /// Sequences that are computed at a time; their gradients are summed. Divides `batch`. Default:
+    /// `batch`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub micro_batch: Option<usize>,
     /// Consecutive sequences that a lane reads before it jumps. Default 8.
     #[serde(default = "defaults::run_length")]
     pub run_length: usize,
+}
+
+impl DataConfig {
+    /// Sequences that are computed at a time.
+    pub fn micro_batch(&self) -> usize {
+        self.micro_batch.unwrap_or(self.batch)
+    }
+
+    /// How many times per step.
+    pub fn n_micro_batches(&self) -> usize {
+        self.batch / self.micro_batch().max(1)
+    }
 }
 
 /// Table `optimizer`.
@@ -167,6 +186,19 @@ pub struct CheckpointConfig {
     pub keep_last: usize,
 }
 
+/// Table `metrics`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MetricsConfig {
+    /// Steps between those whose parts are timed, for which the program waits for the device after
+    /// each part. Default 0: none.
+    pub profile_interval: u64,
+    /// The rate that MFU is a share of, in 10^12 operations per second. Default: that of the GPU,
+    /// where it is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peak_tflops: Option<f64>,
+}
+
 mod defaults {
     use super::{CheckpointConfig, EvaluationConfig, GroupConfig, OptimizerConfig, OptimizerKind};
 
@@ -231,6 +263,7 @@ impl Config {
         if config.schedule.kind == ScheduleKind::Wsd {
             config.schedule.decay.get_or_insert(Decay::Cosine);
         }
+        let _ = config.data.micro_batch.get_or_insert(config.data.batch);
         Ok(config)
     }
 
@@ -271,13 +304,15 @@ impl Config {
 
     /// Every setting that changes what the run computes, by dotted key. The
     /// shards are not among them (their digests are checked), nor are intervals
-    /// of evaluation and saving.
+    /// of evaluation and saving, what is measured, and a micro-batch that is the batch.
     pub fn settings(&self) -> BTreeMap<String, String> {
         let mut shaping = self.clone();
         shaping.data.shards = PathBuf::new();
         shaping.data.tokenizer = None;
         shaping.evaluation = EvaluationConfig::default();
         shaping.checkpoint = CheckpointConfig::default();
+        shaping.metrics = MetricsConfig::default();
+        shaping.data.micro_batch = self.data.micro_batch.filter(|n| *n != self.data.batch);
         let mut settings = BTreeMap::new();
         if let Ok(value) = toml::Value::try_from(&shaping) {
             flatten("", &value, &mut settings);
@@ -286,6 +321,7 @@ impl Config {
             key != "data.shards"
                 && !key.starts_with("evaluation.")
                 && !key.starts_with("checkpoint.")
+                && !key.starts_with("metrics.")
         });
         settings
     }
@@ -323,12 +359,20 @@ fn check(config: &Config, source: &Source<'_>) -> std::result::Result<(), Config
     let length = data.sequence_length;
     source.require("data.sequence_length", length, length >= 3, "at least 3")?;
     source.require("data.batch", data.batch, data.batch >= 1, positive)?;
+    let micro = data.micro_batch();
+    let wanted = format!("a divisor of `data.batch`, which is {}", data.batch);
+    let good = micro >= 1 && data.batch.is_multiple_of(micro);
+    source.require("data.micro_batch", micro, good, &wanted)?;
     source.require("data.run_length", data.run_length, data.run_length >= 1, positive)?;
     let interval = config.evaluation.interval;
     source.require("evaluation.interval", interval, interval >= 1, positive)?;
     let CheckpointConfig { interval, keep_last } = config.checkpoint;
     source.require("checkpoint.interval", interval, interval >= 1, positive)?;
     source.require("checkpoint.keep_last", keep_last, keep_last >= 1, positive)?;
+    if let Some(peak) = config.metrics.peak_tflops {
+        let good = peak > 0.0 && peak.is_finite();
+        source.require("metrics.peak_tflops", peak, good, "finite and above 0")?;
+    }
     check_optimizer(&config.optimizer, source)?;
     check_schedule(config, source)?;
     check_groups(&config.groups, source)

@@ -84,8 +84,8 @@ impl Plan {
     }
 }
 
-/// The batches of an evaluation: the split's sequences in order, cut into one
-/// contiguous stretch per lane, so that every lane but the first sequence goes
+/// The batches of an evaluation, each of one micro-batch: the split's sequences in order, cut into
+/// one contiguous stretch per lane, so that every lane but the first sequence goes
 /// on from the text before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EvaluationPlan {
@@ -106,7 +106,7 @@ impl EvaluationPlan {
         if max_sequences > 0 {
             n_sequences = n_sequences.min(max_sequences);
         }
-        let n_lanes = config.batch.min(n_sequences);
+        let n_lanes = config.micro_batch().min(n_sequences);
         let n_batches = n_sequences / n_lanes;
         Ok(EvaluationPlan { n_lanes, n_batches, sequence_length: config.sequence_length })
     }

@@ -3,9 +3,11 @@
 //! Every variant has a stable code (`docs/errors/`), a message that names the
 //! place and the two values that disagree, and a help line with a fix. Codes
 //! are grouped: E08xx configuration, E09xx data and tokenizer, E10xx
-//! checkpoints, E11xx training and libtorch.
+//! checkpoints, E11xx training and libtorch, E13xx GPUs.
 
 use std::path::PathBuf;
+
+use crate::cuda::DeviceError;
 
 /// The result of every fallible function of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -54,6 +56,9 @@ pub enum Error {
     /// The run itself.
     #[error(transparent)]
     Train(#[from] TrainError),
+    /// The GPU, its compiler or a kernel.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
 }
 
 impl From<lightc_checkpoint::Error> for Error {
@@ -389,7 +394,7 @@ pub enum DataError {
 #[non_exhaustive]
 pub enum TrainError {
     /// A NaN or an infinity. The update was not made.
-    #[error("step {step}: {what} is {value}")]
+    #[error("step {step}: {what} is {value}{}", origin_text(origin.as_deref()))]
     NotFinite {
         /// The step that would have been made, from 1.
         step: u64,
@@ -398,6 +403,8 @@ pub enum TrainError {
         what: String,
         /// The first such number in it.
         value: f64,
+        /// The first op of the step, done again, that gave such a number, where one was found.
+        origin: Option<String>,
         /// The last checkpoint, where the run has one.
         last_checkpoint: Option<String>,
     },
@@ -459,8 +466,8 @@ pub enum TrainError {
     },
 }
 
-/// Every code of this crate, in order; those of checkpoints are in
-/// [`lightc_checkpoint::error::CODES`].
+/// Every code of this crate, in order, but for those of checkpoints, in
+/// [`lightc_checkpoint::error::CODES`], and of GPUs, in [`crate::cuda::error::CODES`].
 pub const CODES: [&str; 43] = [
     "E0801", "E0802", "E0803", "E0804", "E0805", "E0806", "E0807", "E0808", "E0809", "E0810",
     "E0811", "E0812", "E0901", "E0902", "E0903", "E0904", "E0905", "E0906", "E0907", "E0908",
@@ -479,6 +486,7 @@ impl Error {
             Error::Data(error) => error.code(),
             Error::Checkpoint(error) => error.code(),
             Error::Train(error) => error.code(),
+            Error::Device(error) => error.code(),
         }
     }
 
@@ -494,6 +502,7 @@ impl Error {
             Error::Data(error) => error.help(),
             Error::Checkpoint(error) => error.help(),
             Error::Train(error) => error.help(),
+            Error::Device(error) => error.help(),
         }
     }
 
@@ -699,6 +708,10 @@ impl TrainError {
         let path = path.into();
         move |source| TrainError::Io { action, path, source }
     }
+}
+
+fn origin_text(origin: Option<&str>) -> String {
+    origin.map_or_else(String::new, |origin| format!("; done again, {origin}"))
 }
 
 fn quoted(words: &[String]) -> String {

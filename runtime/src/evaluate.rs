@@ -34,10 +34,10 @@ pub fn evaluate(
 ) -> Result<Evaluation> {
     let split = &corpus.held_out;
     let plan = EvaluationPlan::new(split, &config.data, config.evaluation.max_sequences)?;
-    let mut carries = zero_carries(stage.carries(), plan.n_lanes(), state.act())?;
+    let mut carries = zero_carries(stage.carries(), plan.n_lanes(), state.act(), state.device())?;
     let mut sum = 0.0;
     for index in 0..plan.n_batches {
-        let batch = plan.batch(split, index, state.act())?;
+        let batch = plan.batch(split, index, state.act())?.to_device(state.device())?;
         let inputs = Inputs { carries: &carries, ..state.inputs_without_carries(&batch) };
         let outputs = stage.forward(&inputs)?;
         let values = state.finite_values(&outputs)?;

@@ -14,6 +14,7 @@ pub mod cuda;
 pub mod data;
 pub mod error;
 pub mod evaluate;
+pub mod footprint;
 pub mod metrics;
 pub mod ops;
 pub mod optimizer;
@@ -27,15 +28,19 @@ pub mod schedule;
 pub mod shards;
 pub mod stage;
 pub mod tables;
+pub mod target;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod tokenizer;
 pub mod trainer;
+pub mod watch;
 
 pub use error::{Error, Result};
+pub use footprint::{Footprint, Term};
 pub use stage::{
     CarrySpec, Format, Init, Inputs, Outputs, ParamSpec, Precision, Stage, StateSpec, Storage,
     TableSpec,
 };
+pub use target::Target;
 pub use tch::{Device, Kind, Tensor};
 pub use trainer::{Batch, StepReport, TrainState};

@@ -20,6 +20,45 @@ use crate::error::{Result, TrainError};
 use crate::evaluate::Evaluation;
 use crate::trainer::StepReport;
 
+/// What was measured of one step.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StepRow {
+    /// Next-token targets.
+    pub n_tokens: usize,
+    /// From before its data was read to when its numbers were known, in seconds.
+    pub elapsed_s: f64,
+    /// See [`Rate::mfu`].
+    pub mfu: Option<f64>,
+    /// Bytes of the device that are not free after the step, as the driver says: those of this
+    /// process with what libtorch's allocator keeps, and those of others.
+    pub used_bytes: Option<u64>,
+    /// Name and milliseconds of each part, where they were timed.
+    pub parts: Option<[(&'static str, f64); 4]>,
+}
+
+impl StepRow {
+    /// Next-token targets per second.
+    pub fn tokens_per_s(&self) -> f64 {
+        self.n_tokens as f64 / self.elapsed_s
+    }
+}
+
+/// What MFU is made of.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Rate {
+    /// Model operations of a step; see [`crate::footprint::step_flops`].
+    pub step_flops: f64,
+    /// Operations per second that the device can do.
+    pub peak_flops: f64,
+}
+
+impl Rate {
+    /// Model operations of a step, divided by what the device could do in its time.
+    pub fn mfu(self, elapsed_s: f64) -> f64 {
+        self.step_flops / (self.peak_flops * elapsed_s)
+    }
+}
+
 /// The metrics file of a run.
 #[derive(Debug)]
 pub struct Metrics {
@@ -64,7 +103,7 @@ impl Metrics {
     }
 
     /// Appends the row of an optimizer update.
-    pub fn step(&mut self, report: &StepReport, n_tokens: usize, elapsed_ms: f64) -> Result<()> {
+    pub fn step(&mut self, report: &StepReport, row: &StepRow) -> Result<()> {
         let mut fields = Map::new();
         for (name, value) in &report.values {
             fields.insert((*name).to_owned(), json!(value));
@@ -74,8 +113,20 @@ impl Metrics {
         fields.insert("lr".to_owned(), Value::Object(lr));
         fields.insert("grad_norm".to_owned(), json!(report.grad_norm));
         fields.insert("clip_scale".to_owned(), json!(report.clip_scale));
-        fields.insert("tokens".to_owned(), json!(n_tokens));
-        fields.insert("ms".to_owned(), json!((elapsed_ms * 1e3).round() / 1e3));
+        fields.insert("tokens".to_owned(), json!(row.n_tokens));
+        fields.insert("ms".to_owned(), json!(rounded(row.elapsed_s * 1e3)));
+        fields.insert("tokens_per_s".to_owned(), json!(row.tokens_per_s().round()));
+        if let Some(mfu) = row.mfu {
+            fields.insert("mfu".to_owned(), json!(rounded(mfu)));
+        }
+        if let Some(bytes) = row.used_bytes {
+            fields.insert("device_bytes".to_owned(), json!(bytes));
+        }
+        if let Some(parts) = &row.parts {
+            let parts: Map<String, Value> =
+                parts.iter().map(|(name, ms)| ((*name).to_owned(), json!(rounded(*ms)))).collect();
+            fields.insert("parts_ms".to_owned(), Value::Object(parts));
+        }
         self.row("step", report.step, Value::Object(fields))
     }
 
@@ -89,6 +140,11 @@ impl Metrics {
         let fields = json!({ "ntp": ntp, "bits_per_byte": bits_per_byte, "tokens": n_targets });
         self.row("evaluation", step, fields)
     }
+}
+
+/// To three digits after the point.
+fn rounded(x: f64) -> f64 {
+    (x * 1e3).round() / 1e3
 }
 
 fn step_of(row: &Value) -> Option<u64> {

@@ -10,12 +10,14 @@
 //!
 //! Master weights and moments are f32 (f64 in runs in double). Clipping scales
 //! all gradients by `clip_norm / norm` where their global norm is above
-//! `clip_norm`; the norm is summed in f64 in the order of the parameters.
+//! `clip_norm`. On the CPU the squares are taken and summed in f64 in the order of the parameters; on
+//! a GPU by two kernels in an order that depends on the sizes alone, and one kernel updates all
+//! parameters ([`crate::cuda::adamw`]), to the rounding of f32.
 
 use crate::config::GroupConfig;
 use crate::error::{ConfigError, Result};
 use crate::stage::ParamSpec;
-use crate::{Kind, Tensor};
+use crate::{Device, Kind, Tensor, cuda};
 
 /// The numbers of AdamW that all groups share.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -81,6 +83,25 @@ fn lerp_(x: &mut Tensor, y: &Tensor, beta: f64) -> Result<()> {
 pub fn square_sum(tensor: &Tensor) -> Result<f64> {
     let sum = tensor.f_to_kind(Kind::Double)?.f_square()?.f_sum(Kind::Double)?;
     Ok(sum.f_double_value(&[])?)
+}
+
+/// The sum of squares of tensors in f64, on their device and without waiting for it. It is not
+/// finite where an element is not, up to an overflow of f64.
+///
+/// # Errors
+/// libtorch's, or the driver's.
+pub fn square_sum_on_device(tensors: &[&Tensor], device: Device) -> Result<Tensor> {
+    if tensors.is_empty() {
+        return Ok(Tensor::f_zeros([0i64; 0], (Kind::Double, device))?);
+    }
+    if device.is_cuda() {
+        return Ok(cuda::square_sums(tensors)?.f_sum(Kind::Double)?);
+    }
+    let squares = |tensor: &&Tensor| -> Result<Tensor> {
+        Ok(tensor.f_to_kind(Kind::Double)?.f_square()?.f_sum(Kind::Double)?)
+    };
+    let sums = tensors.iter().map(squares).collect::<Result<Vec<_>>>()?;
+    Ok(Tensor::f_stack(&sums, 0)?.f_sum(Kind::Double)?)
 }
 
 /// A parameter group.
@@ -210,7 +231,6 @@ fn chars_match(pattern: &[u8], text: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Device;
     use crate::stage::{Init, Precision, Storage};
 
     fn param(path: &'static str, storage: Storage) -> ParamSpec {

@@ -31,6 +31,7 @@ use crate::evaluate::unigram;
 use crate::run::{RunOptions, Session, Start, Summary, train};
 use crate::shards::{self, PrepareOptions, Prepared};
 use crate::stage::Stage;
+use crate::target::Target;
 use crate::tokenizer::END_TOKEN;
 
 const FAILED: u8 = 1;
@@ -104,6 +105,13 @@ struct TrainArgs {
     /// schedule stays that of the configuration.
     #[arg(long, value_name = "N")]
     steps: Option<u64>,
+    /// Time the parts of every step. The program then waits for the device after each part, which
+    /// makes a step slower.
+    #[arg(long)]
+    profile: bool,
+    /// Save no checkpoint, not even at the end: for measurements.
+    #[arg(long)]
+    no_checkpoints: bool,
     /// Resume a checkpoint that was written by another source of the stage.
     #[arg(long)]
     accept_changed_source: bool,
@@ -128,13 +136,27 @@ struct EvaluateArgs {
     json: bool,
 }
 
-/// The whole program of a generated crate.
+/// The whole program of a generated crate for the CPU.
 pub fn main(stage: &dyn Stage) -> ExitCode {
-    ExitCode::from(run(stage, std::env::args_os()))
+    main_on(stage, Target::Cpu)
+}
+
+/// The whole program of a generated crate for a target.
+pub fn main_on(stage: &dyn Stage, target: Target) -> ExitCode {
+    ExitCode::from(run_on(stage, target, std::env::args_os()))
 }
 
 /// [`main`] with its arguments given and its exit code as a number.
 pub fn run(stage: &dyn Stage, args: impl IntoIterator<Item = OsString>) -> u8 {
+    run_on(stage, Target::Cpu, args)
+}
+
+/// [`main_on`] with its arguments given and its exit code as a number.
+pub fn run_on(
+    stage: &dyn Stage,
+    target: Target,
+    args: impl IntoIterator<Item = OsString>,
+) -> u8 {
     let command = Cli::command().name(stage.name()).bin_name(stage.name());
     let parsed = command.try_get_matches_from(args).and_then(|m| Cli::from_arg_matches(&m));
     let cli = match parsed {
@@ -147,8 +169,8 @@ pub fn run(stage: &dyn Stage, args: impl IntoIterator<Item = OsString>) -> u8 {
     };
     let done = match cli.command {
         Command::Prepare(args) => prepare(stage, args),
-        Command::Train(args) => run_training(stage, args),
-        Command::Evaluate(args) => run_evaluation(stage, &args),
+        Command::Train(args) => run_training(stage, target, args),
+        Command::Evaluate(args) => run_evaluation(stage, target, &args),
     };
     done.unwrap_or_else(|error| {
         eprint!("{}", error.rendered());
@@ -190,7 +212,9 @@ fn print_prepared(out: &Path, prepared: &Prepared) {
     println!("left out      {} empty documents, {} copies", manifest.n_empty, manifest.n_copies);
 }
 
-fn run_training(stage: &dyn Stage, args: TrainArgs) -> Result<u8> {
+fn run_training(stage: &dyn Stage, target: Target, args: TrainArgs) -> Result<u8> {
+    // Before anything is read: a machine without the device has nothing to do here.
+    let _ = target.open()?;
     let config = Config::load(&args.config)?;
     let start = match (args.resume, args.resume_from, args.from) {
         (_, Some(name), _) => Start::From(name),
@@ -204,6 +228,9 @@ fn run_training(stage: &dyn Stage, args: TrainArgs) -> Result<u8> {
         stop_after: args.steps,
         accept_changed_source: args.accept_changed_source,
         accept_changed_config: args.accept_changed_config,
+        target,
+        profile: args.profile,
+        no_checkpoints: args.no_checkpoints,
         silent: false,
     };
     let stop = stop_on_signals()?;
@@ -241,7 +268,10 @@ fn print_summary(options: &RunOptions, summary: &Summary) {
     }
     println!("unigram, held out     {:.4} nats per token", unigram.held_out);
     println!("unigram, corpus       {:.4} nats per token", unigram.corpus_entropy);
-    println!("checkpoint            {}", summary.checkpoint.display());
+    match &summary.checkpoint {
+        Some(path) => println!("checkpoint            {}", path.display()),
+        None => println!("checkpoint            none was asked for"),
+    }
     println!("metrics               {}", summary.metrics.display());
     if summary.interrupted {
         println!(
@@ -251,9 +281,10 @@ fn print_summary(options: &RunOptions, summary: &Summary) {
     }
 }
 
-fn run_evaluation(stage: &dyn Stage, args: &EvaluateArgs) -> Result<u8> {
+fn run_evaluation(stage: &dyn Stage, target: Target, args: &EvaluateArgs) -> Result<u8> {
+    let _ = target.open()?;
     let config = Config::load(&args.config)?;
-    let session = Session::open(stage, &config)?;
+    let session = Session::open_on(stage, &config, target)?;
     let checkpoint = checkpoint::open_any(&args.checkpoint)?;
     let strictness =
         Strictness { source: !args.accept_changed_source, run: false, settings: false };

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::evaluate::Evaluation;
+use crate::metrics::StepRow;
 use crate::trainer::StepReport;
 
 const PLAIN_INTERVAL: Duration = Duration::from_secs(5);
@@ -43,9 +44,9 @@ impl Progress {
     }
 
     /// After a step.
-    pub fn step(&mut self, report: &StepReport, tokens_per_s: f64) {
+    pub fn step(&mut self, report: &StepReport, row: &StepRow) {
         let n_steps = self.n_steps;
-        let text = step_text(report, tokens_per_s);
+        let text = step_text(report, row);
         match &mut self.kind {
             Kind::Silent => {}
             Kind::Bar(bar) => {
@@ -96,8 +97,23 @@ fn bar(step: u64, n_steps: u64) -> ProgressBar {
     bar
 }
 
-fn step_text(report: &StepReport, tokens_per_s: f64) -> String {
+fn step_text(report: &StepReport, row: &StepRow) -> String {
     let values: Vec<String> =
         report.values.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
-    format!("{}  grad {:.3}  {tokens_per_s:.0} tokens/s", values.join("  "), report.grad_norm)
+    let mut text = format!(
+        "{}  grad {:.3}  {:.0} tokens/s",
+        values.join("  "),
+        report.grad_norm,
+        row.tokens_per_s()
+    );
+    if let Some(mfu) = row.mfu {
+        text += &format!("  MFU {:.1}%", mfu * 100.0);
+    }
+    if let Some(bytes) = row.used_bytes {
+        text += &format!("  {:.1} GB", bytes as f64 / 1e9);
+    }
+    for (name, ms) in row.parts.iter().flatten() {
+        text += &format!("  {name} {ms:.1} ms");
+    }
+    text
 }

@@ -1,17 +1,29 @@
 //! Start values of parameters.
 
 use crate::error::{Error, Result};
-use crate::stage::{Format, ParamSpec, Storage};
-use crate::{Kind, Tensor, ops};
+use crate::ops::native::{Output, parallel_fill};
+use crate::stage::{Format, Init, ParamSpec, Storage};
+use crate::{Device, Kind, Tensor, ops};
 use lightc_numerics::draw::Stream;
 
-/// The start values of all parameters of a stage, in their order. A quantized one is the draw of
-/// its path, then quantized.
-pub fn init_params(specs: &[ParamSpec], seed: u64, kind: Kind) -> Result<Vec<Tensor>> {
+/// Elements that a thread draws at a time.
+const PIECE: usize = 1 << 15;
+/// About how many operations a draw costs.
+const WORK: usize = 40;
+
+/// The start values of all parameters of a stage on a device, in their order. A quantized one is the
+/// draw of its path, then quantized. They are drawn on the CPU and go to the device one by one, so
+/// that the host holds one of them.
+pub fn init_params(
+    specs: &[ParamSpec],
+    seed: u64,
+    kind: Kind,
+    device: Device,
+) -> Result<Vec<Tensor>> {
     let mut tensors = Vec::with_capacity(specs.len());
     let mut scale: Option<Tensor> = None;
     for spec in specs {
-        tensors.push(match spec.storage {
+        let drawn = match spec.storage {
             Storage::Codes(format) => {
                 let (codes, its_scale) = init_quantized(spec, format, seed)?;
                 scale = Some(its_scale);
@@ -22,25 +34,88 @@ pub fn init_params(specs: &[ParamSpec], seed: u64, kind: Kind) -> Result<Vec<Ten
                 detail: format!("`{}` does not stand behind its codes", spec.path),
             })?,
             _ => init_param(spec, seed, kind)?,
-        });
+        };
+        tensors.push(drawn.f_to_device(device)?);
     }
     Ok(tensors)
 }
 
-/// The start value of one parameter, drawn in f64 and rounded to `kind`.
+/// The start value of one parameter on the CPU, drawn in f64 and rounded to `kind`.
 pub fn init_param(spec: &ParamSpec, seed: u64, kind: Kind) -> Result<Tensor> {
-    let values = draw(spec, spec.path, seed);
-    Ok(Tensor::f_from_slice(&values)?.f_reshape(spec.shape)?.f_to_kind(kind)?)
+    let constant = match spec.init {
+        Init::Zeros => Some(0.0),
+        Init::Ones => Some(1.0),
+        Init::Constant(value) => Some(value),
+        Init::Normal { .. } | Init::Uniform { .. } | Init::LogUniform { .. } => None,
+    };
+    if let Some(value) = constant {
+        return Ok(Tensor::f_full(spec.shape, value, (kind, Device::Cpu))?);
+    }
+    if kind == Kind::Float {
+        let mut out = Output::zeros::<f32>(spec.shape)?;
+        draw(spec, spec.path, seed, out.slice::<f32>(), |x| x as f32);
+        return Ok(out.into_tensor());
+    }
+    Ok(drawn(spec, spec.path, seed)?.f_to_kind(kind)?)
 }
 
-fn draw(spec: &ParamSpec, path: &str, seed: u64) -> Vec<f64> {
-    let n_elements: i64 = spec.shape.iter().product();
-    Stream::new(seed, path).fill(spec.init, n_elements as usize)
+/// The draws of a parameter's elements, in f64.
+fn drawn(spec: &ParamSpec, path: &str, seed: u64) -> Result<Tensor> {
+    let mut out = Output::zeros::<f64>(spec.shape)?;
+    draw(spec, path, seed, out.slice::<f64>(), |x| x);
+    Ok(out.into_tensor())
+}
+
+/// Draws all elements, shared by libtorch's number of threads: a draw is a function of its position,
+/// so the bits do not depend on who draws it.
+fn draw<T: Send>(spec: &ParamSpec, path: &str, seed: u64, out: &mut [T], round: fn(f64) -> T) {
+    let stream = Stream::new(seed, path);
+    let work = out.len().saturating_mul(WORK);
+    parallel_fill(out, PIECE, work, |index, piece| {
+        let values = stream.clone().range(spec.init, (index * PIECE) as u64, piece.len());
+        for (to, value) in piece.iter_mut().zip(values) {
+            *to = round(value);
+        }
+    });
 }
 
 /// Codes and scales of a quantized parameter.
 fn init_quantized(spec: &ParamSpec, format: Format, seed: u64) -> Result<(Tensor, Tensor)> {
     let path = spec.path.strip_suffix(".codes").unwrap_or(spec.path);
-    let values = Tensor::f_from_slice(&draw(spec, path, seed))?.f_reshape(spec.shape)?;
-    ops::quantize(&values, format)
+    ops::quantize(&drawn(spec, path, seed)?, format)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stage::Precision;
+
+    /// More elements than one thread takes at a time, shared by several threads, in both kinds.
+    #[test]
+    fn draws_in_pieces_are_those_of_the_stream() {
+        let n = 3 * PIECE + 17;
+        tch::set_num_threads(3);
+        let laws = [
+            Init::Normal { std: 0.02 },
+            Init::Uniform { low: -1.0, high: 2.0 },
+            Init::LogUniform { low: 0.0, high: 16.0 },
+            Init::Ones,
+            Init::Constant(0.3),
+        ];
+        for init in laws {
+            let shape: &'static [i64] = Box::leak(Box::new([n as i64]));
+            let spec = ParamSpec {
+                path: "a.b",
+                shape,
+                precision: Precision::Act,
+                init,
+                storage: Storage::Trained,
+            };
+            let expected = Tensor::from_slice(&Stream::new(7, "a.b").fill(init, n));
+            for kind in [Kind::Float, Kind::Double, Kind::BFloat16] {
+                let found = init_param(&spec, 7, kind).expect("draws");
+                assert_eq!(found, expected.to_kind(kind), "{init:?} in {kind:?}");
+            }
+        }
+    }
 }

@@ -16,19 +16,21 @@ use std::time::Instant;
 use lightc_checkpoint::{Checkpoint, Store, durable};
 use serde_json::json;
 
-use crate::Kind;
 use crate::checkpoint::{self, Strictness};
 use crate::config::Config;
 use crate::data::Plan;
 use crate::error::{Error, Result, TrainError};
 use crate::evaluate::{Evaluation, Unigram, evaluate, unigram};
-use crate::metrics::Metrics;
+use crate::footprint::{self, Ledger};
+use crate::metrics::{Metrics, Rate, StepRow};
 use crate::optimizer::Groups;
 use crate::progress::Progress;
 use crate::shards::Corpus;
 use crate::stage::Stage;
 use crate::tables::tables;
-use crate::trainer::{Setup, StepReport, TrainState};
+use crate::target::Target;
+use crate::trainer::{self, Batch, Part, Parts, Setup, StepReport, TrainState};
+use crate::{Device, cuda};
 
 /// Where a run begins.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,6 +62,12 @@ pub struct RunOptions {
     pub accept_changed_source: bool,
     /// Resume a checkpoint of other settings.
     pub accept_changed_config: bool,
+    /// What the stage was generated for.
+    pub target: Target,
+    /// Time the parts of every step.
+    pub profile: bool,
+    /// Save no checkpoint, not even the last: for measurements.
+    pub no_checkpoints: bool,
     /// Tell nothing on standard error.
     pub silent: bool,
 }
@@ -73,6 +81,9 @@ impl RunOptions {
             stop_after: None,
             accept_changed_source: false,
             accept_changed_config: false,
+            target: Target::Cpu,
+            profile: false,
+            no_checkpoints: false,
             silent: false,
         }
     }
@@ -93,8 +104,8 @@ pub struct Summary {
     pub after: Option<Evaluation>,
     /// What a unigram model would reach.
     pub unigram: Unigram,
-    /// The last checkpoint.
-    pub checkpoint: PathBuf,
+    /// The last checkpoint; `None` where none is saved.
+    pub checkpoint: Option<PathBuf>,
     /// The metrics.
     pub metrics: PathBuf,
 }
@@ -103,18 +114,37 @@ pub struct Summary {
 pub struct Session<'a> {
     stage: &'a dyn Stage,
     config: &'a Config,
+    target: Target,
+    device: Device,
     corpus: Corpus,
 }
 
 impl<'a> Session<'a> {
-    /// Opens the corpus and checks that it fits the stage. Sets libtorch's
-    /// number of threads.
+    /// A session on the CPU; see [`Session::open_on`].
+    ///
+    /// # Errors
+    /// As there.
     pub fn open(stage: &'a dyn Stage, config: &'a Config) -> Result<Self> {
+        Session::open_on(stage, config, Target::Cpu)
+    }
+
+    /// Opens the device of a target, sees that what training takes fits in its memory, opens the
+    /// corpus, and checks that it fits the stage. Sets libtorch's number of threads.
+    ///
+    /// # Errors
+    /// There is no such device (before anything is read), too little memory on it (before anything
+    /// is allocated there), or the corpus is not the stage's.
+    pub fn open_on(stage: &'a dyn Stage, config: &'a Config, target: Target) -> Result<Self> {
+        let device = target.open()?;
+        if let (Device::Cuda(gpu), Some(ledger)) = (device, Ledger::of(stage, config)) {
+            let what = format!("training `{}`", stage.name());
+            cuda::ensure_memory(gpu, &what, ledger.total(), &ledger.text())?;
+        }
         tch::set_num_threads(config.threads as i32);
         let corpus = Corpus::open(&config.data.shards)?;
         corpus.check_vocab(stage.vocab())?;
         corpus.check_pinned(config.data.tokenizer.as_deref())?;
-        Ok(Session { stage, config, corpus })
+        Ok(Session { stage, config, target, device, corpus })
     }
 
     /// The corpus.
@@ -124,17 +154,22 @@ impl<'a> Session<'a> {
 
     /// The state before the first step.
     pub fn fresh_state(&self) -> Result<TrainState> {
+        TrainState::new(self.stage, self.setup()?)
+    }
+
+    fn setup(&self) -> Result<Setup> {
         let config = self.config;
-        let setup = Setup {
+        Ok(Setup {
             seed: config.seed,
-            act: Kind::Float,
+            act: self.target.act(),
+            device: self.device,
             n_lanes: config.data.batch,
+            micro_batch: config.data.micro_batch(),
             adamw: config.adamw(),
             schedule: config.schedule(),
             groups: Groups::assign(self.stage.params(), &config.groups)?,
-            tables: tables(self.stage.tables(), &self.corpus.tokenizer)?,
-        };
-        TrainState::new(self.stage, setup)
+            tables: tables(self.stage.tables(), &self.corpus.tokenizer, self.device)?,
+        })
     }
 
     /// The state of a checkpoint.
@@ -143,7 +178,7 @@ impl<'a> Session<'a> {
         checkpoint: &Checkpoint,
         strictness: Strictness,
     ) -> Result<TrainState> {
-        let mut state = self.fresh_state()?;
+        let mut state = TrainState::blank(self.stage, self.setup()?)?;
         let settings = self.config.settings();
         let (stage, corpus) = (self.stage, &self.corpus);
         checkpoint::restore(stage, &mut state, checkpoint, corpus, &settings, strictness)?;
@@ -152,7 +187,7 @@ impl<'a> Session<'a> {
 
     /// The state of a run that begins with the tensors of a checkpoint.
     fn initial_state(&self, checkpoint: &Checkpoint, options: &RunOptions) -> Result<TrainState> {
-        let mut state = self.fresh_state()?;
+        let mut state = TrainState::blank(self.stage, self.setup()?)?;
         let source = !options.accept_changed_source;
         checkpoint::begin_from(self.stage, &mut state, checkpoint, &self.corpus, source)?;
         Ok(state)
@@ -178,7 +213,7 @@ pub fn train(
     options: &RunOptions,
     stop: &AtomicBool,
 ) -> Result<Summary> {
-    let session = Session::open(stage, config)?;
+    let session = Session::open_on(stage, config, options.target)?;
     let _lock = lock(&options.out)?;
     let store = Store::new(options.out.join("checkpoints"));
     let (state, resumed_from) = begin(&session, options, &store)?;
@@ -192,8 +227,22 @@ pub fn train(
     let progress =
         if options.silent { Progress::silent() } else { Progress::new(state.step(), end) };
     let last_saved = resumed_from;
-    let run = Run { session: &session, store, state, plan, metrics, progress, last_saved };
+    let rate = rate(&session)?;
+    let run =
+        Run { session: &session, options, store, state, plan, metrics, progress, last_saved, rate };
     run.drive(end, stop)
+}
+
+/// What MFU is made of.
+fn rate(session: &Session<'_>) -> Result<Option<Rate>> {
+    let named = session.config.metrics.peak_tflops.map(|tera| tera * 1e12);
+    let peak = match (named, session.device) {
+        (Some(peak), _) => Some(peak),
+        (None, Device::Cuda(gpu)) => footprint::peak_flops(&cuda::facts(gpu)?.name),
+        (None, _) => None,
+    };
+    let flops = footprint::step_flops(session.stage, session.config);
+    Ok(flops.zip(peak).map(|(step_flops, peak_flops)| Rate { step_flops, peak_flops }))
 }
 
 /// Creates the run's folder and takes its lock, which the file keeps while it
@@ -256,12 +305,14 @@ fn is_empty(options: &RunOptions, store: &Store) -> Result<()> {
 
 struct Run<'a> {
     session: &'a Session<'a>,
+    options: &'a RunOptions,
     store: Store,
     state: TrainState,
     plan: Plan,
     metrics: Metrics,
     progress: Progress,
     last_saved: Option<u64>,
+    rate: Option<Rate>,
 }
 
 impl Run<'_> {
@@ -287,7 +338,7 @@ impl Run<'_> {
     }
 
     fn write_start(&mut self, unigram: &Unigram) -> Result<()> {
-        let Session { stage, config, corpus } = self.session;
+        let Session { stage, config, corpus, target, .. } = self.session;
         let fields = json!({
             "stage": stage.name(),
             "source_hash": stage.source_hash(),
@@ -296,6 +347,7 @@ impl Run<'_> {
             "tokenizer": corpus.tokenizer.hash(),
             "unigram": unigram,
             "settings": config.settings(),
+            "target": target.word(),
         });
         self.metrics.row("start", self.state.step(), fields)
     }
@@ -313,21 +365,55 @@ impl Run<'_> {
                 self.evaluate()?;
             }
             if step < end && step.is_multiple_of(checkpoint.interval) {
-                self.save()?;
+                let _ = self.save()?;
             }
         }
         Ok(false)
     }
 
     fn step(&mut self) -> Result<StepReport> {
+        let Session { stage, corpus, device, config, .. } = self.session;
+        let step = self.state.step();
+        let interval = config.metrics.profile_interval;
+        let is_profiled =
+            self.options.profile || (interval > 0 && (step + 1).is_multiple_of(interval));
+        let mut clock = if is_profiled { Some(Parts::start(*device)?) } else { None };
         let begin = Instant::now();
-        let Session { stage, corpus, .. } = self.session;
-        let batch = self.plan.batch(&corpus.train, self.state.step(), self.state.act())?;
-        let report = stage.train_step(&mut self.state, &batch)?;
+        let batch = self.plan.batch(&corpus.train, step, self.state.act())?.to_device(*device)?;
+        if let Some(clock) = &mut clock {
+            clock.end(Part::Data)?;
+        }
+        let is_plain =
+            *device == Device::Cpu && clock.is_none() && config.data.n_micro_batches() == 1;
+        let stepped = match is_plain {
+            true => stage.train_step(&mut self.state, &batch),
+            false => trainer::step_timed(*stage, &mut self.state, &batch, clock.as_mut()),
+        };
+        let report = stepped.map_err(|error| self.with_origin(error, &batch))?;
         let elapsed = begin.elapsed().as_secs_f64();
-        self.metrics.step(&report, batch.n_targets, elapsed * 1e3)?;
-        self.progress.step(&report, batch.n_targets as f64 / elapsed);
+        let used_bytes = match device {
+            Device::Cuda(gpu) => Some(footprint::used_bytes(*gpu)?),
+            _ => None,
+        };
+        let row = StepRow {
+            n_tokens: batch.n_targets,
+            elapsed_s: elapsed,
+            mfu: self.rate.map(|rate| rate.mfu(elapsed)),
+            used_bytes,
+            parts: clock.as_ref().map(Parts::rows),
+        };
+        self.metrics.step(&report, &row)?;
+        self.progress.step(&report, &row);
         Ok(report)
+    }
+
+    /// Names the first op that gives a number that is not finite, by doing the step again: its
+    /// inputs are as they were.
+    fn with_origin(&self, mut error: Error, batch: &Batch) -> Error {
+        if let Error::Train(TrainError::NotFinite { origin, .. }) = &mut error {
+            *origin = trainer::first_bad_op(self.session.stage, &self.state, batch);
+        }
+        error
     }
 
     fn evaluate(&mut self) -> Result<Evaluation> {
@@ -337,17 +423,20 @@ impl Run<'_> {
         Ok(evaluation)
     }
 
-    /// Saves, unless this step is saved.
-    fn save(&mut self) -> Result<PathBuf> {
+    /// Saves, unless this step is saved or nothing is to be.
+    fn save(&mut self) -> Result<Option<PathBuf>> {
         let step = self.state.step();
+        if self.options.no_checkpoints {
+            return Ok(None);
+        }
         if self.last_saved == Some(step) {
-            return Ok(self.store.root().join(lightc_checkpoint::format::step_name(step)));
+            return Ok(Some(self.store.root().join(lightc_checkpoint::format::step_name(step))));
         }
         let path = self.session.save(&self.store, &self.state)?;
         self.last_saved = Some(step);
         let name = lightc_checkpoint::format::step_name(step);
         self.metrics.row("checkpoint", step, json!({ "name": name }))?;
-        Ok(path)
+        Ok(Some(path))
     }
 
     fn with_last_checkpoint(&self, mut error: Error) -> Error {

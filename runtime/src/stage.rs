@@ -10,13 +10,14 @@ pub use lightc_numerics::draw::Law as Init;
 pub use lightc_numerics::int8::Format;
 
 use crate::error::Result;
+use crate::footprint::Footprint;
 use crate::trainer::{Batch, StepReport, TrainState};
 use crate::{Kind, Tensor};
 
 /// The kind of a tensor, relative to the run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Precision {
-    /// The run's activation kind: f32 on the CPU, f64 in the gradient tests.
+    /// The run's activation kind: f32 on the CPU, bf16 on a GPU, f64 in the gradient tests.
     Act,
     /// At least f32, whatever the activation kind.
     F32,
@@ -165,12 +166,16 @@ pub trait Stage {
     fn carries(&self) -> &'static [CarrySpec];
     /// The number of token ids.
     fn vocab(&self) -> i64;
+    /// What a step takes; nothing for code that was generated without the counts.
+    fn footprint(&self) -> Option<&'static Footprint> {
+        None
+    }
     /// The losses and what backward needs.
     fn forward(&self, inputs: &Inputs<'_>) -> Result<Outputs>;
     /// Gradient of `loss` for every parameter, in the order of
     /// [`Stage::params`]; `None` for frozen ones.
     fn backward(&self, inputs: &Inputs<'_>, saved: Box<dyn Any>) -> Result<Vec<Option<Tensor>>>;
-    /// One whole step, written out by the generated crate: forward, backward,
-    /// clip, optimizer, states and carries. See [`crate::trainer`].
+    /// One whole step of one micro-batch, written out by the generated crate: forward, backward,
+    /// clip, optimizer, states and carries. See [`crate::trainer`], which says when a run takes it.
     fn train_step(&self, train: &mut TrainState, batch: &Batch) -> Result<StepReport>;
 }

@@ -5,7 +5,7 @@
 //! `tokenizer.byte_counts` `[v]` holds how many codes each token has in the
 //! `byte_codes` table of the same block; without one, `p` is 32.
 
-use crate::Tensor;
+use crate::{Device, Tensor};
 use crate::error::{DataError, Result};
 use crate::stage::TableSpec;
 use crate::tokenizer::Tokenizer;
@@ -14,9 +14,10 @@ const CODES: &str = "tokenizer.byte_codes";
 const COUNTS: &str = "tokenizer.byte_counts";
 const DEFAULT_POSITIONS: i64 = 32;
 
-/// Makes every table of a stage, in order, as i64.
-pub fn tables(specs: &[TableSpec], tokenizer: &Tokenizer) -> Result<Vec<Tensor>> {
-    specs.iter().map(|spec| table(spec, specs, tokenizer)).collect()
+/// Makes every table of a stage, in order, as i64 on a device.
+pub fn tables(specs: &[TableSpec], tokenizer: &Tokenizer, device: Device) -> Result<Vec<Tensor>> {
+    let made = |spec| Ok(table(spec, specs, tokenizer)?.f_to_device(device)?);
+    specs.iter().map(made).collect()
 }
 
 fn table(spec: &TableSpec, specs: &[TableSpec], tokenizer: &Tokenizer) -> Result<Tensor> {
@@ -83,7 +84,7 @@ mod tests {
             spec("b.counts", &[V], COUNTS),
             spec("a.counts", &[V], COUNTS),
         ];
-        let made = tables(&specs, &tokenizer).expect("makes");
+        let made = tables(&specs, &tokenizer, Device::Cpu).expect("makes");
         for (codes, counts) in [(0, 3), (1, 2)] {
             let present = made[codes].ge(0).sum_dim_intlist(1, false, crate::Kind::Int64);
             assert_eq!(present, made[counts]);
@@ -103,7 +104,7 @@ mod tests {
         ];
         let text: Vec<String> = bad
             .iter()
-            .map(|spec| tables(&[*spec], &tokenizer).expect_err("is refused").rendered())
+            .map(|spec| tables(&[*spec], &tokenizer, Device::Cpu).expect_err("is refused").rendered())
             .collect();
         insta::assert_snapshot!("bad_tables", text.join(""));
     }

@@ -1,18 +1,39 @@
-//! The state of a run, and the pieces that a generated training step is made
-//! of.
+//! The state of a run, and the pieces that a training step is made of.
 //!
-//! A generated `train_step` calls [`step`], or writes out its six lines.
+//! A generated `train_step` writes out the pieces for one micro-batch on the CPU, and a run takes it
+//! where that is all there is to do. A step of several micro-batches, one on a GPU, and one whose
+//! parts are timed are [`step`]'s, which puts the same pieces together.
 //!
 //! Everything that can fail on the numbers fails before `update`, so an error
 //! leaves the state as it was before the step.
+//!
+//! # Micro-batches
+//! A batch of `n` lanes in `k` micro-batches has lanes `i n/k .. (i + 1) n/k` in micro-batch `i`, in
+//! every step, and so their carries. All micro-batches of a step read the same parameters and
+//! states. Gradients are summed in f32 (f64 in runs in double) in the order of the micro-batches and
+//! divided by `k`; values are averaged. The next value of a state is the mean of those that the
+//! micro-batches give: for an update that is linear in means over the batch, such as a running mean,
+//! that is what the whole batch would give; a controller that takes signs averages its steps.
+//!
+//! # When the host reads
+//! On the CPU each piece looks at its numbers at once. On a GPU nothing waits until all gradients are
+//! there; then one read brings the values, the norm, and whether states and carries are finite. Only
+//! where one of them is not, tensor after tensor is looked at for the first.
 
-use std::any::Any;
+mod check;
+mod micro;
+
+pub use check::{Clipped, Forwarded};
+pub(crate) use check::first_not_finite;
+pub(crate) use micro::first_bad_op;
+pub use micro::{Part, Parts, step, step_timed};
 
 use crate::error::{Error, Result, TrainError};
-use crate::optimizer::{AdamW, Groups, Slot, square_sum};
+use crate::cuda::{self, Update};
+use crate::optimizer::{AdamW, Groups, Slot};
 use crate::random;
 use crate::schedule::Schedule;
-use crate::stage::{CarrySpec, Inputs, Outputs, Precision, Stage, Storage};
+use crate::stage::{CarrySpec, Inputs, Precision, Stage};
 use crate::{Device, Kind, Tensor};
 
 /// What a step reads besides the state.
@@ -26,22 +47,43 @@ pub struct Batch {
     pub n_targets: usize,
 }
 
+impl Batch {
+    /// The batch on a device.
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub fn to_device(self, device: Device) -> Result<Batch> {
+        if device == Device::Cpu {
+            return Ok(self);
+        }
+        Ok(Batch {
+            tokens: self.tokens.f_to_device(device)?,
+            continues: self.continues.f_to_device(device)?,
+            ..self
+        })
+    }
+}
+
 /// What fixes a run apart from the stage and the data.
 #[derive(Debug)]
 pub struct Setup {
     /// Seed of the parameters.
     pub seed: u64,
-    /// Activation kind: `Float`, or `Double` in tests.
+    /// Activation kind: that of [`crate::Target::act`], or `Double` in tests.
     pub act: Kind,
+    /// Where everything is.
+    pub device: Device,
     /// Lanes of a batch, for the carries.
     pub n_lanes: usize,
+    /// Lanes that are computed at a time; divides `n_lanes`.
+    pub micro_batch: usize,
     /// The update rule.
     pub adamw: AdamW,
     /// The learning rate.
     pub schedule: Schedule,
     /// The parameter groups.
     pub groups: Groups,
-    /// The tables, from [`crate::tables::tables`].
+    /// The tables, from [`crate::tables::tables`], on the device.
     pub tables: Vec<Tensor>,
 }
 
@@ -66,6 +108,8 @@ pub struct TrainState {
     pub(crate) moments_v: Vec<Option<Tensor>>,
     pub(crate) states: Vec<Tensor>,
     pub(crate) carries: Vec<Tensor>,
+    /// Whether checks wait until all gradients are there; see the module.
+    pub(crate) is_deferred: bool,
 }
 
 /// The lists of a stage.
@@ -75,24 +119,6 @@ pub(crate) struct StageInfo {
     pub(crate) params: &'static [crate::ParamSpec],
     pub(crate) states: &'static [crate::StateSpec],
     pub(crate) carries: &'static [CarrySpec],
-}
-
-/// The part of a forward pass that outlives the backward pass.
-#[derive(Debug)]
-pub struct Forwarded {
-    values: Vec<(&'static str, f64)>,
-    carries: Vec<Tensor>,
-    states: Vec<Tensor>,
-}
-
-/// Gradients that are finite, with their global norm.
-#[derive(Debug)]
-pub struct Clipped {
-    gradients: Vec<Option<Tensor>>,
-    /// Global norm before clipping.
-    pub norm: f64,
-    /// What every gradient is multiplied by: at most 1.
-    pub scale: f64,
 }
 
 /// What a step tells.
@@ -114,14 +140,27 @@ impl TrainState {
     /// The state before the first step: parameters drawn from the seed,
     /// moments and carries zero, states at their start.
     pub fn new(stage: &dyn Stage, setup: Setup) -> Result<Self> {
+        let mut state = TrainState::blank(stage, setup)?;
+        let Setup { seed, act, device, .. } = state.setup;
+        let kind = Precision::F32.kind(act);
+        // Their memory is given back before the drawn ones take theirs.
+        state.master.clear();
+        state.master = random::init_params(state.info.params, seed, kind, device)?;
+        state.refresh_params()?;
+        Ok(state)
+    }
+
+    /// The same with parameters of zeros, which a checkpoint is read into.
+    pub(crate) fn blank(stage: &dyn Stage, setup: Setup) -> Result<Self> {
         let info = StageInfo {
             name: stage.name(),
             params: stage.params(),
             states: stage.states(),
             carries: stage.carries(),
         };
-        let kind = Precision::F32.kind(setup.act);
-        let zeros = |shape: &[i64], kind| Tensor::f_zeros(shape, (kind, Device::Cpu));
+        let (act, device) = (setup.act, setup.device);
+        let kind = Precision::F32.kind(act);
+        let zeros = |shape: &[i64], kind| Tensor::f_zeros(shape, (kind, device));
         let mut state = TrainState {
             info,
             step: 0,
@@ -132,11 +171,16 @@ impl TrainState {
             moments_m: Vec::new(),
             moments_v: Vec::new(),
             states: Vec::new(),
-            carries: zero_carries(info.carries, setup.n_lanes, setup.act)?,
+            carries: zero_carries(info.carries, setup.n_lanes, act, device)?,
+            is_deferred: device.is_cuda(),
             setup,
         };
-        state.master = random::init_params(info.params, state.setup.seed, kind)?;
         for spec in info.params {
+            let at_rest = match spec.precision {
+                Precision::Act | Precision::F32 => kind,
+                Precision::Code | Precision::Scale => spec.precision.kind(act),
+            };
+            state.master.push(zeros(spec.shape, at_rest)?);
             let trained = spec.storage.learns();
             for moments in [&mut state.moments_m, &mut state.moments_v] {
                 let moment = trained.then(|| zeros(spec.shape, kind)).transpose()?;
@@ -144,14 +188,13 @@ impl TrainState {
             }
         }
         for spec in info.states {
-            let start = Tensor::f_full(spec.shape, spec.start, (kind, Device::Cpu))?;
+            let start = Tensor::f_full(spec.shape, spec.start, (kind, device))?;
             state.states.push(start);
         }
-        state.refresh_params()?;
         Ok(state)
     }
 
-    /// Casts the master weights to the kinds that the stage computes in.
+    /// Makes the working copies of the master weights, in the kinds that the stage computes in.
     pub(crate) fn refresh_params(&mut self) -> Result<()> {
         let act = self.setup.act;
         let cast = |(master, spec): (&Tensor, &crate::ParamSpec)| {
@@ -173,6 +216,11 @@ impl TrainState {
     /// The activation kind.
     pub fn act(&self) -> Kind {
         self.setup.act
+    }
+
+    /// Where everything is.
+    pub fn device(&self) -> Device {
+        self.setup.device
     }
 
     /// The parameters, in their run kinds and the order of the stage.
@@ -212,138 +260,41 @@ impl TrainState {
         }
     }
 
-    /// Takes a forward pass apart. Fails where a value, state or carry is not
-    /// finite or a state or carry has another shape.
-    pub fn take(&self, outputs: Outputs) -> Result<(Forwarded, Box<dyn Any>)> {
-        let values = self.finite_values(&outputs)?;
-        let states = self.info.states.iter().map(|spec| spec.path).zip(&self.states);
-        let states = self.checked("state", states, outputs.states)?;
-        let carries = self.info.carries.iter().map(|spec| spec.name).zip(&self.carries);
-        let carries = self.checked("carry", carries, outputs.carries)?;
-        Ok((Forwarded { values, carries, states }, outputs.saved))
-    }
-
-    /// The values of a forward pass as numbers; the first that is not finite is
-    /// an error.
-    pub(crate) fn finite_values(&self, outputs: &Outputs) -> Result<Vec<(&'static str, f64)>> {
-        let n_elements = crate::reversible::take_report().beyond;
-        if n_elements > 0 {
-            return Err(TrainError::OutOfRange { step: self.step + 1, n_elements }.into());
-        }
-        let mut values = Vec::with_capacity(outputs.values.len());
-        for (name, tensor) in &outputs.values {
-            let value = tensor.f_double_value(&[])?;
-            if !value.is_finite() {
-                return Err(self.not_finite(format!("the value `{name}`"), value));
-            }
-            values.push((*name, value));
-        }
-        Ok(values)
-    }
-
-    fn checked<'a>(
-        &self,
-        what: &str,
-        old: impl ExactSizeIterator<Item = (&'static str, &'a Tensor)>,
-        new: Vec<Tensor>,
-    ) -> Result<Vec<Tensor>> {
-        if old.len() != new.len() {
-            let detail = format!("it has {} of kind {what}, forward gave {}", old.len(), new.len());
-            return Err(self.contract(detail));
-        }
-        old.zip(new)
-            .map(|((name, old), new)| {
-                self.same_type(&format!("the {what} `{name}`"), old, &new)?;
-                self.finite(&format!("the {what} `{name}`"), &new)?;
-                Ok(new.f_contiguous()?)
-            })
-            .collect()
-    }
-
-    fn same_type(&self, what: &str, old: &Tensor, new: &Tensor) -> Result<()> {
-        let (expected, found) = ((old.size(), old.f_kind()?), (new.size(), new.f_kind()?));
-        if expected == found {
-            return Ok(());
-        }
-        Err(self.contract(format!("{what} is {expected:?}, the generated code gave {found:?}")))
-    }
-
-    fn finite(&self, what: &str, tensor: &Tensor) -> Result<()> {
-        match first_not_finite(tensor)? {
-            None => Ok(()),
-            Some(value) => Err(self.not_finite(what.to_owned(), value)),
-        }
-    }
-
-    /// Checks that the gradients are finite and of the right shapes, and finds
-    /// their global norm and the factor of clipping.
-    pub fn clip(&self, gradients: Vec<Option<Tensor>>) -> Result<Clipped> {
-        if gradients.len() != self.master.len() {
-            let (expected, found) = (self.master.len(), gradients.len());
-            return Err(
-                self.contract(format!("it has {expected} parameters, backward gave {found}"))
-            );
-        }
-        let mut sum = 0.0;
-        for ((spec, param), gradient) in self.info.params.iter().zip(&self.params).zip(&gradients) {
-            sum += self.check_gradient(spec, param, gradient.as_ref())?;
-        }
-        let norm = sum.sqrt();
-        let scale = self.setup.adamw.clip_scale(norm);
-        Ok(Clipped { gradients, norm, scale })
-    }
-
-    /// The sum of squares of a gradient, which is finite.
-    fn check_gradient(
-        &self,
-        spec: &crate::ParamSpec,
-        param: &Tensor,
-        gradient: Option<&Tensor>,
-    ) -> Result<f64> {
-        let what = format!("the gradient of `{}`", spec.path);
-        match (spec.storage, gradient) {
-            (Storage::Frozen(_) | Storage::Codes(_) | Storage::Scale, None) => Ok(0.0),
-            (Storage::Trained | Storage::Adapter, Some(gradient)) => {
-                if gradient.size() != param.size() {
-                    let (expected, found) = (param.size(), gradient.size());
-                    return Err(self.contract(format!(
-                        "`{}` has shape {expected:?}, its gradient {found:?}",
-                        spec.path
-                    )));
-                }
-                self.finite(&what, gradient)?;
-                square_sum(gradient)
-            }
-            (Storage::Codes(_) | Storage::Scale, Some(_)) => {
-                Err(self.contract(format!("{what} exists, but it is quantized")))
-            }
-            (Storage::Trained | Storage::Adapter, None) => {
-                Err(self.contract(format!("{what} is absent")))
-            }
-            (Storage::Frozen(reason), Some(_)) => {
-                Err(self.contract(format!("{what} exists, but it is frozen: {reason}")))
-            }
-        }
-    }
-
-    /// One AdamW update of every trained parameter, in place.
+    /// One AdamW update of every trained parameter, in place, and of its working copy. This is the
+    /// one place that chooses how: on the CPU tensor by tensor in libtorch, on a GPU all in one
+    /// kernel.
     pub fn update(&mut self, clipped: &Clipped) -> Result<()> {
-        let Setup { adamw, schedule, groups, .. } = &self.setup;
-        for (index, gradient) in clipped.gradients.iter().enumerate() {
-            let group = groups.of_param[index].map(|group| &groups.groups[group]);
-            let moments = (&mut self.moments_m[index], &mut self.moments_v[index]);
-            let (Some(gradient), Some(group), (Some(moment_m), Some(moment_v))) =
-                (gradient, group, moments)
-            else {
+        let TrainState { setup, info, master, params, moments_m, moments_v, .. } = self;
+        let Setup { adamw, schedule, groups, act, .. } = &*setup;
+        let n_updates = self.moment_updates + self.step + 1;
+        let mut fused = Vec::new();
+        let slots = master.iter_mut().zip(moments_m).zip(moments_v).zip(params).zip(info.params);
+        for ((((((master, m), v), param), spec), gradient), group) in
+            slots.zip(&clipped.gradients).zip(&groups.of_param)
+        {
+            let group = group.and_then(|group| groups.groups.get(group));
+            let (Some(gradient), Some(group), Some(m), Some(v)) = (gradient, group, m, v) else {
                 continue;
             };
-            let mut slot = Slot { master: &mut self.master[index], moment_m, moment_v };
-            let scaled = gradient.f_mul_scalar(clipped.scale)?;
-            let lr = schedule.lr(self.step, group.lr_multiplier);
-            let n_updates = self.moment_updates + self.step + 1;
-            adamw.update(&mut slot, &scaled, lr, group.weight_decay, n_updates)?;
+            let (lr, weight_decay) = (schedule.lr(self.step, group.lr_multiplier), group.weight_decay);
+            let kind = master.f_kind()?;
+            // One that computes in the kind of its master shares its memory.
+            let copy = (spec.precision.kind(*act) != kind).then_some(param);
+            if master.device().is_cuda() {
+                let (master, moment_m, moment_v) = (&*master, &*m, &*v);
+                let act = copy.map(|copy| &*copy);
+                fused.push(Update { master, moment_m, moment_v, gradient, act, lr, weight_decay });
+                continue;
+            }
+            // In the master's kind first: a bf16 gradient would be rounded again.
+            let scaled = gradient.f_to_kind(kind)?.f_mul_scalar(clipped.factor)?;
+            let mut slot = Slot { master, moment_m: m, moment_v: v };
+            adamw.update(&mut slot, &scaled, lr, weight_decay, n_updates)?;
+            if let Some(copy) = copy {
+                copy.f_copy_(slot.master)?;
+            }
         }
-        self.refresh_params()
+        cuda::adamw(&fused, adamw, clipped.factor, n_updates)
     }
 
     /// Takes over states and carries and counts the step.
@@ -353,20 +304,20 @@ impl TrainState {
             (group.name.clone(), schedule.lr(self.step, group.lr_multiplier))
         };
         let lr = groups.groups.iter().map(lr).collect();
+        let values = match &clipped.values {
+            Some(read) => read.clone(),
+            None => forwarded.known_values(),
+        };
         self.states = forwarded.states;
         self.carries = forwarded.carries;
         self.step += 1;
         StepReport {
             step: self.step,
-            values: forwarded.values,
+            values,
             lr,
             grad_norm: clipped.norm,
             clip_scale: clipped.scale,
         }
-    }
-
-    fn not_finite(&self, what: String, value: f64) -> Error {
-        TrainError::NotFinite { step: self.step + 1, what, value, last_checkpoint: None }.into()
     }
 
     pub(crate) fn contract(&self, detail: String) -> Error {
@@ -374,39 +325,21 @@ impl TrainState {
     }
 }
 
-/// One whole training step of a stage.
-pub fn step(stage: &dyn Stage, train: &mut TrainState, batch: &Batch) -> Result<StepReport> {
-    let outputs = stage.forward(&train.inputs(batch))?;
-    let (forwarded, saved) = train.take(outputs)?;
-    let gradients = stage.backward(&train.inputs(batch), saved)?;
-    let clipped = train.clip(gradients)?;
-    train.update(&clipped)?;
-    Ok(train.advance(forwarded, &clipped))
-}
-
 /// Carries of zeros for a number of lanes.
-pub fn zero_carries(specs: &[CarrySpec], n_lanes: usize, act: Kind) -> Result<Vec<Tensor>> {
-    specs
-        .iter()
-        .map(|spec| Ok(Tensor::f_zeros(carry_shape(spec, n_lanes), (act, Device::Cpu))?))
-        .collect()
+pub fn zero_carries(
+    specs: &[CarrySpec],
+    n_lanes: usize,
+    act: Kind,
+    device: Device,
+) -> Result<Vec<Tensor>> {
+    let zeros = |spec| Ok(Tensor::f_zeros(carry_shape(spec, n_lanes), (act, device))?);
+    specs.iter().map(zeros).collect()
 }
 
 /// The shape of a carry for a number of lanes.
 pub(crate) fn carry_shape(spec: &CarrySpec, n_lanes: usize) -> Vec<i64> {
     let size = |&size: &i64| if size < 0 { n_lanes as i64 } else { size };
     spec.shape.iter().map(size).collect()
-}
-
-/// The first element, row-major, that is NaN or infinite.
-fn first_not_finite(tensor: &Tensor) -> Result<Option<f64>> {
-    let flat = tensor.f_reshape([-1])?;
-    let bad = flat.f_isfinite()?.f_logical_not()?.f_nonzero()?;
-    if bad.size()[0] == 0 {
-        return Ok(None);
-    }
-    let index = bad.f_int64_value(&[0, 0])?;
-    Ok(Some(flat.f_double_value(&[index])?))
 }
 
 #[cfg(test)]

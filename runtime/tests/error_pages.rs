@@ -15,15 +15,18 @@ fn docs() -> PathBuf {
 fn every_code_has_a_page_and_every_page_a_code() {
     let mut codes: Vec<String> = lightc_runtime::error::CODES.map(str::to_owned).into();
     codes.extend(lightc_checkpoint::error::CODES.map(str::to_owned));
+    codes.extend(lightc_runtime::cuda::error::CODES.map(str::to_owned));
     codes.sort();
     let mut pages = Vec::new();
     for entry in std::fs::read_dir(docs().join("errors")).expect("lists") {
         let name = entry.expect("lists").file_name().to_string_lossy().into_owned();
         let code = name.trim_end_matches(".md").to_owned();
-        if ["E08", "E09", "E10", "E11"].iter().any(|prefix| code.starts_with(prefix)) {
+        if ["E08", "E09", "E10", "E11", "E13"].iter().any(|prefix| code.starts_with(prefix)) {
             let text = std::fs::read_to_string(docs().join("errors").join(&name)).expect("reads");
             assert!(text.starts_with(&format!("# {code}: ")), "{name}");
-            assert!(text.contains(&format!("error[{code}]: ")), "{name} has no example");
+            let has_example =
+                ["error", "note"].map(|word| text.contains(&format!("{word}[{code}]: ")));
+            assert!(has_example.contains(&true), "{name} has no example");
             assert!(text.contains("\nFix: "), "{name} has no fix");
             pages.push(code);
         }

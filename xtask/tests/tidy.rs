@@ -116,8 +116,17 @@ fn every_code_in_use_has_a_page_and_every_page_a_use() {
     let constants = fs::read_to_string(&table).unwrap();
     let mut used = BTreeSet::new();
     let mut all = String::new();
-    for name in ["dsl", "codegen", "runtime", "checkpoint", "grow", "cli", "libtorch-env", "xtask"]
-    {
+    for name in [
+        "dsl",
+        "codegen",
+        "runtime",
+        "checkpoint",
+        "grow",
+        "cli",
+        "libtorch-env",
+        "kernels",
+        "xtask",
+    ] {
         for path in rust_files(&root().join(name).join("src")) {
             if path != table {
                 let text = fs::read_to_string(&path).unwrap();

@@ -6,8 +6,8 @@ use crate::program;
 use crate::runtime;
 use crate::source::{Loaded, name_of};
 use crate::table::counted;
+use crate::target::Target;
 use crate::terminal;
-use clap::ValueEnum;
 use std::path::PathBuf;
 
 /// Write a crate that trains and evaluates a stage.
@@ -31,19 +31,11 @@ pub(crate) struct Arguments {
     runtime: runtime::Choice,
 }
 
-/// What generated code runs on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Target {
-    /// libtorch on the processor.
-    Cpu,
-}
-
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let Target::Cpu = arguments.target;
     let runtime = arguments.runtime.find()?;
     let (loaded, model) = Loaded::read_stage(&arguments.file, &arguments.stage)?;
     let origin = loaded.origin(name_of(&arguments.file)?);
-    let files = program::generate(loaded, &model, &origin, &runtime)?;
+    let files = program::generate(loaded, &model, &origin, &runtime, arguments.target.into())?;
     let changed = files::replace_folder(&arguments.out, &files)?;
     for file in &files {
         let path = arguments.out.join(&file.path);

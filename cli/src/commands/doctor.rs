@@ -111,7 +111,7 @@ fn examine() -> Report {
         runtime_check(runtime),
     ];
     checks.extend(caches());
-    checks.extend([processor(), memory(), gpu()]);
+    checks.extend([processor(), memory(), gpu(), nvrtc()]);
     Report { ok: checks.iter().all(|check| check.status != Status::Missing), checks }
 }
 
@@ -336,10 +336,26 @@ fn memory() -> Check {
 
 /// No target uses one yet.
 fn gpu() -> Check {
-    let query = ["--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"];
+    let query =
+        ["--query-gpu=name,memory.total,driver_version,compute_cap", "--format=csv,noheader"];
     match first_line(Command::new("nvidia-smi").args(query)) {
-        Ok(line) if !line.is_empty() => Check::ok("GPU", line),
+        Ok(line) if line.ends_with(", 9.0") => Check::ok("GPU", line),
+        Ok(line) if !line.is_empty() => Check::absent(
+            "GPU",
+            format!("{line}: the target `sm_90a` needs compute capability 9.0"),
+        ),
         _ => Check::absent("GPU", "none found; the target `cpu` needs none"),
+    }
+}
+
+/// The compiler of kernels, which comes with libtorch.
+fn nvrtc() -> Check {
+    match lightc_kernels::Nvrtc::open() {
+        Ok(nvrtc) => {
+            let (major, minor) = nvrtc.version();
+            Check::ok("NVRTC", format!("{major}.{minor}; compiles kernels for the target `sm_90a`"))
+        }
+        Err(error) => Check::absent("NVRTC", format!("{error}; the target `cpu` needs none")),
     }
 }
 

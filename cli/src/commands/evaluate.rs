@@ -4,6 +4,7 @@ use crate::failure::Failure;
 use crate::program::Program;
 use crate::runtime;
 use crate::source::read_text;
+use crate::target::Target;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -21,6 +22,9 @@ pub(crate) struct Arguments {
     /// The checkpoint.
     #[arg(long)]
     checkpoint: PathBuf,
+    /// What to run on.
+    #[arg(long, value_enum, default_value_t = Target::Cpu)]
+    target: Target,
     #[command(flatten)]
     runtime: runtime::Choice,
     /// After `--`: passed on to the program.
@@ -30,7 +34,9 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let _ = read_text(&arguments.config)?;
-    let program = Program::build(&arguments.file, &arguments.stage, &arguments.runtime)?;
+    arguments.target.is_here()?;
+    let (file, stage) = (&arguments.file, &arguments.stage);
+    let program = Program::build(file, stage, arguments.target, &arguments.runtime)?;
     let mut command = program.command("evaluate");
     command.arg("--config").arg(&arguments.config);
     command.arg("--checkpoint").arg(&arguments.checkpoint).args(&arguments.rest);

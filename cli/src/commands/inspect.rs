@@ -49,6 +49,8 @@ enum Emit {
     Schedule,
     /// The generated Rust.
     Rust,
+    /// Row kernels of target `sm_90a`: their text, or as JSON how they are launched.
+    Cuda,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
@@ -107,8 +109,16 @@ fn text(
             functions(arguments, &module, generated::backward_functions(&module))
         }
         Emit::Schedule => schedule(arguments.format, wanted, &differentiated(model)?),
+        Emit::Cuda => cuda(arguments.format, &differentiated(model)?),
         Emit::Rust => rust(arguments, loaded, &pipeline::program(&pipeline::compile(model)?)?),
     })
+}
+
+fn cuda(format: Format, module: &Module) -> Result<String, Failure> {
+    match format {
+        Format::Text => Ok(lightc_codegen::rows::cuda_text(module)),
+        Format::Json => terminal::pretty_json(&lightc_codegen::rows::describe(module)),
+    }
 }
 
 /// With backward functions where there is a loss.

@@ -4,6 +4,7 @@ use crate::failure::Failure;
 use crate::program::Program;
 use crate::runtime;
 use crate::source::read_text;
+use crate::target::Target;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -30,7 +31,9 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let _ = read_text(&arguments.files_from)?;
-    let program = Program::build(&arguments.file, &arguments.stage, &arguments.runtime)?;
+    // Shards are the same for every target.
+    let (file, stage) = (&arguments.file, &arguments.stage);
+    let program = Program::build(file, stage, Target::Cpu, &arguments.runtime)?;
     let mut command = program.command("prepare");
     command.arg("--files-from").arg(&arguments.files_from);
     command.arg("--out").arg(&arguments.out).args(&arguments.rest);

@@ -4,6 +4,7 @@ use crate::failure::Failure;
 use crate::program::Program;
 use crate::runtime;
 use crate::source::read_text;
+use crate::target::Target;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -34,6 +35,9 @@ pub(crate) struct Arguments {
     /// Stop after this many steps in all.
     #[arg(long)]
     steps: Option<u64>,
+    /// What to run on.
+    #[arg(long, value_enum, default_value_t = Target::Cpu)]
+    target: Target,
     #[command(flatten)]
     runtime: runtime::Choice,
     /// After `--`: passed on to the program.
@@ -43,8 +47,10 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     // Compiling takes minutes: what can be said before is said before.
+    arguments.target.is_here()?;
     let _ = read_text(&arguments.config)?;
-    let program = Program::build(&arguments.file, &arguments.stage, &arguments.runtime)?;
+    let (file, stage) = (&arguments.file, &arguments.stage);
+    let program = Program::build(file, stage, arguments.target, &arguments.runtime)?;
     let mut command = program.command("train");
     command.arg("--config").arg(&arguments.config).arg("--out").arg(&arguments.out);
     if arguments.resume {

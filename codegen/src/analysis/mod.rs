@@ -1,5 +1,6 @@
 //! Analyses over the differentiated module that end in diagnostics or tables.
 
+mod flops;
 mod interface;
 mod liveness;
 mod memory;
@@ -9,6 +10,10 @@ mod storage;
 pub use interface::{Carry, Interface, NTP, Role, VOCAB, interface};
 pub use liveness::{cut_layer, dead_parameters, gradient_paths};
 
-pub use memory::{Classes as MemoryClasses, Layout, Ledger, Setup as MemorySetup, memory};
+pub use flops::contraction_flops;
+pub use memory::{
+    BATCH, Classes as MemoryClasses, Layout, Ledger, Live, SEQUENCE, Setup as MemorySetup, at_rest,
+    live, memory,
+};
 pub use ranks::rank_dependent_states;
 pub use storage::{Classes, Count, ModuleRow, ParamRow, ParamTable, param_table};

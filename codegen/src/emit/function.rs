@@ -3,19 +3,24 @@
 use super::call::{EmitCall, size_variable};
 use super::names::{ident, module_ident, stem, value_names};
 use super::replay::tape_takers;
+use super::rows::row_kernel;
 use crate::ir::{Backward, BackwardId, FuncId, Function, Module, Node, NodeId, Sub, Type, ValueId};
 use crate::ops::{Affine, Op, OpDef};
+use crate::rows::{Plans, Step};
 use crate::schedule::saved_values;
 use lightc_dsl::ast::DType;
 use lightc_dsl::model::{Format, MemberRef, Storage};
 use proc_macro2::{Ident, Literal, TokenStream, TokenTree};
 use quote::{format_ident, quote};
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Emits the module of one function.
-pub(crate) fn emit_function(module: &Module, id: FuncId) -> TokenStream {
+///
+/// With `plans`, the nodes that they put in kernels are emitted as launches of these.
+pub(crate) fn emit_function(module: &Module, id: FuncId, plans: Option<&Plans>) -> TokenStream {
     let tape = tape_takers(module);
-    Emitter { module, id, function: module.function(id), tape }.module()
+    Emitter { module, id, function: module.function(id), tape, plans }.module()
 }
 
 pub(super) struct Emitter<'m> {
@@ -24,6 +29,8 @@ pub(super) struct Emitter<'m> {
     pub(super) function: &'m Function,
     /// Functions whose forward takes a tape of selections.
     tape: BTreeSet<FuncId>,
+    /// The steps of all functions, where some are kernels.
+    plans: Option<&'m Plans>,
 }
 
 /// Fields of the tensors struct of a sub: one per layer of a stack. A layer's field gives way to
@@ -110,13 +117,15 @@ impl Emitter<'_> {
         let ops = contains_word(&bodies, "ops").then(|| quote!(, ops));
         let empty = contains_word(&bodies, "Empty").then(|| quote!(Empty,));
         let reversible = contains_word(&bodies, "reversible").then(|| quote!(, reversible));
+        let cuda = contains_word(&bodies, "cuda").then(|| quote!(, cuda));
+        let kind = contains_word(&bodies, "Kind").then(|| quote!(, Kind));
         let integrators = self.integrators();
         quote! {
             #doc
             pub mod #name {
                 #uses
                 use lightc_runtime::bind::{#empty Sink, Source #accumulate};
-                use lightc_runtime::{Result, Tensor #ops #reversible};
+                use lightc_runtime::{Result, Tensor #cuda #kind #ops #reversible};
                 #(#integrators)*
                 #tensors
                 #saved
@@ -311,8 +320,12 @@ impl Emitter<'_> {
         let updated = self.function.updates.iter().map(|(_, value)| *value);
         let returned = self.function.outputs.iter().map(|output| output.value);
         locals.handed_over(updated.chain(kept.iter().copied()).chain(returned));
-        for (id, node) in self.function.nodes() {
-            statements.push(self.forward_node(id, node, &mut locals));
+        let plan = self.plans.and_then(|plans| plans.forward.get(self.id.0 as usize));
+        for step in steps(self.function, plan).iter() {
+            statements.push(match step {
+                Step::Node(id) => self.forward_node(*id, self.function.node(*id), &mut locals),
+                Step::Kernel(kernel) => row_kernel(kernel, &locals),
+            });
         }
         for (index, value) in &self.function.updates {
             let Some(state) = self.function.states.get(*index) else { continue };
@@ -481,7 +494,7 @@ impl Emitter<'_> {
         }
     }
 
-    fn backward(&self, _: BackwardId, backward: &Backward) -> TokenStream {
+    fn backward(&self, id: BackwardId, backward: &Backward) -> TokenStream {
         let body = &backward.body;
         let names = value_names(body);
         let forward_names = value_names(self.function);
@@ -489,8 +502,14 @@ impl Emitter<'_> {
         let mut statements = Vec::new();
         let added = backward.grads.iter().map(|(_, value)| *value);
         locals.handed_over(added.chain(body.outputs.iter().map(|output| output.value)));
-        for node in &body.nodes {
-            statements.push(self.backward_node(node, &forward_names, &mut locals));
+        let plan = self.plans.and_then(|plans| plans.backward.get(id.0 as usize));
+        for step in steps(body, plan).iter() {
+            statements.push(match step {
+                Step::Node(id) => {
+                    self.backward_node(body.node(*id), &forward_names, &mut locals)
+                }
+                Step::Kernel(kernel) => row_kernel(kernel, &locals),
+            });
         }
         for (index, value) in &backward.grads {
             let Some(param) = self.function.params.get(*index) else { continue };
@@ -695,8 +714,16 @@ fn without_question(expression: TokenStream) -> TokenStream {
     }
 }
 
+/// The steps of a function: those of its plan, or every node by itself.
+fn steps<'p>(function: &Function, plan: Option<&'p Vec<Step>>) -> Cow<'p, [Step]> {
+    match plan {
+        Some(steps) => Cow::Borrowed(steps),
+        None => Cow::Owned(function.nodes().map(|(id, _)| Step::Node(id)).collect()),
+    }
+}
+
 /// The statement of an op that computes.
-fn compute(
+pub(super) fn compute(
     op: &Op,
     function: &Function,
     node: &Node,
@@ -738,6 +765,22 @@ impl<'a> Locals<'a> {
             others.insert(value, (quote!(#name), quote!(#name.shallow_clone())));
         }
         Locals { function, names, others, remaining: BTreeMap::new() }
+    }
+
+    /// The locals of a closure that takes some values as `args`.
+    pub(super) fn inside(&self, inputs: &[ValueId], outputs: &[ValueId]) -> Locals<'a> {
+        let mut locals = Locals::new(self.function, self.names);
+        for (index, value) in inputs.iter().enumerate() {
+            let index = Literal::usize_unsuffixed(index);
+            let owned = quote!(args[#index].shallow_clone());
+            locals.others.insert(*value, (quote!(args[#index]), owned));
+        }
+        locals.handed_over(outputs.iter().copied());
+        locals
+    }
+
+    pub(super) fn function(&self) -> &'a Function {
+        self.function
     }
 
     pub(super) fn name(&self, value: ValueId) -> Ident {
@@ -785,7 +828,7 @@ impl<'a> Locals<'a> {
     }
 
     /// A value as an owned tensor: a move the last time, else another handle on it.
-    fn owned(&mut self, value: ValueId) -> TokenStream {
+    pub(super) fn owned(&mut self, value: ValueId) -> TokenStream {
         if let Some((_, owned)) = self.others.get(&value) {
             return owned.clone();
         }

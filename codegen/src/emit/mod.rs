@@ -6,9 +6,11 @@
 
 mod call;
 mod digest;
+mod footprint;
 mod function;
 mod names;
 mod replay;
+mod rows;
 mod stack;
 mod stage;
 

@@ -3,9 +3,13 @@
 use super::function::{emit_function, entry_backward, has_states};
 use super::names::{crate_name, ident, module_ident, stage_ident};
 use super::replay::has_reversible;
+use super::rows::kernel_table;
 use crate::analysis::{Carry, Role};
 use crate::ir::{FuncId, Module, Type};
+use super::footprint::footprint_items;
+use crate::rows::Plans;
 use crate::pipeline::{Compiled, LOSS, Program};
+use crate::schedule::Target;
 use lightc_dsl::ast::DType;
 use lightc_dsl::model::{Format, InitLaw, Storage};
 use proc_macro2::{Ident, Literal, TokenStream};
@@ -37,11 +41,15 @@ pub struct CrateFile {
 /// Only by a fault of this compiler.
 pub fn emit_stage(program: &Program<'_>, origin: &Origin) -> Result<String, String> {
     let module = &program.compiled.module;
+    let plans = plans(program);
+    let ids = (0..module.functions.len()).map(|i| FuncId(i as u32));
     let blocks: Vec<TokenStream> =
-        (0..module.functions.len()).map(|i| emit_function(module, FuncId(i as u32))).collect();
+        ids.map(|id| emit_function(module, id, plans.as_ref())).collect();
     let stage = stage_items(program, origin)?;
+    let kernels = plans.as_ref().map(|plans| kernel_table(module, plans));
     let tokens = quote! {
         #stage
+        #kernels
         #(#blocks)*
     };
     let text = unparse(tokens)?;
@@ -60,7 +68,7 @@ pub fn emit_stage(program: &Program<'_>, origin: &Origin) -> Result<String, Stri
 /// # Errors
 /// Only by a fault of this compiler.
 pub fn emit_blocks(module: &Module) -> Result<String, String> {
-    let blocks = (0..module.functions.len()).map(|i| emit_function(module, FuncId(i as u32)));
+    let blocks = (0..module.functions.len()).map(|i| emit_function(module, FuncId(i as u32), None));
     unparse(quote!(#(#blocks)*))
 }
 
@@ -68,6 +76,17 @@ fn unparse(tokens: TokenStream) -> Result<String, String> {
     let file: syn::File = syn::parse2(tokens)
         .map_err(|error| format!("compiler fault: the emitted tokens are not Rust: {error}"))?;
     Ok(prettyplease::unparse(&file))
+}
+
+/// The file of a crate that holds its row kernels.
+const KERNELS_PATH: &str = "src/kernels.cu";
+
+/// The kernels of a program, where its target has any.
+fn plans(program: &Program<'_>) -> Option<Plans> {
+    match program.target {
+        Target::Cpu => None,
+        Target::Sm90a => Some(Plans::of(&program.compiled.module)),
+    }
 }
 
 /// A standalone crate: manifest, library, program.
@@ -92,18 +111,25 @@ pub fn emit_crate(
          [profile.release.package.torch-sys]\nopt-level = 1\n\n[workspace]\n",
         origin.compiler
     );
+    let stage = stage_ident(name);
+    let call = match program.target {
+        Target::Cpu => format!("main(&{package}::{stage})"),
+        Target::Sm90a => format!("main_on(&{package}::{stage}, lightc_runtime::Target::Sm90a)"),
+    };
     let main = format!(
         "//! Trains and evaluates stage `{name}`.\n\n\
          fn main() -> std::process::ExitCode {{\n    \
-         lightc_runtime::program::main(&{package}::{})\n}}\n",
-        stage_ident(name)
+         lightc_runtime::program::{call}\n}}\n"
     );
     let file = |path: &str, text: String| CrateFile { path: path.to_owned(), text };
-    Ok(vec![
+    let mut files = vec![
         file("Cargo.toml", manifest),
         file("src/lib.rs", emit_stage(program, origin)?),
         file("src/main.rs", main),
-    ])
+    ];
+    let module = &program.compiled.module;
+    files.extend(plans(program).map(|plans| file(KERNELS_PATH, plans.text(module))));
+    Ok(files)
 }
 
 fn shape_of(ty: &Type, what: &str) -> Result<Vec<Literal>, String> {
@@ -260,6 +286,7 @@ fn stage_items(program: &Program<'_>, origin: &Origin) -> Result<TokenStream, St
         }
     });
     let integrators = integrators(module);
+    let (footprint, counts) = footprint_items(program)?;
     let flat_states = has_states(module, module.entry).then(|| quote!(FlatStates,));
     let doc = format!(" Stage `{name}`: {} parameter tensors.", params.len());
     Ok(quote! {
@@ -281,6 +308,7 @@ fn stage_items(program: &Program<'_>, origin: &Origin) -> Result<TokenStream, St
         pub static TABLES: &[TableSpec] = &[#(#tables),*];
         /// What one step hands to the next.
         pub static CARRIES: &[CarrySpec] = &[#(#carries),*];
+        #counts
 
         #carry
 
@@ -293,6 +321,7 @@ fn stage_items(program: &Program<'_>, origin: &Origin) -> Result<TokenStream, St
             fn tables(&self) -> &'static [TableSpec] { TABLES }
             fn carries(&self) -> &'static [CarrySpec] { CARRIES }
             fn vocab(&self) -> i64 { #vocab }
+            #footprint
             #forward
             #backward
             fn train_step(&self, train: &mut TrainState, batch: &Batch) -> Result<StepReport> {

@@ -152,7 +152,8 @@ fn function_schedule(function: &Function, saved: &[ValueId]) -> FunctionSchedule
     }
 }
 
-fn node_cost(function: &Function, node: &crate::ir::Node) -> Cost {
+/// What a node costs.
+pub(crate) fn node_cost(function: &Function, node: &crate::ir::Node) -> Cost {
     let args: Vec<_> = node.args.iter().map(|arg| function.ty(*arg)).collect();
     let results: Vec<_> = node.results.iter().map(|result| function.ty(*result)).collect();
     node.op.def().cost(&args, &results)

@@ -2,17 +2,39 @@
 //!
 //! A kernel stands beside the composition of libtorch calls that says what it computes, and every
 //! use of it goes through [`either`]: one place decides which of the two runs, and can run both and
-//! compare them. Kernels run on the stream that libtorch uses, so no copies and no waits lie between.
+//! compare them ([`Mode`]). Kernels run on the stream that libtorch uses, so no copies and no waits lie
+//! between.
+//!
+//! A source is compiled by NVRTC when its first kernel is launched, and kept on disk (`cache`).
 
-use crate::error::{Error, Result};
-use crate::{Kind, Tensor};
+mod cache;
+mod driver;
+pub mod error;
+mod mode;
+pub mod rows;
+#[cfg(test)]
+mod tests;
+mod update;
+
+use std::ffi::c_void;
+
+pub use driver::{Facts, TensorMap, facts, memory, synchronize};
+pub use error::DeviceError;
+pub use mode::{
+    Check, Checked, Mode, Names, Spread, Time, Timed, checked, finish_check, set_mode, spread,
+    timed, unmatched_references,
+};
+pub use update::{Update, adamw, square_sums};
+
+use crate::error::Result;
+use crate::{Device, Kind, Tensor};
 
 /// CUDA C++ that is compiled as one unit. It may include the headers of `kernels/include`.
 #[derive(Debug)]
 pub struct Module {
     /// Name, for messages and for the cache.
     pub name: &'static str,
-    /// The text.
+    /// The text. A line `// origin: TEXT` above an entry point says what it computes, for messages.
     pub source: &'static str,
 }
 
@@ -27,15 +49,18 @@ pub struct Kernel {
     pub origin: &'static str,
     /// Threads of a block.
     pub threads: u32,
-    /// Dynamic shared memory of a block, in bytes.
+    /// Dynamic shared memory of a block, in bytes; with [`launch_with`] the most it is launched with.
     pub shared_bytes: u32,
 }
 
 /// An argument of a kernel.
 #[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
 pub enum Arg<'a> {
     /// The address of a contiguous tensor's elements.
     Tensor(&'a Tensor),
+    /// `__grid_constant__ TensorMap`
+    Map(&'a TensorMap),
     /// `int`
     I32(i32),
     /// `long long`
@@ -44,25 +69,174 @@ pub enum Arg<'a> {
     F32(f32),
 }
 
+/// The largest shared memory of a block, static and dynamic together, in bytes.
+pub const MOST_SHARED_BYTES: u32 = driver::MOST_SHARED;
+
+/// A GPU for libtorch and for kernels. To be called before anything else of libtorch asks for CUDA:
+/// libtorch looks for its CUDA library once, and this loads it.
+///
+/// # Errors
+/// There is no driver, no such GPU, one of another architecture, or a libtorch without CUDA.
+pub fn device(ordinal: usize) -> Result<Device> {
+    driver::ready(ordinal)?;
+    driver::load_libtorch_cuda()?;
+    if !tch::Cuda::is_available() {
+        let detail = "its CUDA library is loaded and sees no GPU".to_owned();
+        return Err(DeviceError::NoLibtorchCuda(detail).into());
+    }
+    Ok(Device::Cuda(ordinal))
+}
+
+/// Refuses work that takes more memory than a GPU has free. `ledger` says what takes it, a line per
+/// class.
+///
+/// # Errors
+/// [`DeviceError::Memory`] with all numbers, or the GPU cannot be used.
+pub fn ensure_memory(ordinal: usize, what: &str, needed: u64, ledger: &str) -> Result<()> {
+    let (free, total) = memory(ordinal)?;
+    if needed <= free {
+        return Ok(());
+    }
+    let (what, name) = (what.to_owned(), facts(ordinal)?.name);
+    let ledger = ledger.lines().map(|line| format!("\n{line}")).collect();
+    Err(DeviceError::Memory { ordinal, name, what, needed, free, total, ledger }.into())
+}
+
 /// Launches a kernel on libtorch's current stream.
 ///
 /// # Errors
 /// The kernel does not compile, a tensor is not contiguous or not on the GPU, or the driver refuses.
 pub fn launch(kernel: &'static Kernel, grid: [u32; 3], args: &[Arg<'_>]) -> Result<()> {
-    let _ = (grid, args);
-    Err(Error::Op {
-        op: "launch",
-        detail: format!("kernel `{}`: no driver is bound", kernel.entry),
-    })
+    launch_with(kernel, grid, kernel.shared_bytes, args)
+}
+
+/// [`launch`] with less dynamic shared memory than the kernel states.
+///
+/// # Errors
+/// As [`launch`], or more shared memory than stated.
+pub fn launch_with(
+    kernel: &'static Kernel,
+    grid: [u32; 3],
+    shared_bytes: u32,
+    args: &[Arg<'_>],
+) -> Result<()> {
+    let wrong = |detail: String| DeviceError::Argument {
+        entry: kernel.entry,
+        origin: kernel.origin,
+        detail,
+    };
+    if shared_bytes > kernel.shared_bytes {
+        let most = kernel.shared_bytes;
+        let detail = format!("{shared_bytes} bytes of shared memory, {most} are stated");
+        return Err(wrong(detail).into());
+    }
+    let mut ordinal = None;
+    for (position, arg) in args.iter().enumerate() {
+        let Arg::Tensor(tensor) = arg else { continue };
+        let Device::Cuda(found) = tensor.device() else {
+            let device = tensor.device();
+            return Err(wrong(format!("argument {position} is on {device:?}, not on a GPU")).into());
+        };
+        if *ordinal.get_or_insert(found) != found {
+            let first = ordinal.unwrap_or_default();
+            let detail = format!("argument {position} is on GPU {found}, another on GPU {first}");
+            return Err(wrong(detail).into());
+        }
+        if !tensor.is_contiguous() {
+            let (size, stride) = (tensor.size(), tensor.stride());
+            let detail = format!(
+                "argument {position} of shape {size:?} has strides {stride:?}, not contiguous"
+            );
+            return Err(wrong(detail).into());
+        }
+    }
+    let Some(ordinal) = ordinal else {
+        return Err(wrong("no argument is a tensor".to_owned()).into());
+    };
+    // An empty grid has nothing to compute, and the driver refuses it.
+    if grid.contains(&0) {
+        return Ok(());
+    }
+    let mut values: Vec<u64> = args.iter().map(value).collect();
+    let mut addresses: Vec<*mut c_void> = args
+        .iter()
+        .zip(&mut values)
+        .map(|(arg, value)| match arg {
+            Arg::Map(map) => std::ptr::from_ref(&map.0).cast_mut().cast::<c_void>(),
+            _ => std::ptr::from_mut(value).cast::<c_void>(),
+        })
+        .collect();
+    driver::launch(ordinal, kernel, grid, shared_bytes, &mut addresses)
+}
+
+/// The bytes of an argument, the low ones first, as the driver reads them. A map has its own.
+fn value(arg: &Arg<'_>) -> u64 {
+    match arg {
+        Arg::Tensor(tensor) => address(tensor),
+        Arg::Map(_) => 0,
+        Arg::I32(value) => u64::from(value.cast_unsigned()),
+        Arg::I64(value) => value.cast_unsigned(),
+        Arg::F32(value) => u64::from(value.to_bits()),
+    }
+}
+
+fn address(tensor: &Tensor) -> u64 {
+    tensor.data_ptr() as u64
+}
+
+/// How the copy engine takes a contiguous bf16 tensor `[b, t, h, d]` in tiles of `rows` tokens of one
+/// head and 64 channels. The map holds an address: it serves while the tensor lives.
+///
+/// # Errors
+/// Another kind, rank or layout, or the driver refuses.
+pub fn tensor_map(tensor: &Tensor, rows: u32) -> Result<TensorMap> {
+    let size: Vec<u64> = tensor.size().iter().map(|n| n.cast_unsigned()).collect();
+    match (<[u64; 4]>::try_from(size), tensor.kind(), tensor.device()) {
+        (Ok(shape), Kind::BFloat16, Device::Cuda(ordinal)) if tensor.is_contiguous() => {
+            driver::tensor_map(ordinal, address(tensor), shape, rows)
+        }
+        _ => Err(crate::Error::Op {
+            op: "tensor_map",
+            detail: format!(
+                "a contiguous bf16 tensor of rank 4 on a GPU is needed, not {:?} {:?} on {:?}",
+                tensor.kind(),
+                tensor.size(),
+                tensor.device()
+            ),
+        }),
+    }
 }
 
 /// A tensor whose elements a kernel is to write, on the device of `like`. Where kernels are checked,
-/// its bytes are set so that an element that is not written is NaN.
+/// its bytes are set so that an element that is not written is found.
 ///
 /// # Errors
 /// libtorch's.
 pub fn empty(shape: &[i64], kind: Kind, like: &Tensor) -> Result<Tensor> {
-    Ok(Tensor::f_empty(shape, (kind, like.device()))?)
+    let tensor = Tensor::f_empty(shape, (kind, like.device()))?;
+    if mode::poisons() {
+        poison(&tensor)?;
+    }
+    Ok(tensor)
+}
+
+/// Sets the bytes of a tensor to a pattern that no kernel writes: a NaN that arithmetic does not make,
+/// and in integers and truth values a number that is none of theirs.
+///
+/// # Errors
+/// The driver's.
+pub fn poison(tensor: &Tensor) -> Result<()> {
+    let Device::Cuda(ordinal) = tensor.device() else { return Ok(()) };
+    let n_bytes = tensor.numel() * tensor.kind().elt_size_in_bytes();
+    driver::fill(ordinal, address(tensor), mode::poison_byte(tensor.kind()), n_bytes)
+}
+
+/// Compiles a kernel for a GPU, or finds it compiled, before it is needed.
+///
+/// # Errors
+/// It does not compile, or the GPU cannot be used.
+pub fn prepare(ordinal: usize, kernel: &'static Kernel) -> Result<()> {
+    driver::prepare(ordinal, kernel)
 }
 
 /// What gives results from inputs; the second argument has the activation kind and the device.
@@ -70,8 +244,9 @@ pub type Way<'a> = &'a dyn Fn(&[&Tensor], &Tensor) -> Result<Vec<Tensor>>;
 
 /// Runs a kernel, or the composition that says what it computes.
 ///
-/// The kernel runs where `like` is on a GPU of compute capability 9.0 and of kind bf16, unless the
-/// process was asked to use the reference for it; see `Mode`.
+/// The kernel runs where `like` is on a GPU and of kind bf16, unless the process was asked to use the
+/// reference for it; see [`Mode`]. A GPU of another architecture is an error, not a reason for the
+/// reference.
 ///
 /// # Errors
 /// Those of what runs.
@@ -82,6 +257,13 @@ pub fn either(
     fused: Way<'_>,
     reference: Way<'_>,
 ) -> Result<Vec<Tensor>> {
-    let _ = (kernel, fused);
-    reference(inputs, like)
+    let Device::Cuda(ordinal) = like.device() else { return reference(inputs, like) };
+    if like.kind() != Kind::BFloat16 {
+        return reference(inputs, like);
+    }
+    let results = mode::run(ordinal, kernel, inputs, like, fused, reference)?;
+    for result in &results {
+        crate::watch::shown(kernel.origin, inputs, result);
+    }
+    Ok(results)
 }

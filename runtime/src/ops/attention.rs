@@ -7,12 +7,28 @@ use super::support::{
     cast, ensure, ensure_kind, ensure_same_kind, ensure_shape, is_float, scalar, shape_of,
     wide_kind,
 };
+use super::tile;
 use crate::Result;
 
 /// `q[b, t, h, k]`, `k[b, s, h, k]`, `v[b, s, h, m]`, `mask[b, t, s]` bool ->
 /// `[b, t, h, m]`: softmax of `q.k` (no scale) over the allowed s. A query
 /// that may see nothing gives 0.
 pub fn masked_attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: &Tensor) -> Result<Tensor> {
+    check("masked_attention", q, k, v, mask)?;
+    if tile::takes_attention(q, k, v) {
+        return tile::attention(q, k, v, mask);
+    }
+    masked_attention_composite(q, k, v, mask)
+}
+
+/// [`masked_attention`] composed of libtorch calls. It takes any mask, also where [`masked_attention`]
+/// has a kernel that takes causal ones.
+pub fn masked_attention_composite(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    mask: &Tensor,
+) -> Result<Tensor> {
     check("masked_attention", q, k, v, mask)?;
     let (q, k, v) = (heads_first(q)?, heads_first(k)?, heads_first(v)?);
     heads_last(&probabilities(&q, &k, mask)?.f_matmul(&v)?)
@@ -26,12 +42,22 @@ pub fn masked_attention_grad(
     mask: &Tensor,
     dout: &Tensor,
 ) -> Result<(Tensor, Tensor, Tensor)> {
-    const OP: &str = "masked_attention_grad";
-    check(OP, q, k, v, mask)?;
-    let [b, t, h, _] = shape_of(OP, "q", q)?;
-    let [_, _, _, m] = shape_of(OP, "v", v)?;
-    ensure_shape(OP, "dout", dout, &[b, t, h, m])?;
-    let _ = ensure_same_kind(OP, &[q, dout])?;
+    check_grad(q, k, v, mask, dout)?;
+    if tile::takes_attention(q, k, v) {
+        return tile::attention_grad(q, k, v, mask, dout);
+    }
+    masked_attention_grad_composite(q, k, v, mask, dout)
+}
+
+/// [`masked_attention_grad`] composed of libtorch calls, for any mask.
+pub fn masked_attention_grad_composite(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    mask: &Tensor,
+    dout: &Tensor,
+) -> Result<(Tensor, Tensor, Tensor)> {
+    check_grad(q, k, v, mask, dout)?;
     let (q, k, v) = (heads_first(q)?, heads_first(k)?, heads_first(v)?);
     let dout = heads_first(dout)?;
     let p = probabilities(&q, &k, mask)?;
@@ -53,6 +79,16 @@ fn check(op: &'static str, q: &Tensor, k: &Tensor, v: &Tensor, mask: &Tensor) ->
     ensure_shape(op, "v", v, &[b, s, h, m])?;
     ensure_shape(op, "mask", mask, &[b, t, s])?;
     ensure_kind(op, "mask", mask, Kind::Bool)
+}
+
+fn check_grad(q: &Tensor, k: &Tensor, v: &Tensor, mask: &Tensor, dout: &Tensor) -> Result<()> {
+    const OP: &str = "masked_attention_grad";
+    check(OP, q, k, v, mask)?;
+    let [b, t, h, _] = shape_of(OP, "q", q)?;
+    let [_, _, _, m] = shape_of(OP, "v", v)?;
+    ensure_shape(OP, "dout", dout, &[b, t, h, m])?;
+    let _ = ensure_same_kind(OP, &[q, dout])?;
+    Ok(())
 }
 
 fn heads_first(x: &Tensor) -> Result<Tensor> {
@@ -91,6 +127,9 @@ pub fn select_top(score: &Tensor, budget: &Tensor, sinks: i64, limit: i64) -> Re
     })?;
     ensure(sinks >= 0 && limit >= 0, OP, || format!("negative sinks {sinks} or limit {limit}"))?;
     let (score, budget) = (score.f_detach()?, budget.f_detach()?);
+    if tile::takes_select(&score) {
+        return tile::select(&score, &budget, sinks, limit);
+    }
     if runs_native(&[&score]) {
         return by_kind!(score.kind(), select_top_native(&score, &budget, sinks, limit));
     }

@@ -11,6 +11,9 @@
 //! the native kernel runs when every tensor is on the CPU, is f32 or f64, and
 //! takes no part in libtorch autograd; otherwise the composition runs. Both
 //! give one meaning and are tested against each other.
+//!
+//! On a GPU some ops have a tile kernel (`tile`), which runs where activations are bf16 and the
+//! shapes are ones that it has.
 
 mod attention;
 mod contract;
@@ -19,8 +22,9 @@ mod expert;
 mod fixed;
 mod gather;
 mod hadamard;
+mod indexer;
 mod loss;
-mod native;
+pub(crate) mod native;
 mod pointwise;
 mod quantized;
 mod reduce;
@@ -29,6 +33,7 @@ mod sequence;
 mod shape;
 mod sinkhorn;
 mod support;
+mod tile;
 
 pub use attention::*;
 pub use contract::*;
@@ -37,6 +42,7 @@ pub use expert::*;
 pub use fixed::*;
 pub use gather::*;
 pub use hadamard::*;
+pub use indexer::*;
 pub use loss::*;
 pub use pointwise::*;
 pub use quantized::*;
@@ -45,4 +51,5 @@ pub use select::*;
 pub use sequence::*;
 pub use shape::*;
 pub use sinkhorn::*;
-pub(crate) use support::op_error;
+pub(crate) use support::{is_float, op_error};
+pub(crate) use tile::LIMITS as TILE_LIMITS;

@@ -251,6 +251,43 @@ fn rotary_table(shape: RotaryShape, base: f64, like: &Tensor) -> Result<Tensor> 
     })
 }
 
+/// `[steps, width / 2, 2]` in f32: cosine and sine of the angle of each pair at each step, for kernels
+/// that turn pairs themselves; on the device of `like`. Tables are kept.
+pub fn rotary_angles(steps: i64, width: i64, base: f64, like: &Tensor) -> Result<Tensor> {
+    ensure(base > 0.0 && steps >= 0 && width > 0 && width % 2 == 0, "rotary_angles", || {
+        format!("{steps} steps, {width} channels, base {base}")
+    })?;
+    let key = (steps, width, base.to_bits(), like.device());
+    ANGLES.with_borrow_mut(|tables| {
+        if let Some((_, table)) = tables.iter().find(|(known, _)| *known == key) {
+            return Ok(table.shallow_clone());
+        }
+        let mut values = Vec::with_capacity((steps * width) as usize);
+        for p in 0..steps {
+            for i in 0..width / 2 {
+                let angle = p as f64 * base.powf(-2.0 * i as f64 / width as f64);
+                values.extend([angle.cos(), angle.sin()]);
+            }
+        }
+        let table = Tensor::f_from_slice(&values)?
+            .f_reshape([steps, width / 2, 2])?
+            .f_to_kind(Kind::Float)?
+            .f_to_device(like.device())?;
+        if tables.len() == TABLES_KEPT {
+            let _ = tables.remove(0);
+        }
+        tables.push((key, table.shallow_clone()));
+        Ok(table)
+    })
+}
+
+/// Key of a table for kernels: steps, width, bits of the base, device.
+type AnglesKey = (i64, i64, u64, Device);
+
+thread_local! {
+    static ANGLES: RefCell<Vec<(AnglesKey, Tensor)>> = const { RefCell::new(Vec::new()) };
+}
+
 fn rotate(x: &Tensor, table: &Tensor, time_dim: i64, inverse: bool) -> Result<Tensor> {
     let size = x.size();
     let Some((&width, lead)) = size.split_last() else {

@@ -15,19 +15,22 @@ pub(crate) fn ensure(holds: bool, op: &'static str, detail: impl FnOnce() -> Str
     if holds { Ok(()) } else { Err(op_error(op, detail())) }
 }
 
-/// Names the op and the shapes of its inputs in an error of libtorch.
-pub(crate) trait Named<T> {
+/// What is to be known of an op's result: an error of libtorch gets the op's name and the shapes of
+/// its inputs, and a result is shown to who watches the step.
+pub(crate) trait Named {
     /// Turns libtorch's error into the op's own.
-    fn named(self, op: &'static str, inputs: &[&Tensor]) -> Result<T>;
+    fn named(self, op: &'static str, inputs: &[&Tensor]) -> Result<Tensor>;
 }
 
-impl<T> Named<T> for std::result::Result<T, TchError> {
-    fn named(self, op: &'static str, inputs: &[&Tensor]) -> Result<T> {
-        self.map_err(|error| {
+impl Named for std::result::Result<Tensor, TchError> {
+    fn named(self, op: &'static str, inputs: &[&Tensor]) -> Result<Tensor> {
+        let result = self.map_err(|error| {
             let text = error.to_string();
             let reason = text.lines().next().unwrap_or("refused by libtorch");
             op_error(op, format!("{}: {reason}", describe(inputs)))
-        })
+        })?;
+        crate::watch::shown(op, inputs, &result);
+        Ok(result)
     }
 }
 

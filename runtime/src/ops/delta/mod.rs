@@ -5,9 +5,14 @@
 //!
 //! On the CPU the recurrence itself runs (module `native`): at the sizes of the
 //! tiny stage it is faster than the chunked form, whose dozens of small
-//! libtorch calls cost more than its matrix products save. Elsewhere, and
-//! under autograd, the chunked form runs (module `chunked`). Both exponentiate
-//! log decays, or differences of their sums within a chunk, and nothing else.
+//! libtorch calls cost more than its matrix products save. On a GPU the tile
+//! kernel runs where it can. Elsewhere, and under autograd, the chunked form
+//! runs (module `chunked`). All exponentiate log decays, or differences of
+//! their sums within a chunk, and nothing else.
+//!
+//! q, k and v have one kind; the decay and the write strength can be wider, as
+//! they are where activations are bf16: then everything is computed in the
+//! widest kind, and each result has the kind of its input (the output that of v).
 
 mod chunked;
 mod native;
@@ -15,7 +20,8 @@ mod native;
 use tch::{Kind, Tensor};
 
 use super::native::{by_kind, runs_native};
-use super::support::{cast, ensure_same_kind, ensure_shape, shape_of, wide_kind};
+use super::support::{cast, ensure, ensure_same_kind, ensure_shape, is_float, shape_of, wide_kind};
+use super::tile;
 use crate::Result;
 use native::{backward_native, forward_native};
 
@@ -34,15 +40,33 @@ pub fn gated_delta_rule(
     beta: &Tensor,
 ) -> Result<Tensor> {
     let inputs = Inputs { q, k, v, g, beta };
-    let (kind, sizes) = inputs.check("gated_delta_rule")?;
-    if kind != wide_kind(kind) {
-        let [q, k, v, g, beta] = inputs.wide(kind)?;
-        return cast(&gated_delta_rule(&q, &k, &v, &g, &beta)?, kind);
+    let _ = inputs.check_kinds("gated_delta_rule")?;
+    let _ = inputs.sizes("gated_delta_rule")?;
+    if tile::takes_delta_rule(q, v) {
+        return tile::delta_rule(q, k, v, g, beta);
     }
-    if runs_native(&[q, k, v, g, beta]) {
-        return by_kind!(kind, forward_native(inputs, sizes));
-    }
-    chunked::forward(inputs, sizes)
+    plain(q, k, v, g, beta)
+}
+
+/// [`gated_delta_rule`] without the tile kernel.
+pub(super) fn plain(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    g: &Tensor,
+    beta: &Tensor,
+) -> Result<Tensor> {
+    let given = Inputs { q, k, v, g, beta };
+    let kind = given.check_kinds("gated_delta_rule")?;
+    let sizes = given.sizes("gated_delta_rule")?;
+    let [q, k, v, g, beta] = given.cast_to(kind)?;
+    let inputs = Inputs { q: &q, k: &k, v: &v, g: &g, beta: &beta };
+    let o = if runs_native(&[&q, &k, &v, &g, &beta]) {
+        by_kind!(kind, forward_native(inputs, sizes))?
+    } else {
+        chunked::forward(inputs, sizes)?
+    };
+    cast(&o, given.v.kind())
 }
 
 /// [`gated_delta_rule`] composed of libtorch calls, in chunks of time.
@@ -54,7 +78,8 @@ pub fn gated_delta_rule_composite(
     beta: &Tensor,
 ) -> Result<Tensor> {
     let inputs = Inputs { q, k, v, g, beta };
-    let (_, sizes) = inputs.check("gated_delta_rule")?;
+    let _ = ensure_same_kind("gated_delta_rule", &[q, k, v, g, beta])?;
+    let sizes = inputs.sizes("gated_delta_rule")?;
     chunked::forward(inputs, sizes)
 }
 
@@ -68,17 +93,38 @@ pub fn gated_delta_rule_grad(
     dout: &Tensor,
 ) -> Result<DeltaGradients> {
     let inputs = Inputs { q, k, v, g, beta };
-    let (kind, sizes) = inputs.check_grad(dout)?;
-    if kind != wide_kind(kind) {
-        let ([q, k, v, g, beta], dout) = (inputs.wide(kind)?, cast(dout, wide_kind(kind))?);
-        let (dq, dk, dv, dg, dbeta) = gated_delta_rule_grad(&q, &k, &v, &g, &beta, &dout)?;
-        let narrow = |d: Tensor| cast(&d, kind);
-        return Ok((narrow(dq)?, narrow(dk)?, narrow(dv)?, narrow(dg)?, narrow(dbeta)?));
+    let _ = inputs.check_grad(dout)?;
+    if tile::takes_delta_rule(q, v) {
+        return tile::delta_rule_grad(q, k, v, g, beta, dout);
     }
-    if runs_native(&[q, k, v, g, beta, dout]) {
-        return by_kind!(kind, backward_native(inputs, dout, sizes));
-    }
-    chunked::backward(inputs, dout, sizes)
+    plain_grad(q, k, v, g, beta, dout)
+}
+
+/// [`gated_delta_rule_grad`] without the tile kernel.
+pub(super) fn plain_grad(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    g: &Tensor,
+    beta: &Tensor,
+    dout: &Tensor,
+) -> Result<DeltaGradients> {
+    let given = Inputs { q, k, v, g, beta };
+    let (kind, sizes) = given.check_grad(dout)?;
+    let ([q, k, v, g, beta], dout) = (given.cast_to(kind)?, cast(dout, kind)?);
+    let inputs = Inputs { q: &q, k: &k, v: &v, g: &g, beta: &beta };
+    let (dq, dk, dv, dg, dbeta) = if runs_native(&[&q, &k, &v, &g, &beta, &dout]) {
+        by_kind!(kind, backward_native(inputs, &dout, sizes))?
+    } else {
+        chunked::backward(inputs, &dout, sizes)?
+    };
+    Ok((
+        cast(&dq, given.q.kind())?,
+        cast(&dk, given.k.kind())?,
+        cast(&dv, given.v.kind())?,
+        cast(&dg, given.g.kind())?,
+        cast(&dbeta, given.beta.kind())?,
+    ))
 }
 
 /// [`gated_delta_rule_grad`] composed of libtorch calls, in chunks of time.
@@ -91,6 +137,7 @@ pub fn gated_delta_rule_grad_composite(
     dout: &Tensor,
 ) -> Result<DeltaGradients> {
     let inputs = Inputs { q, k, v, g, beta };
+    let _ = ensure_same_kind("gated_delta_rule_grad", &[q, k, v, g, beta, dout])?;
     let (_, sizes) = inputs.check_grad(dout)?;
     chunked::backward(inputs, dout, sizes)
 }
@@ -116,27 +163,43 @@ struct Sizes {
 }
 
 impl Inputs<'_> {
-    /// Below f32 the rule is computed in f32: libtorch solves no triangular systems in less.
-    fn wide(&self, kind: Kind) -> Result<[Tensor; 5]> {
-        let widen = |x: &Tensor| cast(x, wide_kind(kind));
-        let (q, k, v) = (widen(self.q)?, widen(self.k)?, widen(self.v)?);
-        Ok([q, k, v, widen(self.g)?, widen(self.beta)?])
+    fn cast_to(&self, kind: Kind) -> Result<[Tensor; 5]> {
+        let (q, k, v) = (cast(self.q, kind)?, cast(self.k, kind)?, cast(self.v, kind)?);
+        Ok([q, k, v, cast(self.g, kind)?, cast(self.beta, kind)?])
     }
 
-    fn check(&self, op: &'static str) -> Result<(Kind, Sizes)> {
-        let kind = ensure_same_kind(op, &[self.q, self.k, self.v, self.g, self.beta])?;
+    /// The kind to compute in: the widest of the inputs, and at least f32, since libtorch solves no
+    /// triangular systems in less.
+    fn check_kinds(&self, op: &'static str) -> Result<Kind> {
+        let kind = ensure_same_kind(op, &[self.q, self.k, self.v])?;
+        let mut wide = wide_kind(kind);
+        for (name, x) in [("g", self.g), ("beta", self.beta)] {
+            let found = x.kind();
+            ensure(is_float(found) && (found == kind || found == wide_kind(found)), op, || {
+                format!("{name} is {found:?}, {kind:?} as q or a wider kind is needed")
+            })?;
+            let (device, other) = (self.q.device(), x.device());
+            ensure(device == other, op, || format!("q is on {device:?}, {name} on {other:?}"))?;
+            if found == Kind::Double {
+                wide = found;
+            }
+        }
+        Ok(wide)
+    }
+
+    fn sizes(&self, op: &'static str) -> Result<Sizes> {
         let [b, t, h, k] = shape_of(op, "q", self.q)?;
         let [_, _, _, m] = shape_of(op, "v", self.v)?;
         ensure_shape(op, "k", self.k, &[b, t, h, k])?;
         ensure_shape(op, "v", self.v, &[b, t, h, m])?;
         ensure_shape(op, "g", self.g, &[b, t, h])?;
         ensure_shape(op, "beta", self.beta, &[b, t, h])?;
-        Ok((kind, Sizes { b, t, h, k, m }))
+        Ok(Sizes { b, t, h, k, m })
     }
 
     fn check_grad(&self, dout: &Tensor) -> Result<(Kind, Sizes)> {
         const OP: &str = "gated_delta_rule_grad";
-        let (kind, sizes) = self.check(OP)?;
+        let (kind, sizes) = (self.check_kinds(OP)?, self.sizes(OP)?);
         let _ = ensure_same_kind(OP, &[self.q, dout])?;
         ensure_shape(OP, "dout", dout, &[sizes.b, sizes.t, sizes.h, sizes.m])?;
         Ok((kind, sizes))

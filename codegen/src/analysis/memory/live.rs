@@ -1,0 +1,520 @@
+//! What is live within a step, for every batch and sequence at once: sums and maxima of polynomials.
+
+use super::{Classes, width};
+use crate::ir::{BackwardId, FuncId, Function, Module, NodeId, Type, ValueId};
+use crate::ops::{Op, Stack};
+use crate::schedule::saved_values;
+use lightc_dsl::model::Integrator;
+use lightc_dsl::size::{Monomial, Size};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The name of the lanes of a micro-batch in a [`Live`].
+pub const BATCH: &str = "micro_batch";
+/// The name of the tokens of a sequence.
+pub const SEQUENCE: &str = "sequence";
+/// Their smallest values. Inside, the names stand for what is above these, so that a polynomial
+/// whose coefficients are all at least another's is never below it.
+const LEAST: [(&str, i64); 2] = [(BATCH, 1), (SEQUENCE, 3)];
+
+type Sizes = BTreeMap<String, Size>;
+
+/// Bytes that are live within a step of a micro-batch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Live {
+    states: Size,
+    /// Bits per step of a reversible stack, each of whole bytes.
+    kept_bits: Vec<Size>,
+    replay: Size,
+    workspace: Peaks,
+}
+
+/// What is live within a step of a differentiated module; `None` if a size is open that neither the
+/// batch nor the sequence binds, or a number overflows.
+pub fn live(module: &Module, backward: BackwardId) -> Option<Live> {
+    let root = module.entry_function();
+    let sizes = root_sizes(root)?;
+    let mut walk = Walk { module, known: BTreeMap::new() };
+    let held = walk.stacks(module.entry, &sizes)?;
+    let mut workspace = walk.forward(module.entry, &sizes)?;
+    workspace.join(&walk.backward(backward, &sizes)?)?;
+    let rest = plus(&at_rest(module)?, &carries(root, &sizes)?)?;
+    Some(Live {
+        states: plus(&held.states, &rest)?,
+        kept_bits: held.kept_bits,
+        replay: held.replay,
+        workspace,
+    })
+}
+
+impl Live {
+    /// The ledger of these classes at rest and a micro-batch.
+    pub(super) fn at(&self, rest: &Classes, micro_batch: u64, seq: u64) -> Option<Classes> {
+        let above = |value: u64, least: i64| Some(i64::try_from(value).ok()? - least);
+        let mut bound = BTreeMap::new();
+        for ((name, least), value) in LEAST.iter().zip([micro_batch, seq]) {
+            let _ = bound.insert((*name).to_owned(), above(value, *least)?);
+        }
+        let number = |size: &Size| u64::try_from(size.evaluate(&bound)?).ok();
+        let bytes = |bits: &Size| Some(number(bits)?.div_ceil(8));
+        let peaks = self.workspace.0.iter().map(number).collect::<Option<Vec<u64>>>()?;
+        Some(Classes {
+            states: number(&self.states)?,
+            kept_bits: self.kept_bits.iter().map(bytes).sum::<Option<u64>>()?,
+            replay: number(&self.replay)?,
+            workspace: peaks.into_iter().max().unwrap_or(0),
+            ..*rest
+        })
+    }
+
+    /// Class and bytes, over [`BATCH`] and [`SEQUENCE`]. Of several polynomials the largest counts.
+    /// Kept bits, which are whole bytes per step, are rounded up by less than a byte each.
+    pub fn polynomials(&self) -> Option<Vec<(&'static str, Vec<Size>)>> {
+        let plain = |size: &Size| unshifted(size);
+        let mut kept = Size::default();
+        for bits in &self.kept_bits {
+            kept = plus(&kept, &rounded_up(&plain(bits))?)?;
+        }
+        Some(vec![
+            ("states", vec![plain(&self.states)]),
+            ("kept bits", vec![kept]),
+            ("replay", vec![plain(&self.replay)]),
+            ("workspace", self.workspace.0.iter().map(plain).collect()),
+        ])
+    }
+}
+
+/// An eighth of every coefficient, rounded up.
+fn rounded_up(bits: &Size) -> Option<Size> {
+    let mut bytes = Size::default();
+    for (monomial, coefficient) in bits.terms() {
+        let eighth = coefficient.div_euclid(8) + i64::from(coefficient.rem_euclid(8) > 0);
+        bytes = plus(&bytes, &product_of(monomial)?.checked_mul(&Size::constant(eighth))?)?;
+    }
+    Some(bytes)
+}
+
+fn product_of(monomial: &Monomial) -> Option<Size> {
+    let mut product = Size::constant(1);
+    for (name, power) in monomial {
+        for _ in 0..*power {
+            product = product.checked_mul(&Size::symbol(name))?;
+        }
+    }
+    Some(product)
+}
+
+/// A size over the names themselves, not what is above their smallest values.
+pub(in crate::analysis) fn unshifted(size: &Size) -> Size {
+    let name = |(name, least): &(&str, i64)| {
+        let above = Size::symbol(*name).checked_sub(&Size::constant(*least)).unwrap_or_default();
+        ((*name).to_owned(), above)
+    };
+    size.substitute(&LEAST.iter().map(name).collect())
+}
+
+/// Batch and sequence as the axes of `tokens`; of a stage without tokens, as its first input's.
+pub(in crate::analysis) fn root_sizes(root: &Function) -> Option<Sizes> {
+    let named = root.inputs().find(|(name, _)| *name == "tokens");
+    let (_, tokens) = named.or_else(|| root.inputs().next())?;
+    let mut sizes = Sizes::new();
+    for (axis, (name, least)) in root.ty(tokens).axes.iter().zip(LEAST) {
+        let value = plus(&Size::symbol(name), &Size::constant(least))?;
+        for symbol in axis.size.symbols() {
+            let _ = sizes.insert(symbol.to_owned(), value.clone());
+        }
+    }
+    Some(sizes)
+}
+
+fn plus(a: &Size, b: &Size) -> Option<Size> {
+    a.checked_add(b)
+}
+
+/// What a size is under a binding, if that leaves no other name.
+pub(in crate::analysis) fn bound(size: &Size, sizes: &Sizes) -> Option<Size> {
+    let size = size.substitute(sizes);
+    let is_closed = size.symbols().all(|symbol| LEAST.iter().any(|(name, _)| *name == symbol));
+    is_closed.then_some(size)
+}
+
+fn bytes_of(ty: &Type, sizes: &Sizes) -> Option<Size> {
+    let width = i64::try_from(width(ty.dtype)).ok()?;
+    bound(&ty.count()?, sizes)?.checked_mul(&Size::constant(width))
+}
+
+/// Bytes of the model's own states.
+fn at_rest(module: &Module) -> Option<Size> {
+    let none = Sizes::new();
+    let states = module.placed_states();
+    sum(states.iter().map(|placed| bytes_of(&placed.item.ty, &none)))
+}
+
+/// Bytes of what one step hands to the next: inputs that are also outputs.
+fn carries(root: &Function, sizes: &Sizes) -> Option<Size> {
+    let is_output = |name: &str| root.outputs.iter().any(|o| o.name.as_deref() == Some(name));
+    let carried = root.inputs().filter(|(name, _)| is_output(name));
+    sum(carried.map(|(_, value)| bytes_of(root.ty(value), sizes)))
+}
+
+fn sum(sizes: impl Iterator<Item = Option<Size>>) -> Option<Size> {
+    let mut total = Size::default();
+    for size in sizes {
+        total = plus(&total, &size?)?;
+    }
+    Some(total)
+}
+
+/// The largest of several sizes. None of them is known to be at most another, so their number is
+/// that of the moments that can be the fullest.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Peaks(Vec<Size>);
+
+impl Peaks {
+    fn one(size: Size) -> Self {
+        Peaks(vec![size])
+    }
+
+    fn add(&self, size: &Size) -> Option<Peaks> {
+        self.0.iter().map(|peak| plus(peak, size)).collect::<Option<_>>().map(Peaks)
+    }
+
+    fn subtract(&self, size: &Size) -> Option<Peaks> {
+        self.0.iter().map(|peak| peak.checked_sub(size)).collect::<Option<_>>().map(Peaks)
+    }
+
+    fn join(&mut self, other: &Peaks) -> Option<()> {
+        for size in &other.0 {
+            if self.0.iter().any(|peak| is_at_most(size, peak)) {
+                continue;
+            }
+            self.0.retain(|peak| !is_at_most(peak, size));
+            self.0.push(size.clone());
+        }
+        Some(())
+    }
+}
+
+/// Whether every coefficient of `a` is at most that of `b`. Names stand for numbers of at least 0,
+/// so the value of `a` then is never above that of `b`.
+fn is_at_most(a: &Size, b: &Size) -> bool {
+    b.checked_sub(a).is_some_and(|rest| rest.terms().all(|(_, coefficient)| coefficient >= 0))
+}
+
+/// What stacks hold between forward and backward.
+#[derive(Clone, Default)]
+struct Held {
+    states: Size,
+    kept_bits: Vec<Size>,
+    replay: Size,
+}
+
+impl Held {
+    fn add(&mut self, other: Held) -> Option<()> {
+        self.states = plus(&self.states, &other.states)?;
+        self.kept_bits.extend(other.kept_bits);
+        self.replay = plus(&self.replay, &other.replay)?;
+        Some(())
+    }
+}
+
+/// Sums and peaks over the functions of a module, by function and sizes.
+struct Walk<'m> {
+    module: &'m Module,
+    known: BTreeMap<(bool, u32, Sizes), Peaks>,
+}
+
+/// The sizes of a callee from the types of the arguments of a call.
+pub(in crate::analysis) fn callee_sizes(
+    callee: &Function,
+    caller: &Function,
+    args: &[ValueId],
+    sizes: &Sizes,
+) -> Option<Sizes> {
+    let inputs: Vec<ValueId> = callee.inputs().map(|(_, value)| value).collect();
+    let mut of_callee = Sizes::new();
+    for (name, input, position) in callee.bound_symbols() {
+        let arg = args.get(inputs.iter().position(|value| *value == input)?)?;
+        let axis = caller.ty(*arg).axes.get(position)?;
+        let _ = of_callee.insert(name, bound(&axis.size, sizes)?);
+    }
+    Some(of_callee)
+}
+
+impl Walk<'_> {
+    /// Callees of a node with their sizes; `None` for a node that calls nothing.
+    fn callees(
+        &self,
+        function: &Function,
+        node: &crate::ir::Node,
+        sizes: &Sizes,
+    ) -> Option<Vec<(FuncId, Sizes)>> {
+        let sub = match &node.op {
+            Op::Call(op) => op.sub,
+            Op::Stack(op) => op.sub,
+            _ => return Some(Vec::new()),
+        };
+        let callees = &function.subs.get(sub)?.callees;
+        let each = callees.iter().map(|id| {
+            let callee = self.module.function(*id);
+            Some((*id, callee_sizes(callee, function, &node.args, sizes)?))
+        });
+        each.collect()
+    }
+
+    /// What the stacks in a function hold between forward and backward.
+    fn stacks(&self, id: FuncId, sizes: &Sizes) -> Option<Held> {
+        let function = self.module.function(id);
+        let mut sum = Held::default();
+        for node in &function.nodes {
+            let callees = self.callees(function, node, sizes)?;
+            if let (Op::Stack(op), Some(state)) = (&node.op, node.args.first()) {
+                sum.add(self.held(op, function.ty(*state), sizes, &callees)?)?;
+            }
+            for (callee, sizes) in callees {
+                sum.add(self.stacks(callee, &sizes)?)?;
+            }
+        }
+        Some(sum)
+    }
+
+    /// What one stack holds: a plain one keeps what the backward of every layer reads; a reversible
+    /// one its last two states in 32 bits, the kept bits of its steps, and selections.
+    fn held(
+        &self,
+        op: &Stack,
+        state: &Type,
+        sizes: &Sizes,
+        layers: &[(FuncId, Sizes)],
+    ) -> Option<Held> {
+        let Some(bits) = kept_bits(op) else {
+            let saved = layers.iter().map(|(layer, sizes)| self.saved(*layer, sizes));
+            return Some(Held { states: self::sum(saved)?, ..Held::default() });
+        };
+        let count = bound(&state.count()?, sizes)?;
+        let replay = layers.iter().map(|(layer, sizes)| self.replay(*layer, sizes));
+        let of_step = |bits: &i64| count.checked_mul(&Size::constant(*bits));
+        Some(Held {
+            states: count.checked_mul(&Size::constant(2 * 4))?,
+            kept_bits: bits.iter().map(of_step).collect::<Option<_>>()?,
+            replay: self::sum(replay)?,
+        })
+    }
+
+    /// Bytes that the forward of a function keeps for its backward, with what its callees keep.
+    /// What stacks hold is counted by [`Walk::held`].
+    fn saved(&self, id: FuncId, sizes: &Sizes) -> Option<Size> {
+        let function = self.module.function(id);
+        let mut total = Size::default();
+        for value in saved_values(self.module, id) {
+            if occupies(function.definition(value)) {
+                total = plus(&total, &bytes_of(function.ty(value), sizes)?)?;
+            }
+        }
+        for node in function.nodes.iter().filter(|node| matches!(node.op, Op::Call(_))) {
+            for (callee, sizes) in self.callees(function, node, sizes)? {
+                total = plus(&total, &self.saved(callee, &sizes)?)?;
+            }
+        }
+        Some(total)
+    }
+
+    /// Bytes of the selections of a function and its callees: results of ops that choose.
+    fn replay(&self, id: FuncId, sizes: &Sizes) -> Option<Size> {
+        let function = self.module.function(id);
+        let mut total = Size::default();
+        for node in &function.nodes {
+            if matches!(node.op, Op::Top(_) | Op::SelectTop(_)) {
+                for result in &node.results {
+                    let ty = function.ty(*result);
+                    if !ty.is_float() {
+                        total = plus(&total, &bytes_of(ty, sizes)?)?;
+                    }
+                }
+            }
+            for (callee, sizes) in self.callees(function, node, sizes)? {
+                total = plus(&total, &self.replay(callee, &sizes)?)?;
+            }
+        }
+        Some(total)
+    }
+
+    /// The peak of a forward function: its own live values, what finished calls keep, and the peak
+    /// of the call that runs.
+    fn forward(&mut self, id: FuncId, sizes: &Sizes) -> Option<Peaks> {
+        let key = (false, id.0, sizes.clone());
+        if let Some(known) = self.known.get(&key) {
+            return Some(known.clone());
+        }
+        let module = self.module;
+        let function = module.function(id);
+        let kept: BTreeSet<ValueId> = saved_values(module, id).into_iter().collect();
+        let (last, none) = (last_uses(function, &kept), BTreeSet::new());
+        let (mut live, mut peak) = (Size::default(), Peaks::default());
+        for (position, node) in function.nodes.iter().enumerate() {
+            if occupies(node) {
+                live = plus(&live, &made(function, node, sizes)?)?;
+            }
+            let callees = self.callees(function, node, sizes)?;
+            let is_stack = matches!(node.op, Op::Stack(_));
+            let is_plain = matches!(&node.op, Op::Stack(op) if kept_bits(op).is_none());
+            let mut inside = Peaks::one(Size::default());
+            for (callee, below) in &callees {
+                let own = self.forward(*callee, below)?;
+                // What the layers of a plain stack keep is among its states.
+                let own = match is_plain {
+                    true => own.subtract(&self.saved(*callee, below)?)?,
+                    false => own,
+                };
+                inside.join(&own)?;
+            }
+            peak.join(&inside.add(&live)?)?;
+            if !is_stack {
+                for (callee, below) in &callees {
+                    live = plus(&live, &self.saved(*callee, below)?)?;
+                }
+            }
+            live = live.checked_sub(&dropped(function, &last, position, sizes, &none)?)?;
+        }
+        let _ = self.known.insert(key, peak.clone());
+        Some(peak)
+    }
+
+    /// The peak of a backward function: what the forward has kept, its own live values, and the
+    /// peak of the call that runs, whose kept values are among those of the forward.
+    fn backward(&mut self, id: BackwardId, sizes: &Sizes) -> Option<Peaks> {
+        let key = (true, id.0, sizes.clone());
+        if let Some(known) = self.known.get(&key) {
+            return Some(known.clone());
+        }
+        let module = self.module;
+        let backward = module.backward.get(id.0 as usize)?;
+        let (body, forward) = (&backward.body, module.function(backward.of));
+        let grads: BTreeSet<ValueId> = backward.grads.iter().map(|(_, value)| *value).collect();
+        let outputs = body.outputs.iter().map(|output| output.value);
+        // Gradients of parameters have a class of their own.
+        let kept: BTreeSet<ValueId> = outputs.filter(|value| !grads.contains(value)).collect();
+        let last = last_uses(body, &kept);
+        let base = self.saved(backward.of, sizes)?;
+        let (mut live, mut peak) = (Size::default(), Peaks::default());
+        for (position, node) in body.nodes.iter().enumerate() {
+            if occupies(node) && !node.results.iter().all(|value| grads.contains(value)) {
+                live = plus(&live, &made(body, node, sizes)?)?;
+            }
+            let inside = self.inside_backward(node, forward, sizes)?;
+            peak.join(&inside.add(&live)?)?;
+            live = live.checked_sub(&dropped(body, &last, position, sizes, &grads)?)?;
+        }
+        let peak = peak.add(&base)?;
+        let _ = self.known.insert(key, peak.clone());
+        Some(peak)
+    }
+
+    /// Peak of what a node of a backward function calls, beyond what the forward has kept.
+    fn inside_backward(
+        &mut self,
+        node: &crate::ir::Node,
+        forward: &Function,
+        sizes: &Sizes,
+    ) -> Option<Peaks> {
+        let (call, layers): (NodeId, &[BackwardId]) = match &node.op {
+            Op::CallBackward(op) => (op.call, std::slice::from_ref(&op.backward)),
+            Op::StackBackward(op) => (op.call, &op.layers),
+            _ => return Some(Peaks::one(Size::default())),
+        };
+        let node = forward.node(call);
+        let callees = self.callees(forward, node, sizes)?;
+        let is_reversible = matches!(&node.op, Op::Stack(op) if kept_bits(op).is_some());
+        let mut inside = Peaks::one(Size::default());
+        for (layer, (callee, below)) in layers.iter().zip(&callees) {
+            let own = self.backward(*layer, below)?;
+            // A reversible stack runs the layer again first, and holds what that keeps only now.
+            if is_reversible {
+                inside.join(&own)?;
+                inside.join(&self.forward(*callee, below)?)?;
+            } else {
+                inside.join(&own.subtract(&self.saved(*callee, below)?)?)?;
+            }
+        }
+        Some(inside)
+    }
+}
+
+/// Low bits kept per step of a reversible stack; `None` for a plain one.
+fn kept_bits(op: &Stack) -> Option<Vec<i64>> {
+    let Integrator::Midpoint(midpoint) = &op.integrator else { return None };
+    // The first step is a bootstrap, which keeps nothing.
+    Some(midpoint.steps.iter().skip(1).map(|step| i64::from(step.bits)).collect())
+}
+
+/// Whether a node's results take memory of their own: leaves are counted elsewhere, and views share
+/// the memory of what they are made of.
+fn occupies(node: &crate::ir::Node) -> bool {
+    !matches!(
+        node.op,
+        Op::Input(_)
+            | Op::ParamRef(_)
+            | Op::StateRef(_)
+            | Op::TableRef(_)
+            | Op::Saved(_)
+            | Op::Const(_)
+            | Op::SizeValue(_)
+            | Op::StopGradient(_)
+            | Op::Broadcast(_)
+            | Op::Permute(_)
+            | Op::Rename(_)
+            | Op::Split(_)
+            | Op::Merge(_)
+            | Op::Slice(_)
+            | Op::Pick(_)
+    )
+}
+
+fn made(function: &Function, node: &crate::ir::Node, sizes: &Sizes) -> Option<Size> {
+    sum(node.results.iter().map(|value| bytes_of(function.ty(*value), sizes)))
+}
+
+/// Per value the position of its last use, also through views; `None` for what stays.
+fn last_uses(function: &Function, kept: &BTreeSet<ValueId>) -> Vec<Option<usize>> {
+    // The value whose memory a value shares.
+    let mut owner: Vec<u32> = (0..function.values.len() as u32).collect();
+    let mut last: Vec<Option<usize>> = vec![None; function.values.len()];
+    let mut stays: BTreeSet<u32> = BTreeSet::new();
+    for (position, node) in function.nodes.iter().enumerate() {
+        if let (false, Some(of)) = (occupies(node), node.args.first()) {
+            let of = owner.get(of.0 as usize).copied().unwrap_or(of.0);
+            for result in &node.results {
+                owner.iter_mut().skip(result.0 as usize).take(1).for_each(|place| *place = of);
+            }
+        }
+        for value in node.args.iter().chain(&node.results) {
+            let of = owner.get(value.0 as usize).copied().unwrap_or(value.0);
+            last.iter_mut().skip(of as usize).take(1).for_each(|place| *place = Some(position));
+        }
+    }
+    let outputs = function.outputs.iter().map(|output| output.value);
+    let updates = function.updates.iter().map(|(_, value)| *value);
+    for value in kept.iter().copied().chain(outputs).chain(updates) {
+        stays.extend(owner.get(value.0 as usize).copied());
+    }
+    for value in stays {
+        last.iter_mut().skip(value as usize).take(1).for_each(|place| *place = None);
+    }
+    last
+}
+
+/// Bytes of the values whose last use is at a position, but for those of nodes that give nothing but
+/// `uncounted` ones.
+fn dropped(
+    function: &Function,
+    last: &[Option<usize>],
+    position: usize,
+    sizes: &Sizes,
+    uncounted: &BTreeSet<ValueId>,
+) -> Option<Size> {
+    let here = (0u32..).zip(last).filter(|(_, last)| **last == Some(position));
+    let counted = here.map(|(value, _)| ValueId(value)).filter(|value| {
+        let node = function.definition(*value);
+        occupies(node) && !node.results.iter().all(|result| uncounted.contains(result))
+    });
+    sum(counted.map(|value| bytes_of(function.ty(value), sizes)))
+}

@@ -1,0 +1,191 @@
+//! Launches of generated row kernels, beside the libtorch calls that say what they compute.
+
+use super::call::size_expression;
+use super::function::{Locals, compute};
+use crate::ir::{Module, Type, ValueId};
+use crate::rows::{Kernel, Plans, is_literal};
+use lightc_dsl::ast::DType;
+use lightc_dsl::size::Size;
+use proc_macro2::{Ident, Literal, Span, TokenStream};
+use quote::{format_ident, quote};
+
+/// The name of a kernel's static.
+fn static_ident(entry: &str) -> Ident {
+    Ident::new(&entry.to_ascii_uppercase(), Span::call_site())
+}
+
+/// `row_kernels`: the kernels of a stage, whose text lies beside as `kernels.cu`.
+pub(super) fn kernel_table(module: &Module, plans: &Plans) -> TokenStream {
+    let name = format!("{}.cu", module.name);
+    let finish = ["act", "f32"].map(|class| {
+        let entry = format!("rows_finish_{class}");
+        table_entry(&entry, "sums over rows", 1024, 0)
+    });
+    let kernels = plans.kernels(module).map(|(function, kernel)| {
+        let origin = kernel.origin(function);
+        table_entry(&kernel.entry, &origin, kernel.threads(), kernel.shared_bytes())
+    });
+    quote! {
+        /// Row kernels of the stage.
+        pub mod row_kernels {
+            use lightc_runtime::cuda::{Kernel, Module};
+
+            /// Their text.
+            pub static MODULE: Module = Module { name: #name, source: include_str!("kernels.cu") };
+            #(#finish)*
+            #(#kernels)*
+        }
+    }
+}
+
+fn table_entry(entry: &str, origin: &str, threads: i64, shared: i64) -> TokenStream {
+    let ident = static_ident(entry);
+    let doc = format!(" {origin}");
+    let (threads, shared) = (Literal::i64_unsuffixed(threads), Literal::i64_unsuffixed(shared));
+    quote! {
+        #[doc = #doc]
+        pub static #ident: Kernel = Kernel {
+            module: &MODULE,
+            entry: #entry,
+            origin: #origin,
+            threads: #threads,
+            shared_bytes: #shared,
+        };
+    }
+}
+
+fn shape(ty: &Type) -> TokenStream {
+    let sizes = ty.axes.iter().map(|axis| size_expression(&axis.size));
+    quote!(&[#(#sizes),*])
+}
+
+/// A tensor for a result of a kernel.
+fn empty(ty: &Type) -> TokenStream {
+    let shape = shape(ty);
+    let kind = match ty.dtype {
+        DType::Act => quote!(like.kind()),
+        DType::Bool => quote!(Kind::Bool),
+        DType::Index => quote!(Kind::Int64),
+        DType::F32 => quote!(Kind::Float),
+    };
+    quote!(cuda::empty(#shape, #kind, like)?)
+}
+
+/// The statement of a kernel.
+pub(super) fn row_kernel(kernel: &Kernel, locals: &Locals<'_>) -> TokenStream {
+    let function = locals.function();
+    let inputs: Vec<TokenStream> =
+        kernel.group.inputs.iter().map(|value| locals.by_ref(*value)).collect();
+    let outputs: Vec<ValueId> =
+        kernel.writes.iter().copied().chain(kernel.sums.iter().map(|sum| sum.value)).collect();
+    let bindings: Vec<TokenStream> = outputs.iter().map(|value| locals.binding(*value)).collect();
+    let entry = static_ident(&kernel.entry);
+    let fused = fused(kernel, locals);
+    let reference = reference(kernel, &outputs, locals);
+    let _ = function;
+    quote! {
+        let [#(#bindings),*] = cuda::rows::results(cuda::either(
+            &super::row_kernels::#entry,
+            &[#(#inputs),*],
+            like,
+            &|args, like| { #fused },
+            &|args, like| { #reference },
+        )?)?;
+    }
+}
+
+fn count(size: &Size) -> TokenStream {
+    let size = size_expression(size);
+    quote!(cuda::rows::count(#size)?)
+}
+
+fn fused(kernel: &Kernel, locals: &Locals<'_>) -> TokenStream {
+    let function = locals.function();
+    let entry = static_ident(&kernel.entry);
+    let number = Literal::i64_unsuffixed;
+    let (rows, spread) = (size_expression(&kernel.rows()), kernel.spread());
+    let (groups, blocks, tiles) = (number(spread.0), number(spread.1), number(spread.2));
+    let mut made = Vec::new();
+    let mut args: Vec<TokenStream> = Vec::new();
+    for index in 0..kernel.group.inputs.len() {
+        let index = Literal::usize_unsuffixed(index);
+        args.push(quote!(cuda::Arg::Tensor(&args[#index])));
+    }
+    for (index, table) in kernel.angles.iter().enumerate() {
+        let name = format_ident!("angles_{index}");
+        let (steps, width, base) = (size_expression(&table.steps), number(table.width), table.base);
+        made.push(quote!(let #name = ops::rotary_angles(#steps, #width, #base, like)?;));
+        args.push(quote!(cuda::Arg::Tensor(&#name)));
+    }
+    let mut results = Vec::new();
+    for value in &kernel.writes {
+        let name = format_ident!("out_{}", value.0);
+        let tensor = empty(function.ty(*value));
+        made.push(quote!(let #name = #tensor;));
+        args.push(quote!(cuda::Arg::Tensor(&#name)));
+        results.push(quote!(#name));
+    }
+    let mut finish = Vec::new();
+    for sum in &kernel.sums {
+        let (part, name) = (format_ident!("part_{}", sum.value.0), format_ident!("sum_{}", sum.value.0));
+        let (lines, columns) = (number(sum.parts * sum.outer), number(sum.columns));
+        made.push(quote! {
+            let #part = cuda::empty(&[spread.blocks * #lines, #columns], Kind::Float, like)?;
+        });
+        args.push(quote!(cuda::Arg::Tensor(&#part)));
+        let ty = function.ty(sum.value);
+        let tensor = empty(ty);
+        let class = if ty.dtype == DType::Act { "act" } else { "f32" };
+        let add = static_ident(&format!("rows_finish_{class}"));
+        let scale = match &sum.mean_of {
+            Some(size) => {
+                let size = size_expression(size);
+                quote!(1.0 / (#size) as f64)
+            }
+            None => quote!(1.0),
+        };
+        finish.push(quote! {
+            let #name = #tensor;
+            cuda::rows::finish(&super::row_kernels::#add, &#part, &#name, #scale)?;
+        });
+        results.push(quote!(#name));
+    }
+    let symbols = kernel.symbols.iter().map(|name| count(&Size::symbol(name)));
+    quote! {
+        let spread = cuda::rows::Spread::of(#rows, #groups, #blocks);
+        let args = cuda::rows::dense(args)?;
+        #(#made)*
+        cuda::launch(&super::row_kernels::#entry, spread.grid(#tiles)?, &[
+            #(#args,)*
+            cuda::rows::count(spread.rows)?,
+            cuda::rows::count(spread.span)?,
+            #(#symbols),*
+        ])?;
+        #(#finish)*
+        Ok(vec![#(#results),*])
+    }
+}
+
+/// The calls that say what a kernel computes.
+fn reference(kernel: &Kernel, outputs: &[ValueId], locals: &Locals<'_>) -> TokenStream {
+    let function = locals.function();
+    let mut inner = locals.inside(&kernel.group.inputs, outputs);
+    let mut statements = Vec::new();
+    let mut literals: Vec<ValueId> = Vec::new();
+    for id in &kernel.group.nodes {
+        let node = function.node(*id);
+        for arg in node.args.iter().filter(|arg| is_literal(function, **arg)) {
+            if !literals.contains(arg) {
+                literals.push(*arg);
+                let literal = function.definition(*arg);
+                statements.push(compute(&literal.op, function, literal, &inner, false));
+            }
+        }
+        statements.push(compute(&node.op, function, node, &inner, false));
+    }
+    let results: Vec<TokenStream> = outputs.iter().map(|value| inner.owned(*value)).collect();
+    quote! {
+        #(#statements)*
+        Ok(vec![#(#results),*])
+    }
+}

@@ -1,0 +1,226 @@
+//! Where the elements of a group's values are: in which row, in which lane, or in a register.
+
+use super::axes::{Axes, Part};
+use crate::ir::{Function, NodeId, ValueId};
+use lightc_dsl::size::Size;
+use std::collections::BTreeMap;
+
+/// Parts of up to this size are unrolled: each thread holds all their elements.
+const SMALL: i64 = 8;
+/// Elements of a value that a thread can hold.
+const UNROLLED: i64 = 32;
+/// The longest lane.
+const LANE: i64 = 1 << 16;
+
+/// What a part of an axis is in a kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Role {
+    /// Index in [`Layout::rows`].
+    Row(usize),
+    /// Unrolled.
+    Small(i64),
+    /// Index in [`Layout::slots`].
+    Lane(usize),
+}
+
+/// One part of a value in storage order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Leaf {
+    /// What it is.
+    pub(super) role: Role,
+    /// Elements of memory from one index to the next.
+    pub(super) stride: Size,
+    /// The axis that it is a part of.
+    pub(super) axis: String,
+    /// Which of that axis's parts.
+    pub(super) nth: usize,
+}
+
+/// The layout of all values of a group.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub(super) struct Layout {
+    /// Sizes of the row parts, outermost first. A row is one index of each.
+    pub(super) rows: Vec<Size>,
+    /// Sizes of the lane parts, outermost first. A lane is one index of each.
+    pub(super) slots: Vec<i64>,
+    /// Parts of each value in storage order.
+    pub(super) values: BTreeMap<ValueId, Vec<Leaf>>,
+}
+
+impl Layout {
+    /// The layout of a set of nodes, `None` if they do not fit in one kernel.
+    pub(super) fn of(function: &Function, nodes: &[NodeId]) -> Option<Layout> {
+        let axes = Axes::of(function, nodes)?;
+        let mut values: Vec<ValueId> = Vec::new();
+        for id in nodes {
+            let node = function.node(*id);
+            for value in node.args.iter().chain(&node.results) {
+                if !values.contains(value) {
+                    values.push(*value);
+                }
+            }
+        }
+        let rows = Rows::of(&axes, &values)?;
+        let slots = Slots::of(&axes, &values)?;
+        let mut layout = Layout {
+            rows: rows.sizes.clone(),
+            slots: slots.sizes.clone(),
+            values: BTreeMap::new(),
+        };
+        for value in values {
+            let leaves = leaves(function, value, &axes, &rows, &slots)?;
+            let _ = layout.values.insert(value, leaves);
+        }
+        layout.fits().then_some(layout)
+    }
+
+    fn fits(&self) -> bool {
+        let held = |value: &ValueId| self.smalls(*value).iter().product::<i64>() <= UNROLLED;
+        self.lane() <= LANE && self.values.keys().all(held)
+    }
+
+    /// Parts of a value.
+    pub(super) fn leaves(&self, value: ValueId) -> &[Leaf] {
+        self.values.get(&value).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// Length of the lane.
+    pub(super) fn lane(&self) -> i64 {
+        self.slots.iter().product()
+    }
+
+    /// Sizes of the unrolled parts of a value in storage order.
+    pub(super) fn smalls(&self, value: ValueId) -> Vec<i64> {
+        let small = |leaf: &Leaf| match leaf.role {
+            Role::Small(size) => Some(size),
+            _ => None,
+        };
+        self.leaves(value).iter().filter_map(small).collect()
+    }
+
+    /// The lane parts of a value in storage order.
+    pub(super) fn lanes(&self, value: ValueId) -> Vec<usize> {
+        let slot = |leaf: &Leaf| match leaf.role {
+            Role::Lane(slot) => Some(slot),
+            _ => None,
+        };
+        self.leaves(value).iter().filter_map(slot).collect()
+    }
+
+    /// The row parts of a value.
+    pub(super) fn row_parts(&self, value: ValueId) -> Vec<usize> {
+        let row = |leaf: &Leaf| match leaf.role {
+            Role::Row(row) => Some(row),
+            _ => None,
+        };
+        self.leaves(value).iter().filter_map(row).collect()
+    }
+
+    /// Whether a value varies over the innermost lane part: a thread has a vector of it.
+    pub(super) fn is_vector(&self, value: ValueId) -> bool {
+        self.slots.len().checked_sub(1).is_some_and(|last| self.lanes(value).contains(&last))
+    }
+
+    /// Whether a value varies over any lane part.
+    pub(super) fn is_lane(&self, value: ValueId) -> bool {
+        !self.lanes(value).is_empty()
+    }
+}
+
+fn lane_parts(axes: &Axes, value: ValueId) -> Vec<Part> {
+    let parts = axes.parts(value).into_iter().flatten();
+    parts.filter(|part| axes.part_size(*part).as_constant().is_some_and(|n| n > SMALL)).collect()
+}
+
+/// The row parts of a kernel, and of each value which of them its own are.
+struct Rows {
+    sizes: Vec<Size>,
+    of: BTreeMap<Part, usize>,
+}
+
+impl Rows {
+    /// A row is an index of each row part of the value with the most. Parts of values that no op
+    /// relates to it are its parts of their size, in its order: batch with batch, time with time.
+    fn of(axes: &Axes, values: &[ValueId]) -> Option<Rows> {
+        let mut all: Vec<Vec<Part>> = values.iter().map(|v| row_parts(axes, *v)).collect();
+        all.sort_by_key(|parts| std::cmp::Reverse(parts.len()));
+        let widest = all.first().cloned().unwrap_or_default();
+        let sizes: Vec<Size> = widest.iter().map(|part| axes.part_size(*part).clone()).collect();
+        let mut rows = Rows { sizes, of: BTreeMap::new() };
+        for parts in &all {
+            let mut free = rows.sizes.len();
+            for part in parts.iter().rev() {
+                let size = axes.part_size(*part);
+                let row = match rows.of.get(part) {
+                    Some(row) => Some(*row).filter(|row| *row < free),
+                    None => (0..free).rev().find(|row| rows.sizes.get(*row) == Some(size)),
+                }?;
+                let _ = rows.of.insert(*part, row);
+                free = row;
+            }
+        }
+        Some(rows)
+    }
+}
+
+fn row_parts(axes: &Axes, value: ValueId) -> Vec<Part> {
+    let parts = axes.parts(value).into_iter().flatten();
+    parts.filter(|part| axes.part_size(*part).as_constant().is_none()).collect()
+}
+
+struct Slots {
+    sizes: Vec<i64>,
+    of: BTreeMap<Part, usize>,
+}
+
+impl Slots {
+    /// The lane is that of the value with the most; parts of other values are put on parts of the
+    /// lane that have their size, such as the channels of values on those of keys.
+    fn of(axes: &Axes, values: &[ValueId]) -> Option<Slots> {
+        let mut all: Vec<Vec<Part>> = values.iter().map(|v| lane_parts(axes, *v)).collect();
+        all.sort_by_key(|parts| std::cmp::Reverse(parts.len()));
+        let size = |part: &Part| axes.part_size(*part).as_constant().unwrap_or_default();
+        let widest = all.first().cloned().unwrap_or_default();
+        let mut slots = Slots { sizes: widest.iter().map(size).collect(), of: BTreeMap::new() };
+        for parts in &all {
+            let mut free = slots.sizes.len();
+            for part in parts.iter().rev() {
+                let slot = match slots.of.get(part) {
+                    Some(slot) => Some(*slot).filter(|slot| *slot < free),
+                    None => (0..free).rev().find(|s| slots.sizes.get(*s) == Some(&size(part))),
+                }?;
+                let _ = slots.of.insert(*part, slot);
+                free = slot;
+            }
+        }
+        Some(slots)
+    }
+}
+
+fn leaves(
+    function: &Function,
+    value: ValueId,
+    axes: &Axes,
+    rows: &Rows,
+    slots: &Slots,
+) -> Option<Vec<Leaf>> {
+    let mut stride = Size::constant(1);
+    let mut found = Vec::new();
+    let named = function.ty(value).axes.iter().zip(axes.parts(value));
+    for (axis, parts) in named.rev() {
+        for (nth, part) in parts.iter().enumerate().rev() {
+            let size = axes.part_size(*part);
+            let role = if let Some(row) = rows.of.get(part) {
+                Role::Row(*row)
+            } else if let Some(slot) = slots.of.get(part) {
+                Role::Lane(*slot)
+            } else {
+                Role::Small(size.as_constant()?)
+            };
+            found.push(Leaf { role, stride: stride.clone(), axis: axis.name.clone(), nth });
+            stride = stride.checked_mul(size)?;
+        }
+    }
+    found.reverse();
+    Some(found)
+}

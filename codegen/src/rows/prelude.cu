@@ -1,0 +1,335 @@
+// What generated row kernels share. No header is included, so that any compiler of CUDA C++ takes it.
+
+typedef unsigned short bf16;
+
+#ifndef UNROLL
+#define UNROLL _Pragma("unroll")
+#endif
+#ifndef INLINE
+#define INLINE __device__ __forceinline__
+#endif
+
+// Two floats rounded to bf16 to the nearest, ties to even: the first in the low half.
+#ifndef ROW_HOST
+INLINE unsigned round_pair(float low, float high) {
+    unsigned pair;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
+}
+INLINE float quick_reciprocal(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+#endif
+
+INLINE float widen(bf16 x) { return __uint_as_float((unsigned)x << 16); }
+INLINE float widen(float x) { return x; }
+INLINE bool widen(bool x) { return x; }
+INLINE float widen_low(unsigned pair) { return __uint_as_float(pair << 16); }
+INLINE float widen_high(unsigned pair) { return __uint_as_float(pair & 0xffff0000u); }
+INLINE float rounded(float x) { return widen_low(round_pair(x, 0.0f)); }
+INLINE void narrow(bf16& to, float x) { to = (bf16)(round_pair(x, 0.0f) & 0xffffu); }
+INLINE void narrow(float& to, float x) { to = x; }
+INLINE void narrow(bool& to, bool x) { to = x; }
+
+// A vector of N floats to the precision of bf16.
+template <int N> INLINE void round_all(float (&x)[N]) {
+    if constexpr (N % 2 == 0) {
+        UNROLL
+        for (int i = 0; i < N; i += 2) {
+            const unsigned pair = round_pair(x[i], x[i + 1]);
+            x[i] = widen_low(pair);
+            x[i + 1] = widen_high(pair);
+        }
+    } else {
+        UNROLL
+        for (int i = 0; i < N; ++i) x[i] = rounded(x[i]);
+    }
+}
+
+// N / 2 pairs of bf16 in a row, N a multiple of 2; the address is a multiple of what is read at once.
+template <int N> INLINE void load_pairs(unsigned (&to)[N / 2], const bf16* __restrict__ from) {
+    if constexpr (N % 8 == 0) {
+        UNROLL
+        for (int i = 0; i < N; i += 8) {
+            const uint4 four = *reinterpret_cast<const uint4*>(from + i);
+            to[i / 2] = four.x, to[i / 2 + 1] = four.y, to[i / 2 + 2] = four.z, to[i / 2 + 3] = four.w;
+        }
+    } else if constexpr (N % 4 == 0) {
+        UNROLL
+        for (int i = 0; i < N; i += 4) {
+            const uint2 two = *reinterpret_cast<const uint2*>(from + i);
+            to[i / 2] = two.x, to[i / 2 + 1] = two.y;
+        }
+    } else {
+        UNROLL
+        for (int i = 0; i < N; i += 2) to[i / 2] = *reinterpret_cast<const unsigned*>(from + i);
+    }
+}
+template <int N> INLINE void unpack(float (&to)[N], const unsigned (&from)[N / 2]) {
+    UNROLL
+    for (int i = 0; i < N; i += 2) to[i] = widen_low(from[i / 2]), to[i + 1] = widen_high(from[i / 2]);
+}
+template <int N> INLINE void pack(unsigned (&to)[N / 2], const float (&from)[N]) {
+    UNROLL
+    for (int i = 0; i < N; i += 2) to[i / 2] = round_pair(from[i], from[i + 1]);
+}
+template <int N> INLINE void load(float (&to)[N], const bf16* __restrict__ from) {
+    if constexpr (N % 2 == 0) {
+        unsigned pairs[N / 2];
+        load_pairs<N>(pairs, from);
+        unpack<N>(to, pairs);
+    } else {
+        UNROLL
+        for (int i = 0; i < N; ++i) to[i] = widen(from[i]);
+    }
+}
+template <int N> INLINE void load(float (&to)[N], const float* __restrict__ from) {
+    if constexpr (N % 4 == 0) {
+        UNROLL
+        for (int i = 0; i < N; i += 4) {
+            const float4 four = *reinterpret_cast<const float4*>(from + i);
+            to[i] = four.x, to[i + 1] = four.y, to[i + 2] = four.z, to[i + 3] = four.w;
+        }
+    } else {
+        UNROLL
+        for (int i = 0; i < N; ++i) to[i] = from[i];
+    }
+}
+template <int N> INLINE void load(bool (&to)[N], const bool* __restrict__ from) {
+    UNROLL
+    for (int i = 0; i < N; ++i) to[i] = from[i];
+}
+template <int N> INLINE void store(bf16* __restrict__ to, const float (&from)[N]) {
+    if constexpr (N % 8 == 0) {
+        UNROLL
+        for (int i = 0; i < N; i += 8) {
+            uint4 four;
+            four.x = round_pair(from[i], from[i + 1]), four.y = round_pair(from[i + 2], from[i + 3]);
+            four.z = round_pair(from[i + 4], from[i + 5]), four.w = round_pair(from[i + 6], from[i + 7]);
+            *reinterpret_cast<uint4*>(to + i) = four;
+        }
+    } else if constexpr (N % 4 == 0) {
+        UNROLL
+        for (int i = 0; i < N; i += 4) {
+            uint2 two;
+            two.x = round_pair(from[i], from[i + 1]), two.y = round_pair(from[i + 2], from[i + 3]);
+            *reinterpret_cast<uint2*>(to + i) = two;
+        }
+    } else {
+        UNROLL
+        for (int i = 0; i < N; ++i) narrow(to[i], from[i]);
+    }
+}
+template <int N> INLINE void store(float* __restrict__ to, const float (&from)[N]) {
+    if constexpr (N % 4 == 0) {
+        UNROLL
+        for (int i = 0; i < N; i += 4) {
+            float4 four;
+            four.x = from[i], four.y = from[i + 1], four.z = from[i + 2], four.w = from[i + 3];
+            *reinterpret_cast<float4*>(to + i) = four;
+        }
+    } else {
+        UNROLL
+        for (int i = 0; i < N; ++i) to[i] = from[i];
+    }
+}
+template <int N> INLINE void store(bool* __restrict__ to, const bool (&from)[N]) {
+    UNROLL
+    for (int i = 0; i < N; ++i) to[i] = from[i];
+}
+template <int N, class T> INLINE void clear(T (&x)[N]) {
+    UNROLL
+    for (int i = 0; i < N; ++i) x[i] = 0;
+}
+
+// Sum over WIDTH neighbouring threads of a warp, WIDTH a power of two: the same bits in all of them.
+template <int WIDTH> INLINE float segment_sum(float x) {
+    UNROLL
+    for (int step = WIDTH / 2; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
+    return x;
+}
+// Sum over the threads of a warp that are at the same place in a row of WIDTH threads.
+template <int WIDTH> INLINE float across_sum(float x) {
+    UNROLL
+    for (int step = 16; step >= WIDTH; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
+    return x;
+}
+// Sums of N numbers over a block of WARPS warps, the same in all threads.
+template <int N, int WARPS> INLINE void block_sum(float (&x)[N], float* scratch) {
+    constexpr int STRIDE = (N + 3) / 4 * 4;
+    UNROLL
+    for (int n = 0; n < N; ++n) x[n] = segment_sum<32>(x[n]);
+    const int warp = threadIdx.x / 32;
+    if (threadIdx.x % 32 == 0) {
+        UNROLL
+        for (int n = 0; n < N; ++n) scratch[warp * STRIDE + n] = x[n];
+    }
+    __syncthreads();
+    UNROLL
+    for (int n = 0; n < N; ++n) x[n] = scratch[n];
+    UNROLL
+    for (int w = 1; w < WARPS; ++w) {
+        UNROLL
+        for (int n = 0; n < N; ++n) x[n] += scratch[w * STRIDE + n];
+    }
+}
+
+INLINE float sigmoid(float x) { return quick_reciprocal(1.0f + __expf(-x)); }
+INLINE float silu(float x) { return x * sigmoid(x); }
+INLINE float softplus(float x) { return fmaxf(x, 0.0f) + log1pf(expf(-fabsf(x))); }
+INLINE float square(float x) { return x * x; }
+INLINE float exp_grad(float x, float dy) { return dy * expf(x); }
+INLINE float ln_grad(float x, float dy) { return dy / x; }
+INLINE float sqrt_grad(float x, float dy) { return 0.5f * dy / sqrtf(x); }
+INLINE float rsqrt_grad(float x, float dy) { return -0.5f * dy * rsqrtf(x) / x; }
+INLINE float recip_grad(float x, float dy) { return -dy / (x * x); }
+INLINE float sigmoid_grad(float x, float dy) {
+    const float s = sigmoid(x);
+    return dy * s * (1.0f - s);
+}
+INLINE float silu_grad(float x, float dy) {
+    const float s = sigmoid(x);
+    return dy * s * (1.0f + x * (1.0f - s));
+}
+INLINE float softplus_grad(float x, float dy) { return dy * sigmoid(x); }
+INLINE float tanh_grad(float x, float dy) {
+    const float y = tanhf(x);
+    return dy * (1.0f - y * y);
+}
+INLINE float square_grad(float x, float dy) { return 2.0f * x * dy; }
+INLINE float abs_grad(float x, float dy) { return x > 0.0f ? dy : (x < 0.0f ? -dy : 0.0f); }
+INLINE float clamp_to(float x, float low, float high) { return fminf(fmaxf(x, low), high); }
+
+// K = exp(x - row maximum).
+template <int S, int J> INLINE void shifted_exp(float (&k)[S][J], const float (&x)[S][J]) {
+    UNROLL
+    for (int s = 0; s < S; ++s) {
+        float top = x[s][0];
+        UNROLL
+        for (int j = 1; j < J; ++j) top = fmaxf(top, x[s][j]);
+        UNROLL
+        for (int j = 0; j < J; ++j) k[s][j] = expf(x[s][j] - top);
+    }
+}
+// u = 1 / (K v + eps), then v = 1 / (K^T u + eps).
+template <int S, int J> INLINE void sinkhorn_step(const float (&k)[S][J], float (&u)[S], float (&v)[J], float eps) {
+    UNROLL
+    for (int s = 0; s < S; ++s) {
+        float sum = 0.0f;
+        UNROLL
+        for (int j = 0; j < J; ++j) sum += k[s][j] * v[j];
+        u[s] = quick_reciprocal(sum + eps);
+    }
+    UNROLL
+    for (int j = 0; j < J; ++j) {
+        float sum = 0.0f;
+        UNROLL
+        for (int s = 0; s < S; ++s) sum += k[s][j] * u[s];
+        v[j] = quick_reciprocal(sum + eps);
+    }
+}
+template <int S, int J> INLINE void sinkhorn(float (&y)[S][J], const float (&x)[S][J], int iterations, float eps) {
+    float k[S][J], u[S], v[J];
+    shifted_exp(k, x);
+    UNROLL
+    for (int j = 0; j < J; ++j) v[j] = 1.0f / J;
+    UNROLL
+    for (int s = 0; s < S; ++s) u[s] = 1.0f;
+    for (int step = 0; step < iterations; ++step) sinkhorn_step(k, u, v, eps);
+    UNROLL
+    for (int s = 0; s < S; ++s) {
+        UNROLL
+        for (int j = 0; j < J; ++j) y[s][j] = u[s] * k[s][j] * v[j];
+    }
+}
+// The derivative of exactly these steps. `kept` has room for `iterations * (S + J)` numbers of every
+// thread of the block, one thread next to the other.
+template <int S, int J>
+INLINE void sinkhorn_grad(float (&dx)[S][J], const float (&x)[S][J], const float (&dy)[S][J], int iterations,
+                          float eps, float* kept) {
+    float k[S][J], dk[S][J], u[S], v[J], du[S], dv[J];
+    shifted_exp(k, x);
+    UNROLL
+    for (int j = 0; j < J; ++j) v[j] = 1.0f / J, dv[j] = 0.0f;
+    UNROLL
+    for (int s = 0; s < S; ++s) u[s] = 1.0f, du[s] = 0.0f;
+    float* const own = kept + threadIdx.x;
+    for (int step = 0; step < iterations; ++step) {
+        sinkhorn_step(k, u, v, eps);
+        UNROLL
+        for (int s = 0; s < S; ++s) own[(step * (S + J) + s) * blockDim.x] = u[s];
+        UNROLL
+        for (int j = 0; j < J; ++j) own[(step * (S + J) + S + j) * blockDim.x] = v[j];
+    }
+    UNROLL
+    for (int s = 0; s < S; ++s) {
+        UNROLL
+        for (int j = 0; j < J; ++j) {
+            dk[s][j] = dy[s][j] * u[s] * v[j];
+            du[s] += dy[s][j] * k[s][j] * v[j];
+            dv[j] += dy[s][j] * k[s][j] * u[s];
+        }
+    }
+    for (int step = iterations - 1; step >= 0; --step) {
+        UNROLL
+        for (int s = 0; s < S; ++s) u[s] = own[(step * (S + J) + s) * blockDim.x];
+        UNROLL
+        for (int j = 0; j < J; ++j) {
+            const float now = own[(step * (S + J) + S + j) * blockDim.x];
+            const float d = -dv[j] * now * now;
+            UNROLL
+            for (int s = 0; s < S; ++s) dk[s][j] += d * u[s], du[s] += k[s][j] * d;
+            v[j] = step == 0 ? 1.0f / J : own[((step - 1) * (S + J) + S + j) * blockDim.x];
+            dv[j] = 0.0f;
+        }
+        UNROLL
+        for (int s = 0; s < S; ++s) {
+            const float d = -du[s] * u[s] * u[s];
+            UNROLL
+            for (int j = 0; j < J; ++j) dk[s][j] += d * v[j], dv[j] += k[s][j] * d;
+            du[s] = 0.0f;
+        }
+    }
+    UNROLL
+    for (int s = 0; s < S; ++s) {
+        float sum = 0.0f;
+        UNROLL
+        for (int j = 0; j < J; ++j) dx[s][j] = dk[s][j] * k[s][j], sum += dx[s][j];
+        bool before = false;
+        UNROLL
+        for (int j = 0; j < J; ++j) {
+            bool is_top = !before;
+            UNROLL
+            for (int other = 0; other < J; ++other) is_top = is_top && x[s][j] >= x[s][other];
+            if (is_top) dx[s][j] -= sum;
+            before = before || is_top;
+        }
+    }
+}
+
+// The sums over the rows of partial[rows][columns], in their order: column by column, each by 32
+// threads that take every 32nd row, whose sums are then added in order.
+template <class T> INLINE void finish(const float* __restrict__ partial, T* __restrict__ to, int rows, int columns, float scale) {
+    __shared__ float sums[32][33];
+    const int column = blockIdx.x * 32 + threadIdx.x % 32, first = threadIdx.x / 32;
+    float sum = 0.0f;
+    if (column < columns) {
+#pragma unroll 8
+        for (int row = first; row < rows; row += 32) sum += partial[(long long)row * columns + column];
+    }
+    sums[first][threadIdx.x % 32] = sum;
+    __syncthreads();
+    if (first == 0 && column < columns) {
+        UNROLL
+        for (int other = 1; other < 32; ++other) sum += sums[other][threadIdx.x % 32];
+        narrow(to[column], sum * scale);
+    }
+}
+extern "C" __global__ void __launch_bounds__(1024) rows_finish_act(const float* partial, bf16* to, int rows, int columns, float scale) {
+    finish(partial, to, rows, columns, scale);
+}
+extern "C" __global__ void __launch_bounds__(1024) rows_finish_f32(const float* partial, float* to, int rows, int columns, float scale) {
+    finish(partial, to, rows, columns, scale);
+}

@@ -1,0 +1,152 @@
+//! How a group is spread over threads: threads of a row, elements of a thread, rows of a block.
+
+use super::group::{Group, Over, over};
+use super::layout::Layout;
+use super::phases::Phases;
+use crate::ir::{Function, ValueId};
+use crate::ops::Op;
+use lightc_dsl::ast::DType;
+
+/// How a group is spread over threads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Shape {
+    /// Threads that share a row: a power of two.
+    pub(super) threads: i64,
+    /// Neighbouring lanes of a thread.
+    pub(super) vector: i64,
+    /// Vectors of a thread.
+    pub(super) chunks: i64,
+    /// Threads of a block.
+    pub(super) block: i64,
+    /// Blocks beside each other that share a row.
+    pub(super) tiles: i64,
+    /// Blocks along the rows that are aimed at. It does not depend on the device, so neither do
+    /// the bits of a sum over rows.
+    pub(super) blocks: i64,
+    /// Whether the last threads of a row have no lane.
+    pub(super) ragged: bool,
+    /// Bytes of shared memory that are given at the launch.
+    pub(super) shared: i64,
+}
+
+impl Shape {
+    /// Rows that a block does side by side.
+    pub(super) fn groups(&self) -> i64 {
+        self.block / self.threads
+    }
+
+    /// Partial sums that a block makes of a sum over rows.
+    pub(super) fn parts(&self) -> i64 {
+        self.block / self.threads.max(32)
+    }
+}
+
+fn power(n: i64) -> i64 {
+    let mut power = 1;
+    while power < n {
+        power *= 2;
+    }
+    power
+}
+
+fn up(n: i64, by: i64) -> i64 {
+    (n + by - 1) / by.max(1)
+}
+
+/// Floats that a thread holds of a value.
+pub(super) fn held(layout: &Layout, value: ValueId, vector: i64) -> i64 {
+    let lanes = if layout.is_vector(value) { vector } else { 1 };
+    lanes * layout.smalls(value).iter().product::<i64>()
+}
+
+/// Registers that a thread needs over all of a row: kept values and sums over rows.
+fn resident(function: &Function, group: &Group, phases: &Phases, vector: i64, chunks: i64) -> i64 {
+    let layout = &group.layout;
+    let kept = phases.kept.iter().map(|value| {
+        let half = if function.ty(*value).dtype == DType::Act { 1 } else { 2 };
+        held(layout, *value, vector) * chunks * half / 2
+    });
+    let grows = group.nodes.iter().filter_map(|id| {
+        let node = function.node(*id);
+        let Some(Over::Rows(outer)) = over(layout, node) else { return None };
+        let (arg, result) = (*node.args.first()?, *node.results.first()?);
+        if let Op::CausalConvWeightGrad(op) = &node.op {
+            return Some(vector * chunks * op.taps.size.as_constant()?);
+        }
+        let all = outer > 0 && outer == layout.lanes(arg).len();
+        let lanes = if all || !layout.is_lane(arg) {
+            1
+        } else if layout.is_vector(arg) {
+            vector * chunks
+        } else {
+            chunks
+        };
+        Some(lanes * layout.smalls(result).iter().product::<i64>())
+    });
+    kept.sum::<i64>() + grows.sum::<i64>()
+}
+
+fn has_row_sums(function: &Function, group: &Group) -> bool {
+    let is = |id| matches!(over(&group.layout, function.node(id)), Some(Over::Rows(_)));
+    group.nodes.iter().any(|id| is(*id))
+}
+
+/// The shape of a group.
+pub(super) fn shape(function: &Function, group: &Group, phases: &Phases) -> Shape {
+    let layout = &group.layout;
+    let sums = has_row_sums(function, group);
+    let lane = layout.lane();
+    let inner = layout.slots.last().copied().unwrap_or(1);
+    let vector = [8, 4, 2].into_iter().find(|v| inner % v == 0).unwrap_or(1);
+    if layout.slots.is_empty() {
+        return narrow(function, group, sums);
+    }
+    let whole = phases.all.iter().any(|phase| !phase.sums.is_empty());
+    if !whole {
+        let threads = power(up(lane, vector)).min(256);
+        let block = threads.max(256);
+        let tiles = up(lane, vector * threads);
+        let blocks = if sums { 132 * 8 } else { 132 * 24 } / tiles;
+        let ragged = tiles * threads * vector != lane;
+        return Shape { threads, vector, chunks: 1, block, tiles, blocks, ragged, shared: 0 };
+    }
+    let vectors = layout.values.keys().filter(|value| layout.is_vector(**value));
+    let widest = vectors.map(|value| held(layout, *value, 1)).max().unwrap_or(1);
+    let mut chunks = (if widest > 1 { 64 } else { 32 } / (widest * vector)).max(1);
+    while chunks > 1
+        && power(up(lane, vector * chunks)) < 512
+        && resident(function, group, phases, vector, chunks) > 64
+    {
+        chunks /= 2;
+    }
+    let threads = power(up(lane, vector * chunks)).min(1024);
+    let chunks = up(lane, vector * threads);
+    let block = if threads <= 32 { 256 } else { threads };
+    let blocks = if sums { 132 * (1024 / block).max(2) } else { 132 * 16 * 256 / block };
+    let ragged = chunks * threads * vector != lane;
+    Shape { threads, vector, chunks, block, tiles: 1, blocks, ragged, shared: 0 }
+}
+
+/// A thread has a row to itself.
+fn narrow(function: &Function, group: &Group, sums: bool) -> Shape {
+    let kept = group.nodes.iter().filter_map(|id| match &function.node(*id).op {
+        Op::SinkhornGrad(op) => {
+            let smalls = group.layout.smalls(*function.node(*id).args.first()?);
+            Some(op.iterations * smalls.iter().sum::<i64>() * 4)
+        }
+        _ => None,
+    });
+    let kept = kept.max().unwrap_or_default();
+    let block = if kept > 0 { 32 } else { 64 };
+    let blocks = if sums { 132 * 4 } else { 132 * 64 };
+    Shape {
+        threads: 1,
+        vector: 1,
+        chunks: 1,
+        block,
+        tiles: 1,
+        blocks,
+        ragged: false,
+        shared: kept * block,
+    }
+}

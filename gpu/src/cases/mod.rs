@@ -1,0 +1,25 @@
+//! The kernels that are checked and timed.
+
+mod attention;
+mod delta;
+mod indexer;
+mod loss;
+mod optimizer;
+
+use crate::Case;
+
+/// Every case. A new family of kernels is a line here.
+pub fn all() -> Vec<Box<dyn Case>> {
+    vec![
+        Box::new(delta::Delta),
+        Box::new(indexer::Indexer),
+        Box::new(attention::Attention),
+        Box::new(loss::Loss),
+        Box::new(optimizer::Optimizer),
+    ]
+}
+
+/// Those of `sizes` that a memory checker gets through, or all. The length is at `length`.
+fn chosen<T: Copy>(small: bool, sizes: &[T], length: fn(&T) -> i64) -> Vec<T> {
+    sizes.iter().copied().filter(|size| !small || length(size) <= 700).collect()
+}

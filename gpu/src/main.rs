@@ -1,0 +1,210 @@
+//! `lightc-gpu`: checks kernels on a GPU and times them. Needs libtorch and a driver, no Rust.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use clap::{Parser, Subcommand, ValueEnum};
+use lightc_gpu::bench::{Peers, Row, table};
+use lightc_gpu::{Case, Ceilings, Gpu, cases, check};
+use lightc_runtime::cuda;
+
+/// Checks kernels on a GPU and times them.
+#[derive(Parser)]
+#[command(name = "lightc-gpu", disable_help_subcommand = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Compare every kernel with its reference; exit code 1 if one differs.
+    Test {
+        /// Only sizes that a memory checker gets through.
+        #[arg(long)]
+        small: bool,
+        #[command(flatten)]
+        chosen: Chosen,
+    },
+    /// Time every kernel whose comparison is green; exit code 1 if one is not.
+    Bench {
+        /// Times of others on this machine: what `peer_bench.py --json` wrote.
+        #[arg(long)]
+        peers: Option<PathBuf>,
+        /// How to print the table.
+        #[arg(long, value_enum, default_value_t = Format::Text)]
+        format: Format,
+        #[command(flatten)]
+        chosen: Chosen,
+    },
+}
+
+#[derive(clap::Args)]
+struct Chosen {
+    /// Only these cases.
+    #[arg(long)]
+    only: Vec<String>,
+    /// The GPU.
+    #[arg(long, default_value_t = 0)]
+    gpu: usize,
+    /// Where the random inputs start; the time where absent.
+    #[arg(long)]
+    seed: Option<i64>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    Text,
+    Json,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let (chosen, small) = match &arguments.command {
+        Command::Test { chosen, small } => (chosen, *small),
+        Command::Bench { chosen, .. } => (chosen, true),
+    };
+    let cases = match pick(&chosen.only) {
+        Ok(cases) => cases,
+        Err(message) => {
+            eprintln!("error: {message}");
+            return ExitCode::from(2);
+        }
+    };
+    // Before anything else of libtorch: it looks for its CUDA library once.
+    if let Err(error) = cuda::device(chosen.gpu) {
+        let absent = ["E1301", "E1302", "E1303"].contains(&error.code());
+        if absent {
+            println!("SKIPPED: nothing was checked or timed on this machine: {error}");
+            return ExitCode::SUCCESS;
+        }
+        eprint!("{}", error.rendered());
+        return ExitCode::FAILURE;
+    }
+    let gpu = Gpu { ordinal: chosen.gpu, small };
+    describe(&gpu, chosen.seed);
+    let green = match &arguments.command {
+        Command::Test { .. } => test(&cases, &gpu),
+        Command::Bench { peers, format, .. } => bench(&cases, &gpu, peers.as_deref(), *format),
+    };
+    if green { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn pick(only: &[String]) -> Result<Vec<Box<dyn Case>>, String> {
+    let all = cases::all();
+    let names: Vec<&str> = all.iter().map(|case| case.name()).collect();
+    if let Some(unknown) = only.iter().find(|name| !names.contains(&name.as_str())) {
+        return Err(format!("no case `{unknown}`; there are {}", names.join(", ")));
+    }
+    let is_chosen =
+        |case: &dyn Case| only.is_empty() || only.iter().any(|name| name == case.name());
+    Ok(all.into_iter().filter(|case| is_chosen(case.as_ref())).collect())
+}
+
+fn describe(gpu: &Gpu, seed: Option<i64>) {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let seed = seed.unwrap_or(now as i64);
+    tch::manual_seed(seed);
+    match cuda::facts(gpu.ordinal) {
+        Ok(facts) => eprintln!("{}, driver {}, seed {seed}", facts.name, facts.driver),
+        Err(error) => eprint!("{}", error.rendered()),
+    }
+}
+
+fn test(cases: &[Box<dyn Case>], gpu: &Gpu) -> bool {
+    let start = Instant::now();
+    let outcome = check::run(cases, gpu, &mut |line| println!("{line}"));
+    let red: Vec<&str> =
+        outcome.iter().filter(|(_, green)| !green).map(|(name, _)| *name).collect();
+    let seconds = start.elapsed().as_secs_f64();
+    if red.is_empty() {
+        println!("all green: {} cases in {seconds:.1} s", outcome.len());
+    } else {
+        println!("RED: {} of {} cases: {}", red.len(), outcome.len(), red.join(", "));
+    }
+    red.is_empty()
+}
+
+fn bench(
+    cases: &[Box<dyn Case>],
+    gpu: &Gpu,
+    peers: Option<&std::path::Path>,
+    format: Format,
+) -> bool {
+    let peers = match peers.map(Peers::read).transpose() {
+        Ok(peers) => peers.unwrap_or_default(),
+        Err(message) => {
+            eprintln!("error: {message}");
+            return false;
+        }
+    };
+    let ceilings = match Ceilings::measure(gpu) {
+        Ok(ceilings) => ceilings,
+        Err(error) => {
+            eprint!("{}", error.rendered());
+            return false;
+        }
+    };
+    let outcome = check::run(cases, gpu, &mut |line| {
+        if line.starts_with("RED") {
+            eprintln!("{line}");
+        }
+    });
+    let mut all_green = true;
+    let mut rows = Vec::new();
+    for (case, (name, green)) in cases.iter().zip(outcome) {
+        if !green {
+            eprintln!("{name} differs from its reference and is not timed");
+            all_green = false;
+            continue;
+        }
+        match case.bench(gpu) {
+            Ok(measured) => {
+                rows.extend(measured.iter().map(|row| Row::new(row, &ceilings, &peers)))
+            }
+            Err(error) => {
+                eprintln!("{name}: {}", error.rendered().trim_end());
+                all_green = false;
+            }
+        }
+    }
+    show(gpu, &ceilings, &rows, format);
+    all_green
+}
+
+fn show(gpu: &Gpu, ceilings: &Ceilings, rows: &[Row], format: Format) {
+    let name = cuda::facts(gpu.ordinal).map_or_else(|_| "GPU".to_owned(), |facts| facts.name);
+    match format {
+        Format::Text => {
+            println!(
+                "{name}: a large copy {:.0} GB/s, a bf16 product of 8192 {:.0} TFLOP/s; cold second-level \
+                 cache, medians in ms",
+                ceilings.copy_gbs, ceilings.product_tflops
+            );
+            print!("{}", table(rows));
+        }
+        Format::Json => {
+            let value = serde_json::json!({ "gpu": name, "ceilings": ceilings, "rows": rows });
+            println!("{value:#}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn an_unknown_case_is_named_with_those_there_are() {
+        let error = pick(&["norm".to_owned()]).err().unwrap_or_default();
+        assert!(error.starts_with("no case `norm`; there are gated_delta_rule, "), "{error}");
+        assert_eq!(pick(&["optimizer".to_owned()]).map(|cases| cases.len()).ok(), Some(1));
+    }
+}

@@ -1,0 +1,82 @@
+// Runs generated row kernels on the CPU: the threads of a block are fibers that meet at every barrier and shuffle.
+#include <math.h>
+#include <string.h>
+#include <ucontext.h>
+
+#include <functional>
+#include <vector>
+
+#define ROW_HOST
+#define UNROLL
+#define INLINE static inline
+#define __device__
+#define __global__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __align__(n)
+#define __restrict__
+#define __shared__ static
+
+struct uint2 { unsigned x, y; };
+struct uint4 { unsigned x, y, z, w; };
+struct float4 { float x, y, z, w; };
+struct Index { int x, y, z; };
+static Index threadIdx, blockIdx, blockDim, gridDim;
+static float dynamic_shared[1 << 16];
+
+static inline float __uint_as_float(unsigned x) { float y; memcpy(&y, &x, 4); return y; }
+static inline unsigned bits_of(float x) { unsigned y; memcpy(&y, &x, 4); return y; }
+static inline unsigned round_one(float x) {
+    const unsigned bits = bits_of(x);
+    if (x != x) return 0x7fff;
+    return (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+}
+static inline unsigned round_pair(float low, float high) { return round_one(low) | round_one(high) << 16; }
+static inline float quick_reciprocal(float x) { return 1.0f / x; }
+static inline float quick_exp(float x) { return expf(x); }
+#define __expf quick_exp
+static inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
+static inline int min(int a, int b) { return a < b ? a : b; }
+
+static std::vector<ucontext_t> fibers;
+static std::vector<char> stacks;
+static std::vector<bool> done;
+static ucontext_t scheduler;
+static std::function<void()> body;
+static int current;
+static float exchanged[1024];
+constexpr int STACK = 1 << 16;
+
+static void wait_for_all() { swapcontext(&fibers[current], &scheduler); }
+static inline void __syncthreads() { wait_for_all(); }
+static inline float __shfl_xor_sync(unsigned, float x, int step) {
+    exchanged[threadIdx.x] = x;
+    wait_for_all();
+    const float y = exchanged[threadIdx.x ^ step];
+    wait_for_all();
+    return y;
+}
+static void fiber() {
+    body();
+    done[current] = true;
+    swapcontext(&fibers[current], &scheduler);
+}
+static void run_grid(int grid_x, int grid_y, int block) {
+    fibers.resize(1024), stacks.resize((size_t)1024 * STACK);
+    gridDim = {grid_x, grid_y, 1}, blockDim = {block, 1, 1};
+    for (int y = 0; y < grid_y; ++y) for (int x = 0; x < grid_x; ++x) {
+        done.assign(block, false);
+        for (int i = 0; i < block; ++i) {
+            getcontext(&fibers[i]);
+            fibers[i].uc_stack.ss_sp = &stacks[(size_t)i * STACK], fibers[i].uc_stack.ss_size = STACK, fibers[i].uc_link = 0;
+            makecontext(&fibers[i], fiber, 0);
+        }
+        for (bool any = true; any;) {
+            any = false;
+            for (int i = 0; i < block; ++i) if (!done[i]) {
+                any = true, current = i, threadIdx = {i, 0, 0}, blockIdx = {x, y, 0};
+                swapcontext(&scheduler, &fibers[i]);
+            }
+        }
+    }
+}

@@ -1,0 +1,391 @@
+//! The CUDA driver: one context per GPU, which is libtorch's, and launches on its stream.
+//!
+//! libtorch works in each GPU's primary context. Retaining that context here gives the same one, so
+//! addresses of tensors are valid in kernels. tch gives no way to change libtorch's current stream, so it
+//! is the default stream, the null stream here: kernels and libtorch's own follow each other in the order
+//! of the calls, and memory that libtorch's allocator takes back is reused on the same stream only.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::ffi::{CString, c_void};
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use cudarc::driver::{DriverError, result, sys};
+use lightc_kernels::Nvrtc;
+
+use super::cache::{self, Builder};
+use super::error::DeviceError;
+use super::{Kernel, Module};
+use crate::error::Result;
+
+/// What concerns no kernel: entry and origin for messages.
+const SET_UP: (&str, &str) = ("none", "set-up of the GPU");
+
+/// Shared memory of a block without asking for more, in bytes.
+const PLAIN_SHARED: u32 = 48 * 1024;
+/// Shared memory that a block of compute capability 9.0 can have, in bytes.
+pub(super) const MOST_SHARED: u32 = 227 * 1024;
+
+/// A GPU in use. Handles are kept as numbers, so that threads can share them.
+struct Gpu {
+    context: usize,
+    facts: Facts,
+    /// By the address of the [`Module`].
+    modules: BTreeMap<usize, usize>,
+    /// By the address of the [`Kernel`]; with the shared memory that the kernel may have.
+    functions: BTreeMap<usize, usize>,
+}
+
+/// What a GPU is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Facts {
+    /// Its name.
+    pub name: String,
+    /// Compute capability, major and minor.
+    pub capability: (i32, i32),
+    /// The driver's version, as it counts it: 13000 is 13.0.
+    pub driver: i32,
+    /// Multiprocessors.
+    pub multiprocessors: i32,
+    /// Bytes of memory.
+    pub memory_bytes: u64,
+    /// Bytes of the second-level cache.
+    pub l2_bytes: u64,
+}
+
+static GPUS: Mutex<BTreeMap<usize, Gpu>> = Mutex::new(BTreeMap::new());
+
+fn refused(
+    of: (&'static str, &'static str),
+    call: &'static str,
+    error: DriverError,
+) -> DeviceError {
+    let text = error.error_string().ok().map(|text| text.to_string_lossy().into_owned());
+    let code = format!("{:?}", error.0);
+    let code = text.map_or(code.clone(), |text| format!("{code}: {text}"));
+    DeviceError::Driver { entry: of.0, origin: of.1, call, code }
+}
+
+/// What the driver says of a GPU. Any architecture is answered.
+///
+/// # Errors
+/// There is no driver, or no such GPU.
+pub fn facts(ordinal: usize) -> Result<Facts> {
+    Ok(look(ordinal)?.1)
+}
+
+fn look(ordinal: usize) -> std::result::Result<(sys::CUdevice, Facts), DeviceError> {
+    // SAFETY: asks the dynamic linker for the driver's library.
+    #[allow(unsafe_code)]
+    if !unsafe { sys::is_culib_present() } {
+        return Err(DeviceError::NoDriver);
+    }
+    let absent =
+        |error: DriverError| DeviceError::NoGpu { ordinal, detail: format!("{:?}", error.0) };
+    result::init().map_err(absent)?;
+    let n_gpus = result::device::get_count().map_err(absent)?;
+    if usize::try_from(n_gpus).is_ok_and(|n| ordinal >= n) {
+        return Err(DeviceError::NoGpu { ordinal, detail: format!("the driver sees {n_gpus}") });
+    }
+    let number = i32::try_from(ordinal).unwrap_or(i32::MAX);
+    let device = result::device::get(number).map_err(absent)?;
+    let attribute = |which| {
+        // SAFETY: the device handle was just given by the driver.
+        #[allow(unsafe_code)]
+        unsafe { result::device::get_attribute(device, which) }.map_err(absent)
+    };
+    use sys::CUdevice_attribute as A;
+    let capability = (
+        attribute(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+        attribute(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+    );
+    let mut driver = 0;
+    // SAFETY: the pointer is to a live integer.
+    #[allow(unsafe_code)]
+    unsafe { sys::cuDriverGetVersion(&raw mut driver) }.result().map_err(absent)?;
+    // SAFETY: the device handle was just given by the driver.
+    #[allow(unsafe_code)]
+    let memory = unsafe { result::device::total_mem(device) }.map_err(absent)?;
+    let facts = Facts {
+        name: result::device::get_name(device).map_err(absent)?,
+        capability,
+        driver,
+        multiprocessors: attribute(A::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+        memory_bytes: memory as u64,
+        l2_bytes: u64::try_from(attribute(A::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?).unwrap_or(0),
+    };
+    Ok((device, facts))
+}
+
+fn open(ordinal: usize) -> std::result::Result<Gpu, DeviceError> {
+    let (device, facts) = look(ordinal)?;
+    if facts.capability != (9, 0) {
+        let (major, minor) = facts.capability;
+        let found = format!("{major}.{minor}");
+        return Err(DeviceError::Architecture { ordinal, name: facts.name, found });
+    }
+    // SAFETY: the device handle was just given by the driver. The context is never released: it
+    // serves to the end of the process.
+    #[allow(unsafe_code)]
+    let context = unsafe { result::primary_ctx::retain(device) }
+        .map_err(|error| refused(SET_UP, "cuDevicePrimaryCtxRetain", error))?;
+    Ok(Gpu {
+        context: context as usize,
+        facts,
+        modules: BTreeMap::new(),
+        functions: BTreeMap::new(),
+    })
+}
+
+/// Does something with a GPU whose context is current in this thread.
+fn with_gpu<R>(ordinal: usize, action: impl FnOnce(&mut Gpu) -> Result<R>) -> Result<R> {
+    let mut gpus = GPUS.lock().unwrap_or_else(PoisonError::into_inner);
+    let gpu = match gpus.entry(ordinal) {
+        Entry::Occupied(entry) => entry.into_mut(),
+        Entry::Vacant(entry) => entry.insert(open(ordinal)?),
+    };
+    // SAFETY: the context was retained when the GPU was opened and is never released.
+    #[allow(unsafe_code)]
+    let set = unsafe { result::ctx::set_current(gpu.context as sys::CUcontext) };
+    set.map_err(|error| refused(SET_UP, "cuCtxSetCurrent", error))?;
+    action(gpu)
+}
+
+/// Sees to it that a GPU can run kernels.
+pub(super) fn ready(ordinal: usize) -> Result<()> {
+    with_gpu(ordinal, |_| Ok(()))
+}
+
+/// Loads libtorch's CUDA library for the rest of the process. The linker drops it from programs, since
+/// they name no symbol of it; libtorch itself looks for it once, at the first question about CUDA.
+pub(super) fn load_libtorch_cuda() -> std::result::Result<(), DeviceError> {
+    static LOADED: OnceLock<std::result::Result<(), String>> = OnceLock::new();
+    let loaded = LOADED.get_or_init(|| {
+        // SAFETY: this is the other half of the libtorch that the program is linked with; its
+        // initializers register its operators.
+        #[allow(unsafe_code)]
+        let library = unsafe { libloading::Library::new("libtorch_cuda.so") };
+        library.map(std::mem::forget).map_err(|error| error.to_string())
+    });
+    loaded.clone().map_err(DeviceError::NoLibtorchCuda)
+}
+
+/// Free and total bytes of a GPU's memory. What libtorch's allocator keeps counts as used.
+///
+/// # Errors
+/// The GPU cannot be used.
+pub fn memory(ordinal: usize) -> Result<(u64, u64)> {
+    with_gpu(ordinal, |_| {
+        let (free, total) =
+            result::mem_get_info().map_err(|error| refused(SET_UP, "cuMemGetInfo", error))?;
+        Ok((free as u64, total as u64))
+    })
+}
+
+/// Waits until a GPU has done all that it was given.
+///
+/// # Errors
+/// The driver's, also those of kernels that were launched before.
+pub fn synchronize(ordinal: usize) -> Result<()> {
+    with_gpu(ordinal, |_| {
+        result::ctx::synchronize().map_err(|e| refused(SET_UP, "cuCtxSynchronize", e).into())
+    })
+}
+
+/// Sets bytes on the default stream.
+pub(super) fn fill(ordinal: usize, address: u64, byte: u8, n_bytes: usize) -> Result<()> {
+    if n_bytes == 0 {
+        return Ok(());
+    }
+    with_gpu(ordinal, |_| {
+        // SAFETY: the caller gives the address and size of a live tensor of this GPU.
+        #[allow(unsafe_code)]
+        unsafe { result::memset_d8_async(address, byte, n_bytes, std::ptr::null_mut()) }
+            .map_err(|error| refused(SET_UP, "cuMemsetD8Async", error).into())
+    })
+}
+
+/// Launches a kernel on the default stream. `arguments` are the addresses of its arguments' values.
+pub(super) fn launch(
+    ordinal: usize,
+    kernel: &'static Kernel,
+    grid: [u32; 3],
+    shared_bytes: u32,
+    arguments: &mut [*mut c_void],
+) -> Result<()> {
+    with_gpu(ordinal, |gpu| {
+        let function = gpu.function(kernel)?;
+        let of = (kernel.entry, kernel.origin);
+        // SAFETY: the function is of a module that is never unloaded; each pointer is to a value that
+        // outlives the call, which copies it. That number and types of the values are those of the
+        // kernel is the contract of `Kernel` with who wrote or generated the call.
+        #[allow(unsafe_code)]
+        unsafe {
+            result::launch_kernel(
+                function,
+                grid.into(),
+                (kernel.threads, 1, 1),
+                shared_bytes,
+                std::ptr::null_mut(),
+                arguments,
+            )
+        }
+        .map_err(|error| refused(of, "cuLaunchKernel", error).into())
+    })
+}
+
+/// Compiles a kernel, or finds it compiled, without launching it.
+pub(super) fn prepare(ordinal: usize, kernel: &'static Kernel) -> Result<()> {
+    with_gpu(ordinal, |gpu| gpu.function(kernel).map(|_| ()))
+}
+
+impl Gpu {
+    fn function(&mut self, kernel: &'static Kernel) -> Result<sys::CUfunction> {
+        let at = std::ptr::from_ref(kernel) as usize;
+        if let Some(function) = self.functions.get(&at) {
+            return Ok(*function as sys::CUfunction);
+        }
+        let of = (kernel.entry, kernel.origin);
+        let module = self.module(kernel)?;
+        let name = CString::new(kernel.entry).unwrap_or_default();
+        // SAFETY: the module is loaded and never unloaded.
+        #[allow(unsafe_code)]
+        let function = unsafe { result::module::get_function(module, name) }
+            .map_err(|error| refused(of, "cuModuleGetFunction", error))?;
+        if kernel.shared_bytes > PLAIN_SHARED {
+            use sys::CUfunction_attribute_enum as A;
+            let attribute = A::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            let bytes = i32::try_from(kernel.shared_bytes).unwrap_or(i32::MAX);
+            // SAFETY: the function was just given by the driver.
+            #[allow(unsafe_code)]
+            unsafe { result::function::set_function_attribute(function, attribute, bytes) }
+                .map_err(|error| refused(of, "cuFuncSetAttribute (shared memory)", error))?;
+        }
+        let _ = self.functions.insert(at, function as usize);
+        Ok(function)
+    }
+
+    fn module(&mut self, kernel: &'static Kernel) -> Result<sys::CUmodule> {
+        let at = std::ptr::from_ref(kernel.module) as usize;
+        if let Some(module) = self.modules.get(&at) {
+            return Ok(*module as sys::CUmodule);
+        }
+        let code = self.code(kernel)?;
+        // SAFETY: the bytes are a whole cubin: NVRTC's, or a file's whose digest was right.
+        #[allow(unsafe_code)]
+        let module = unsafe { result::module::load_data(code.as_ptr().cast::<c_void>()) }
+            .map_err(|e| refused((kernel.entry, kernel.origin), "cuModuleLoadData", e))?;
+        let _ = self.modules.insert(at, module as usize);
+        Ok(module)
+    }
+
+    fn code(&self, kernel: &'static Kernel) -> Result<Vec<u8>> {
+        let nvrtc = Nvrtc::open().map_err(|error| compile_error(kernel, error))?;
+        let (major, minor) = nvrtc.version();
+        let compiler = format!("NVRTC {major}.{minor}, lightc {}", env!("CARGO_PKG_VERSION"));
+        let builder = Builder { compiler, driver: self.facts.driver };
+        let Module { name, source } = *kernel.module;
+        let key = cache::key(source, &builder);
+        let folder = cache::folder();
+        let compile = || nvrtc.compile(name, source).map(|compiled| compiled.cubin);
+        cache::get(folder.as_deref(), &key, &builder, &mut |note| eprintln!("{note}"), compile)
+            .map_err(|error| compile_error(kernel, error).into())
+    }
+}
+
+fn compile_error(kernel: &'static Kernel, error: lightc_kernels::Error) -> DeviceError {
+    let (entry, origin) = (kernel.entry, kernel.origin);
+    match error {
+        lightc_kernels::Error::NoNvrtc { .. } => DeviceError::NoCompiler(error.to_string()),
+        other => DeviceError::Compile { entry, origin, detail: other.to_string() },
+    }
+}
+
+/// A moment on the default stream.
+pub(super) struct Event {
+    ordinal: usize,
+    event: sys::CUevent,
+}
+
+impl Event {
+    pub(super) fn new(ordinal: usize) -> Result<Event> {
+        with_gpu(ordinal, |_| {
+            result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT)
+                .map(|event| Event { ordinal, event })
+                .map_err(|error| refused(SET_UP, "cuEventCreate", error).into())
+        })
+    }
+
+    pub(super) fn record(&self) -> Result<()> {
+        with_gpu(self.ordinal, |_| {
+            // SAFETY: the event is live.
+            #[allow(unsafe_code)]
+            unsafe { result::event::record(self.event, std::ptr::null_mut()) }
+                .map_err(|error| refused(SET_UP, "cuEventRecord", error).into())
+        })
+    }
+
+    /// Milliseconds from `start` to this event, once it has come.
+    pub(super) fn since(&self, start: &Event) -> Result<f64> {
+        with_gpu(self.ordinal, |_| {
+            // SAFETY: both events are live and were recorded.
+            #[allow(unsafe_code)]
+            unsafe {
+                result::event::synchronize(self.event)
+                    .and_then(|()| result::event::elapsed(start.event, self.event))
+            }
+            .map(f64::from)
+            .map_err(|error| refused(SET_UP, "cuEventElapsedTime", error).into())
+        })
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        // SAFETY: the event is live, and this is its only owner. A refusal leaves it to the driver.
+        #[allow(unsafe_code)]
+        let _ = unsafe { result::event::destroy(self.event) };
+    }
+}
+
+/// How the copy engine reads and writes tiles of a tensor.
+#[derive(Debug, Clone, Copy)]
+pub struct TensorMap(pub(super) sys::CUtensorMap);
+
+/// A map of `[b, t, h, d]` bf16 at `address`: dimensions (d, h, t, b), box (64, 1, rows, 1), 128-byte
+/// swizzle; what is out of range reads as zero.
+pub(super) fn tensor_map(
+    ordinal: usize,
+    address: u64,
+    shape: [u64; 4],
+    rows: u32,
+) -> Result<TensorMap> {
+    let [b, t, h, d] = shape;
+    let mut map = sys::CUtensorMap { opaque: [0; 16] };
+    let dimensions = [d, h, t, b];
+    let strides = [2 * d, 2 * d * h, 2 * d * h * t];
+    let (tile, steps) = ([64u32, 1, rows, 1], [1u32; 4]);
+    with_gpu(ordinal, |_| {
+        // SAFETY: all pointers are to live arrays of the rank given, and the map is a live map.
+        #[allow(unsafe_code)]
+        unsafe {
+            sys::cuTensorMapEncodeTiled(
+                &raw mut map,
+                sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                4,
+                address as *mut c_void,
+                dimensions.as_ptr(),
+                strides.as_ptr(),
+                tile.as_ptr(),
+                steps.as_ptr(),
+                sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+                sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+                sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            )
+        }
+        .result()
+        .map_err(|error| refused(SET_UP, "cuTensorMapEncodeTiled", error))?;
+        Ok(TensorMap(map))
+    })
+}

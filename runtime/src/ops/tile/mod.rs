@@ -1,0 +1,70 @@
+//! Tile kernels of `kernels/*.cu`, launched.
+//!
+//! **Rule.** An op takes its tile kernel where its tensors are on a GPU, its activations are bf16 and its
+//! shapes are ones that the kernel has; each `takes` below states them. Everything else runs on libtorch.
+//! Inputs that are not contiguous are copied. Which of the two runs is then a matter of
+//! [`crate::cuda::Mode`] alone.
+
+mod attention;
+mod delta;
+mod indexer;
+mod loss;
+
+pub(super) use attention::{attention, attention_grad, takes_attention};
+pub(super) use delta::{delta_rule, delta_rule_grad, takes_delta_rule};
+pub(super) use indexer::{index, select, takes_index, takes_select};
+pub(super) use loss::{Loss, cross_entropy, takes_cross_entropy};
+
+use crate::error::Result;
+use crate::{Error, Kind, Tensor};
+
+/// Limits of tile kernels whose errors are not those of their results' kinds, by entry name.
+///
+/// Sums of bf16 products that cancel lose more than a bf16 result; a loss keeps the rounding of its
+/// logits; a selection from scores that are rounded differs where two scores are nearly equal.
+pub(crate) const LIMITS: &[(&str, f64)] = &[
+    ("gdn_forward", 1.5e-2),
+    ("gdn_backward", 4e-2),
+    ("attention_forward", 1e-2),
+    ("attention_backward_keys", 2e-2),
+    ("indexer_select", 1e-3),
+    ("lce_rows", 1e-2),
+];
+
+/// The bytes of one panel: 64 rows of 64 bf16.
+const PANEL: i64 = 8192;
+
+fn ceil(value: i64, unit: i64) -> i64 {
+    (value + unit - 1) / unit
+}
+
+/// A size as a kernel's grid or `int` takes it.
+fn int<T: TryFrom<i64>>(op: &'static str, value: i64) -> Result<T> {
+    T::try_from(value)
+        .map_err(|_| Error::Op { op, detail: format!("a size of {value} is beyond the kernel's") })
+}
+
+fn contiguous(x: &Tensor) -> Result<Tensor> {
+    Ok(x.f_contiguous()?)
+}
+
+/// Scratch of a kernel.
+fn bytes(n_bytes: i64, like: &Tensor) -> Result<Tensor> {
+    crate::cuda::empty(&[n_bytes], Kind::Uint8, like)
+}
+
+/// The results of a way, as many as there are names.
+fn take<const N: usize>(op: &'static str, results: Vec<Tensor>) -> Result<[Tensor; N]> {
+    let found = results.len();
+    results
+        .try_into()
+        .map_err(|_| Error::Op { op, detail: format!("{found} results, {N} are expected") })
+}
+
+/// The argument at a position of a way's arguments.
+fn at<'a>(args: &[&'a Tensor], position: usize) -> Result<&'a Tensor> {
+    args.get(position).copied().ok_or_else(|| Error::Op {
+        op: "tile",
+        detail: format!("{} arguments, number {position} is read", args.len()),
+    })
+}
