@@ -8,6 +8,7 @@
 pub mod bench;
 pub mod cases;
 pub mod check;
+pub mod stages;
 
 use lightc_runtime::{Device, Kind, Result, Tensor};
 

@@ -22,7 +22,9 @@ fn relative(found: &Tensor, expected: &Tensor) -> f64 {
 fn distance(stage: &dyn Stage, found: &Run, expected: &Run) -> (f64, f64, &'static str) {
     let pairs: Vec<(&str, &Tensor, &Tensor)> = (stage.params().iter())
         .zip(found.grads.iter().zip(&expected.grads))
-        .filter_map(|(spec, (found, expected))| Some((spec.path, found.as_ref()?, expected.as_ref()?)))
+        .filter_map(|(spec, (found, expected))| {
+            Some((spec.path, found.as_ref()?, expected.as_ref()?))
+        })
         .collect();
     let total = pairs.iter().map(|(_, _, e)| norm(e).powi(2)).sum::<f64>().sqrt();
     let (mut sum, mut worst) = (0.0, (0.0, ""));
@@ -77,12 +79,12 @@ fn run(stage: &dyn Stage, kind: Kind, noise: f64, b: usize, t: usize) -> Run {
         .map(|table| {
             let shape: Vec<usize> = table.shape.iter().map(|n| *n as usize).collect();
             let array = match table.source {
-                "tokenizer.byte_codes" => ArrayD::from_shape_fn(shape.clone(), |at| {
-                    match at[1] < counts[at[0]] {
+                "tokenizer.byte_codes" => {
+                    ArrayD::from_shape_fn(shape.clone(), |at| match at[1] < counts[at[0]] {
                         true => (random.below(256) * shape[1] + at[1]) as f64,
                         false => -1.0,
-                    }
-                }),
+                    })
+                }
                 _ => ArrayD::from_shape_fn(shape, |at| counts[at[0]] as f64),
             };
             to_tensor(&array, Kind::Int64)
@@ -120,7 +122,8 @@ fn check(stage: &dyn Stage, b: usize, t: usize) {
     assert!(off < 1e-2, "{name}: loss {} in bf16, {} in f32", found.loss, expected.loss);
     // The loss is taken in f32 in both.
     assert_eq!(found.values, expected.values, "{name}");
-    for (spec, (found, expected)) in stage.params().iter().zip(found.grads.iter().zip(&expected.grads))
+    for (spec, (found, expected)) in
+        stage.params().iter().zip(found.grads.iter().zip(&expected.grads))
     {
         match (found, expected) {
             (Some(found), Some(expected)) => {
@@ -137,7 +140,8 @@ fn check(stage: &dyn Stage, b: usize, t: usize) {
     println!("{name}: bf16 {half:?}, parameters moved {noise:?}");
     assert!(half.0 < 0.1 + 3.0 * noise.0, "{name}: {half:?} against {noise:?}");
     assert!(half.1 < 0.5 + 3.0 * noise.1, "{name}: {half:?} against {noise:?}");
-    for ((spec, found), expected) in stage.states().iter().zip(&found.states).zip(&expected.states) {
+    for ((spec, found), expected) in stage.states().iter().zip(&found.states).zip(&expected.states)
+    {
         assert_eq!(found.kind(), Kind::Float, "{}", spec.path);
         let off = relative(found, expected);
         assert!(off < 5e-2, "state {} is off by {off}", spec.path);

@@ -127,7 +127,8 @@ fn fused(kernel: &Kernel, locals: &Locals<'_>) -> TokenStream {
     }
     let mut finish = Vec::new();
     for sum in &kernel.sums {
-        let (part, name) = (format_ident!("part_{}", sum.value.0), format_ident!("sum_{}", sum.value.0));
+        let (part, name) =
+            (format_ident!("part_{}", sum.value.0), format_ident!("sum_{}", sum.value.0));
         let (lines, columns) = (number(sum.parts * sum.outer), number(sum.columns));
         made.push(quote! {
             let #part = cuda::empty(&[spread.blocks * #lines, #columns], Kind::Float, like)?;

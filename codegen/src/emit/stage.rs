@@ -1,14 +1,14 @@
 //! A stage as one Rust file: blocks, tables of tensors, and the runtime's `Stage`.
 
+use super::footprint::footprint_items;
 use super::function::{emit_function, entry_backward, has_states};
 use super::names::{crate_name, ident, module_ident, stage_ident};
 use super::replay::has_reversible;
 use super::rows::kernel_table;
 use crate::analysis::{Carry, Role};
 use crate::ir::{FuncId, Module, Type};
-use super::footprint::footprint_items;
-use crate::rows::Plans;
 use crate::pipeline::{Compiled, LOSS, Program};
+use crate::rows::Plans;
 use crate::schedule::Target;
 use lightc_dsl::ast::DType;
 use lightc_dsl::model::{Format, InitLaw, Storage};
@@ -122,11 +122,19 @@ pub fn emit_crate(
          lightc_runtime::program::{call}\n}}\n"
     );
     let file = |path: &str, text: String| CrateFile { path: path.to_owned(), text };
-    let mut files = vec![
-        file("Cargo.toml", manifest),
-        file("src/lib.rs", emit_stage(program, origin)?),
-        file("src/main.rs", main),
-    ];
+    let mut files = emit_library(program, origin)?;
+    files.insert(0, file("Cargo.toml", manifest));
+    files.insert(2, file("src/main.rs", main));
+    Ok(files)
+}
+
+/// The library of a stage alone: `src/lib.rs`, and beside it the kernels of a target that has some.
+///
+/// # Errors
+/// As [`emit_stage`].
+pub fn emit_library(program: &Program<'_>, origin: &Origin) -> Result<Vec<CrateFile>, String> {
+    let file = |path: &str, text: String| CrateFile { path: path.to_owned(), text };
+    let mut files = vec![file("src/lib.rs", emit_stage(program, origin)?)];
     let module = &program.compiled.module;
     files.extend(plans(program).map(|plans| file(KERNELS_PATH, plans.text(module))));
     Ok(files)

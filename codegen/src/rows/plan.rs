@@ -68,7 +68,8 @@ impl Planner<'_> {
 
     fn grow(&mut self) {
         for (id, node) in self.function.nodes() {
-            if !is_known(self.function, node) || matches!(node.op, Op::Const(_) | Op::SizeValue(_)) {
+            if !is_known(self.function, node) || matches!(node.op, Op::Const(_) | Op::SizeValue(_))
+            {
                 continue;
             }
             let Some(alone) = self.group(&[id]) else { continue };
@@ -165,7 +166,8 @@ impl Planner<'_> {
                     continue;
                 }
                 let (Some(left), Some(right)) = (tiny(self, a), tiny(self, b)) else { continue };
-                if left.layout.slots == right.layout.slots && left.layout.rows == right.layout.rows {
+                if left.layout.slots == right.layout.slots && left.layout.rows == right.layout.rows
+                {
                     self.join(home, other);
                 }
             }
@@ -260,7 +262,9 @@ impl Planner<'_> {
         while !ready.is_empty() {
             let next = ready.iter().find(|(_, (_, nodes))| {
                 nodes.iter().flat_map(|id| self.sources(*id)).all(|source| {
-                    done.contains(&source) || nodes.contains(&source) || self.is_inlined_node(source)
+                    done.contains(&source)
+                        || nodes.contains(&source)
+                        || self.is_inlined_node(source)
                 })
             });
             let Some(key) = next.map(|(key, _)| *key) else { break };

@@ -5,6 +5,7 @@ mod delta;
 mod indexer;
 mod loss;
 mod optimizer;
+mod stage;
 
 use crate::Case;
 
@@ -16,6 +17,8 @@ pub fn all() -> Vec<Box<dyn Case>> {
         Box::new(attention::Attention),
         Box::new(loss::Loss),
         Box::new(optimizer::Optimizer),
+        Box::new(stage::Dense),
+        Box::new(stage::Reversible),
     ]
 }
 

@@ -80,10 +80,8 @@ pub fn finish(kernel: &'static Kernel, partial: &Tensor, to: &Tensor, scale: f64
 /// They are not: a fault of the compiler.
 pub fn results<const N: usize>(all: Vec<Tensor>) -> Result<[Tensor; N]> {
     let n = all.len();
-    <[Tensor; N]>::try_from(all).map_err(|_| Error::Op {
-        op: "row kernel",
-        detail: format!("{n} results, not {N}"),
-    })
+    <[Tensor; N]>::try_from(all)
+        .map_err(|_| Error::Op { op: "row kernel", detail: format!("{n} results, not {N}") })
 }
 
 #[cfg(test)]

@@ -1,0 +1,50 @@
+//! Generates the stages that are checked and timed.
+
+use lightc_codegen::emit::{Origin, emit_library, source_digest};
+use lightc_codegen::pipeline::{compile_for, program_for};
+use lightc_codegen::schedule::Target;
+use lightc_dsl::diag::{self, Diag};
+use lightc_dsl::source::MapLoader;
+use std::error::Error;
+use std::path::{Path, PathBuf};
+use std::{env, fs};
+
+const STAGES: [&str; 4] = ["lightning_2b", "narrow_2b", "narrow_deep", "deep_2b"];
+
+fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo:rerun-if-changed=stages.llm");
+    println!("cargo:rerun-if-changed=../models/std");
+    println!("cargo:rerun-if-changed=../models/lightning");
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    let mut library = MapLoader::default();
+    for folder in ["std", "lightning"] {
+        for entry in fs::read_dir(Path::new("../models").join(folder))? {
+            let path = entry?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            library = library.with(format!("models/{folder}/{name}"), fs::read_to_string(&path)?);
+        }
+    }
+    let text = fs::read_to_string("stages.llm")?;
+    let (program, files, diags) =
+        lightc_dsl::resolve::load_program("gpu/stages.llm", &text, &library);
+    let report = |diags: &[Diag]| diag::render(diags, &files, false);
+    if !diags.is_empty() {
+        return Err(report(&diags).into());
+    }
+    let origin = Origin {
+        source: "gpu/stages.llm".to_owned(),
+        source_hash: source_digest(&files),
+        compiler: env::var("CARGO_PKG_VERSION")?,
+    };
+    for stage in STAGES {
+        let model = program.resolve_stage(stage).map_err(|diags| report(&diags))?;
+        let compiled = compile_for(&model, Target::Sm90a).map_err(|diags| report(&diags))?;
+        let program = program_for(&compiled, Target::Sm90a).map_err(|diags| report(&diags))?;
+        for file in emit_library(&program, &origin)? {
+            let path = out.join(stage).join(&file.path);
+            fs::create_dir_all(path.parent().unwrap_or(&out))?;
+            fs::write(path, file.text)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,281 @@
+//! Whole stages: every kernel of a real step, loss and gradients against f64, and stacks that have their
+//! states back.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use lightc_runtime::cuda::{self, Mode, Time};
+use lightc_runtime::reversible::{Options, take_report, take_states, with_options};
+use lightc_runtime::{Inputs, Kind, ParamSpec, Result, Stage, Tensor, random};
+
+use super::chosen;
+use crate::check::{compared, within};
+use crate::{Case, Gpu, Measured, Verdict, stages};
+
+/// The dense stage: reduced against f64, and every kernel at full width.
+pub(super) struct Dense;
+
+/// Twenty layers of full width whose states are not stored.
+pub(super) struct Reversible;
+
+/// Positions of the reduced stage: a length that no tile divides, one chunk less one, and one position.
+const LENGTHS: [i64; 3] = [190, 63, 1];
+/// Positions of a sequence of 4096 tokens.
+const FULL: i64 = 4094;
+
+/// The tensors that a step reads.
+struct Data {
+    params: Vec<Tensor>,
+    states: Vec<Tensor>,
+    tables: Vec<Tensor>,
+    carries: Vec<Tensor>,
+    tokens: Tensor,
+    continues: Tensor,
+}
+
+impl Data {
+    /// Random parameters of a stage at their start, with noise where that is the same everywhere, and
+    /// random tokens of `t` positions.
+    fn new(gpu: &Gpu, stage: &dyn Stage, t: i64) -> Result<Data> {
+        let on = |kind| (kind, gpu.device());
+        let mut params = random::init_params(stage.params(), 7, Kind::Float, gpu.device())?;
+        for (param, spec) in params.iter_mut().zip(stage.params()) {
+            let noise = gpu.normal(spec.shape)?.f_mul_scalar(0.02)?;
+            *param = param.f_add(&noise)?.f_to_kind(spec.precision.kind(Kind::BFloat16))?;
+        }
+        let states = stage.states().iter();
+        let states = states.map(|s| Ok(Tensor::f_full(s.shape, s.start, on(Kind::Float))?));
+        let carries = stage.carries().iter().map(|carry| {
+            let shape: Vec<i64> = carry.shape.iter().map(|n| if *n < 0 { 1 } else { *n }).collect();
+            gpu.normal_bf16(&shape)
+        });
+        Ok(Data {
+            params,
+            states: states.collect::<Result<_>>()?,
+            tables: tables(gpu, stage)?,
+            carries: carries.collect::<Result<_>>()?,
+            tokens: Tensor::f_randint(stage.vocab(), [1, t + 2], on(Kind::Int64))?,
+            continues: Tensor::f_ones([1], on(Kind::BFloat16))?,
+        })
+    }
+
+    /// The same numbers for a reference in f64.
+    fn in_f64(&self) -> Result<Data> {
+        let wide = |list: &[Tensor]| -> Result<Vec<Tensor>> {
+            list.iter().map(|x| Ok(x.f_to_kind(Kind::Double)?)).collect()
+        };
+        Ok(Data {
+            params: wide(&self.params)?,
+            states: wide(&self.states)?,
+            tables: self.tables.iter().map(Tensor::shallow_clone).collect(),
+            carries: wide(&self.carries)?,
+            tokens: self.tokens.shallow_clone(),
+            continues: self.continues.f_to_kind(Kind::Double)?,
+        })
+    }
+
+    fn step(&self, stage: &dyn Stage) -> Result<Step> {
+        let inputs = Inputs {
+            params: &self.params,
+            states: &self.states,
+            tables: &self.tables,
+            tokens: &self.tokens,
+            continues: &self.continues,
+            carries: &self.carries,
+        };
+        let outputs = stage.forward(&inputs)?;
+        let loss = outputs.values.first().map_or(Ok(f64::NAN), |(_, x)| x.f_double_value(&[]))?;
+        let gradients = stage.backward(&inputs, outputs.saved)?;
+        Ok(Step { loss, gradients })
+    }
+}
+
+struct Step {
+    loss: f64,
+    gradients: Vec<Option<Tensor>>,
+}
+
+/// Made-up bytes of tokens: each token has one to eight, of random codes.
+fn tables(gpu: &Gpu, stage: &dyn Stage) -> Result<Vec<Tensor>> {
+    let on = (Kind::Int64, gpu.device());
+    let counts = Tensor::f_randint_low(1, 9, [stage.vocab()], on)?;
+    let table = |spec: &lightc_runtime::TableSpec| {
+        let [_, positions] = *spec.shape else { return Ok(counts.shallow_clone()) };
+        let at = Tensor::f_arange(positions, on)?;
+        let bytes = Tensor::f_randint(256, spec.shape, on)?;
+        let codes = bytes.f_mul_scalar(positions)?.f_add(&at)?;
+        let used = at.f_unsqueeze(0)?.f_lt_tensor(&counts.f_unsqueeze(1)?)?;
+        Ok(codes.f_where_self(&used, &codes.f_full_like(-1)?)?)
+    };
+    stage.tables().iter().map(table).collect()
+}
+
+/// `|x - y| / |y|`, Euclidean.
+fn apart(x: &Tensor, y: &Tensor) -> Result<f64> {
+    let norm = |x: &Tensor| -> Result<f64> { Ok(x.f_norm()?.f_double_value(&[])?) };
+    Ok(norm(&x.f_to_kind(Kind::Double)?.f_sub(y)?)? / norm(y)?.max(1e-30))
+}
+
+/// Loss and gradients of the kernels in bf16 against the same stage on libtorch in f64.
+fn against_f64(stage: &dyn Stage, data: &Data, label: &str) -> Result<Vec<Verdict>> {
+    let fused = data.step(stage)?;
+    let exact = data.in_f64()?.step(stage)?;
+    let loss = ((fused.loss - exact.loss) / exact.loss).abs();
+    let mut all = (0.0f64, 0.0f64);
+    let mut worst = (0.0f64, "");
+    for ((spec, x), y) in stage.params().iter().zip(&fused.gradients).zip(&exact.gradients) {
+        let (Some(x), Some(y)) = (x, y) else { continue };
+        let off = x.f_to_kind(Kind::Double)?.f_sub(y)?.f_norm()?.f_double_value(&[])?;
+        let size = y.f_norm()?.f_double_value(&[])?;
+        all = (all.0 + off * off, all.1 + size * size);
+        if matters(spec) && off / size.max(1e-30) > worst.0 {
+            worst = (off / size.max(1e-30), spec.path);
+        }
+    }
+    let mut gradients =
+        within(label, "all gradients off by", (all.0 / all.1).sqrt(), GRADIENT_LIMIT);
+    gradients.detail += &format!(", most {:.1e} at {}", worst.0, worst.1);
+    Ok(vec![within(label, "loss off by", loss, 5e-3), gradients])
+}
+
+/// Gradients pass about thirty roundings to bf16 one after the other, each of 2^-9.
+const GRADIENT_LIMIT: f64 = 5e-2;
+
+/// Numbers and small vectors are sums over all positions that cancel.
+fn matters(spec: &ParamSpec) -> bool {
+    spec.shape.iter().product::<i64>() >= 4096
+}
+
+impl Case for Dense {
+    fn name(&self) -> &'static str {
+        "stage"
+    }
+
+    fn check(&self, gpu: &Gpu) -> Result<Vec<Verdict>> {
+        let narrow: &dyn Stage = &stages::narrow_2b::Narrow2b;
+        let mut verdicts = Vec::new();
+        for t in chosen(gpu.small, &LENGTHS, |t| *t) {
+            let data = Data::new(gpu, narrow, t)?;
+            let label = format!("{} T={t}", narrow.name());
+            let work = &mut || data.step(narrow).map(|_| ());
+            verdicts.extend(compared(&label, if t == 1 { 4.0 } else { 1.0 }, work)?);
+            if t > 1 {
+                verdicts.extend(against_f64(narrow, &data, &label)?);
+            }
+        }
+        if gpu.small {
+            return Ok(verdicts);
+        }
+        let full: &dyn Stage = &stages::lightning_2b::Lightning2b;
+        let data = Data::new(gpu, full, FULL)?;
+        let label = format!("{} T={FULL}", full.name());
+        verdicts.extend(compared(&label, 1.0, &mut || data.step(full).map(|_| ()))?);
+        let (first, again) = (data.step(full)?, data.step(full)?);
+        verdicts.push(same_bits(&label, full, &first, &again)?);
+        Ok(verdicts)
+    }
+
+    fn bench(&self, gpu: &Gpu) -> Result<Vec<Measured>> {
+        let full: &dyn Stage = &stages::lightning_2b::Lightning2b;
+        let data = Data::new(gpu, full, FULL)?;
+        cuda::set_mode(Mode::Time(Time::default()));
+        let done = data.step(full);
+        let rows = cuda::timed();
+        cuda::set_mode(Mode::Normal);
+        let _ = done?;
+        let row = |row: &cuda::Timed| Measured {
+            name: row.entry.to_owned(),
+            shape: format!("{} calls, {}", row.calls, row.origin),
+            spread: row.spread,
+            flops: 0.0,
+            bytes: row.bytes as f64,
+            peers: &[],
+        };
+        Ok(rows.iter().map(row).collect())
+    }
+}
+
+/// Whether two steps have the same loss and gradients to the bit.
+fn same_bits(label: &str, stage: &dyn Stage, x: &Step, y: &Step) -> Result<Verdict> {
+    let mut fault = None;
+    if x.loss.to_bits() != y.loss.to_bits() {
+        fault = Some(format!("losses {} and {}", x.loss, y.loss));
+    }
+    let mut n = 0;
+    for ((spec, x), y) in stage.params().iter().zip(&x.gradients).zip(&y.gradients) {
+        let (Some(x), Some(y)) = (x, y) else { continue };
+        n += 1;
+        if !x.f_equal(y)? && fault.is_none() {
+            fault = Some(format!("the gradient of {} differs", spec.path));
+        }
+    }
+    let detail = format!("loss {} and {n} gradients have the same bits twice", x.loss);
+    Ok(Verdict { label: label.to_owned(), detail, fault })
+}
+
+impl Case for Reversible {
+    fn name(&self) -> &'static str {
+        "reversible"
+    }
+
+    /// Every state that the backward pass solves for, the loss and every gradient, against a run that
+    /// stores everything.
+    fn check(&self, gpu: &Gpu) -> Result<Vec<Verdict>> {
+        let (stage, t): (&dyn Stage, i64) = if gpu.small {
+            (&stages::narrow_deep::NarrowDeep, 63)
+        } else {
+            (&stages::deep_2b::Deep2b, FULL)
+        };
+        let data = Data::new(gpu, stage, t)?;
+        let label = format!("{} T={t}", stage.name());
+        let run = |store_everything| -> Result<(Step, Vec<Tensor>)> {
+            let options = Options { store_everything, record_states: true };
+            let step = with_options(options, || data.step(stage))?;
+            let report = take_report();
+            if report.beyond > 0 {
+                let detail = format!("{} elements of states left the range", report.beyond);
+                return Err(lightc_runtime::Error::Op { op: "reversible", detail });
+            }
+            Ok((step, take_states()))
+        };
+        let (solved, solved_states) = run(false)?;
+        let (stored, stored_states) = run(true)?;
+        let mut verdict = same_bits(&label, stage, &solved, &stored)?;
+        let mut equal = 0;
+        for (x, y) in solved_states.iter().zip(&stored_states) {
+            equal += usize::from(x.f_equal(y)?);
+        }
+        if equal != solved_states.len() || solved_states.len() != stored_states.len() {
+            let n = solved_states.len();
+            verdict.fault.get_or_insert(format!("{equal} of {n} states are equal"));
+        }
+        verdict.detail += &format!("; {equal} states had back, bit-equal to the stored ones");
+        Ok(vec![verdict])
+    }
+
+    fn bench(&self, gpu: &Gpu) -> Result<Vec<Measured>> {
+        let stage: &dyn Stage = &stages::deep_2b::Deep2b;
+        let data = Data::new(gpu, stage, FULL)?;
+        let mut rows = Vec::new();
+        for (name, store_everything) in [("states had back", false), ("states stored", true)] {
+            let options = Options { store_everything, record_states: false };
+            let mut times = BTreeMap::new();
+            for run in 0..3 {
+                let begin = Instant::now();
+                let step = with_options(options, || data.step(stage))?;
+                let _ = (step, take_report());
+                times.insert(run, begin.elapsed().as_secs_f64() * 1e3);
+            }
+            let last = times.last_key_value().map_or(f64::NAN, |(_, ms)| *ms);
+            rows.push(Measured {
+                name: format!("step of 20 reversible layers, {name}"),
+                shape: format!("T={FULL}, d=4096"),
+                spread: cuda::Spread { median_ms: last, min_ms: last, max_ms: last },
+                flops: 0.0,
+                bytes: 0.0,
+                peers: &[],
+            });
+        }
+        Ok(rows)
+    }
+}

@@ -1,0 +1,20 @@
+//! Stages as target `sm_90a` gets them, generated in the build.
+
+macro_rules! stages {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        $($(#[$doc])* #[allow(clippy::all, missing_docs)] pub mod $name {
+            include!(concat!(env!("OUT_DIR"), "/", stringify!($name), "/src/lib.rs"));
+        })*
+    };
+}
+
+stages! {
+    /// The seed at full width.
+    lightning_2b,
+    /// From `gpu/stages.llm`.
+    narrow_2b,
+    /// From `gpu/stages.llm`.
+    narrow_deep,
+    /// From `gpu/stages.llm`.
+    deep_2b,
+}
