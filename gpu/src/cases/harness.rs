@@ -130,8 +130,8 @@ fn modes(x: &Tensor) -> Result<Vec<Verdict>> {
 
 /// What ends the context, and so needs a process of its own, with what must be said of it.
 const MISUSES: [(&str, &str, &str); 3] = [
-    ("mask", "E1307", "CUDA_ERROR_"),
-    ("target", "E1307", "CUDA_ERROR_"),
+    ("mask", "E1307", "kernel `mask_pack`"),
+    ("target", "E1307", "kernel `lce_rows`"),
     ("memory", "E1304", "takes"),
 ];
 
@@ -141,7 +141,9 @@ fn misuses() -> Vec<Verdict> {
         return vec![truth("misuse: the program finds itself", false)];
     };
     let of = |(what, code, word): (&str, &str, &str)| {
-        let output = Command::new(&program).args(["misuse", what]).output();
+        let mut command = Command::new(&program);
+        // So that the kernel at fault is named, and not one that comes after it.
+        let output = command.args(["misuse", what]).env("CUDA_LAUNCH_BLOCKING", "1").output();
         let text = output.map(|output| String::from_utf8_lossy(&output.stderr).into_owned());
         let text = text.unwrap_or_else(|error| error.to_string());
         let said = text.lines().find(|line| line.starts_with("error[")).unwrap_or("nothing");
