@@ -63,6 +63,9 @@ pub struct DataConfig {
     /// they have, which a run then writes down here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokenizer: Option<String>,
+    /// Accept a tokenizer with fewer ids than the stage. Default false.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unused_ids: bool,
     /// Tokens per sequence, `u`; the model sees `u - 2` positions. Required.
     pub sequence_length: usize,
     /// Sequences per step. Required.

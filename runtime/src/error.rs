@@ -612,7 +612,7 @@ impl DataError {
             DataError::VocabDiffers { tokenizer, .. } => {
                 return format!(
                     "set `vocab = {tokenizer}` in the stage, or prepare the shards with the \
-                     stage's number"
+                     stage's number; `data.unused_ids = true` accepts a tokenizer with fewer ids"
                 );
             }
             DataError::ControlToken { .. } => {

@@ -142,7 +142,7 @@ impl<'a> Session<'a> {
         }
         tch::set_num_threads(config.threads as i32);
         let corpus = Corpus::open(&config.data.shards)?;
-        corpus.check_vocab(stage.vocab())?;
+        corpus.check_vocab(stage.vocab(), config.data.unused_ids)?;
         corpus.check_pinned(config.data.tokenizer.as_deref())?;
         Ok(Session { stage, config, target, device, corpus })
     }
@@ -157,7 +157,7 @@ impl<'a> Session<'a> {
         TrainState::new(self.stage, self.setup()?)
     }
 
-    fn setup(&self) -> Result<Setup> {
+    pub(crate) fn setup(&self) -> Result<Setup> {
         let config = self.config;
         Ok(Setup {
             seed: config.seed,

@@ -22,14 +22,18 @@ pub fn tables(specs: &[TableSpec], tokenizer: &Tokenizer, device: Device) -> Res
 
 fn table(spec: &TableSpec, specs: &[TableSpec], tokenizer: &Tokenizer) -> Result<Tensor> {
     let n_ids = tokenizer.n_ids() as i64;
+    // Whether a tokenizer may have fewer ids than the stage is decided with the corpus; one that it
+    // lacks has no bytes.
     match (spec.source, spec.shape) {
-        (CODES, &[v, p]) if v == n_ids && p > 0 => {
-            let table = tokenizer.byte_table(p as usize)?;
-            Ok(Tensor::f_from_slice(&table.codes)?.f_reshape(spec.shape)?)
+        (CODES, &[v, p]) if v >= n_ids && p > 0 => {
+            let mut codes = tokenizer.byte_table(p as usize)?.codes;
+            codes.resize((v * p) as usize, -1);
+            Ok(Tensor::f_from_slice(&codes)?.f_reshape(spec.shape)?)
         }
-        (COUNTS, &[v]) if v == n_ids => {
-            let table = tokenizer.byte_table(positions_beside(spec, specs) as usize)?;
-            Ok(Tensor::f_from_slice(&table.counts)?)
+        (COUNTS, &[v]) if v >= n_ids => {
+            let mut counts = tokenizer.byte_table(positions_beside(spec, specs) as usize)?.counts;
+            counts.resize(v as usize, 0);
+            Ok(Tensor::f_from_slice(&counts)?)
         }
         (CODES, _) => Err(bad_shape(spec, format!("[{n_ids}, p] with p > 0"))),
         (COUNTS, _) => Err(bad_shape(spec, format!("[{n_ids}]"))),
@@ -91,6 +95,18 @@ mod tests {
         }
         assert_eq!(made[3].max().int64_value(&[]), 4);
         assert_eq!(made[2].max().int64_value(&[]), 15);
+    }
+
+    #[test]
+    fn ids_that_the_tokenizer_lacks_have_no_bytes() {
+        let tokenizer = TestCorpus::new().open().tokenizer;
+        let more: &'static [i64] = &[V + 3, 4];
+        let counts: &'static [i64] = &[V + 3];
+        let specs = [spec("a.codes", more, CODES), spec("a.counts", counts, COUNTS)];
+        let made = tables(&specs, &tokenizer, Device::Cpu).expect("makes");
+        assert_eq!(made[0].narrow(0, V, 3).max().int64_value(&[]), -1);
+        assert_eq!(made[1].narrow(0, V, 3).max().int64_value(&[]), 0);
+        assert!(made[1].narrow(0, 0, V).min().int64_value(&[]) > 0);
     }
 
     #[test]

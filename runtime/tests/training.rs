@@ -197,6 +197,7 @@ fn what_cannot_be_resumed() {
     tell("another source", train(&other, &bench.config, &resume, &stop));
     let mut config = bench.config.clone();
     config.data.batch = 5;
+    config.data.micro_batch = None;
     config.schedule.peak = 0.5;
     tell("other settings", train(&BigramStage::GOOD, &config, &resume, &stop));
     // Accepted, the carries still do not fit a batch of 5.
@@ -207,6 +208,43 @@ fn what_cannot_be_resumed() {
 
     let accept = RunOptions { accept_changed_source: true, stop_after: Some(11), ..resume };
     train(&other, &bench.config, &accept, &stop).expect("resumes");
+}
+
+#[test]
+fn a_run_in_micro_batches_resumes_to_the_same_bits() {
+    let mut bench = Bench::new();
+    bench.config.data.micro_batch = Some(2);
+    bench.run(&bench.options("whole")).expect("trains");
+    let first = RunOptions { stop_after: Some(10), ..bench.options("parts") };
+    bench.run(&first).expect("trains");
+    let second = RunOptions { start: Start::Latest, ..bench.options("parts") };
+    bench.run(&second).expect("resumes");
+    assert_eq!(hash(&bench.out("parts")), hash(&bench.out("whole")));
+    // Another number of micro-batches is another sum.
+    bench.config.data.micro_batch = Some(1);
+    let error = bench.run(&second).expect_err("is refused");
+    assert!(error.to_string().contains("data.micro_batch"), "{error}");
+}
+
+#[test]
+fn parts_are_timed_where_that_is_asked_for_and_nothing_else_changes() {
+    let mut bench = Bench::new();
+    bench.run(&bench.options("plain")).expect("trains");
+    bench.config.metrics.profile_interval = 4;
+    bench.run(&bench.options("profiled")).expect("trains");
+    assert_eq!(hash(&bench.out("profiled")), hash(&bench.out("plain")));
+    let text = std::fs::read_to_string(bench.out("profiled").join("metrics.jsonl")).expect("reads");
+    let timed = text.lines().filter(|line| line.contains("\"parts_ms\":{\"data\":")).count();
+    assert_eq!(timed, 5);
+}
+
+#[test]
+fn a_measurement_saves_nothing() {
+    let bench = Bench::new();
+    let options = RunOptions { no_checkpoints: true, ..bench.options("run") };
+    let summary = bench.run(&options).expect("trains");
+    assert_eq!((summary.end_step, summary.checkpoint), (20, None));
+    assert!(!bench.out("run").join("checkpoints").exists());
 }
 
 #[test]

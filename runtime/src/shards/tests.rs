@@ -130,8 +130,10 @@ fn bad_input() {
 #[test]
 fn the_stage_and_the_tokenizer_must_agree_on_the_vocabulary() {
     let corpus = TestCorpus::new().open();
-    assert!(corpus.check_vocab(VOCAB as i64).is_ok());
-    let error = corpus.check_vocab(2048).expect_err("is refused");
+    assert!(corpus.check_vocab(VOCAB as i64, false).is_ok());
+    let error = corpus.check_vocab(2048, false).expect_err("is refused");
+    assert!(corpus.check_vocab(2048, true).is_ok());
+    assert!(corpus.check_vocab(VOCAB as i64 - 1, true).is_err());
     let hash = corpus.tokenizer.hash().to_owned();
     assert!(corpus.check_pinned(None).is_ok() && corpus.check_pinned(Some(&hash)).is_ok());
     let pinned = corpus.check_pinned(Some("0000")).expect_err("is refused");

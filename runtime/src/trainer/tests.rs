@@ -1,4 +1,5 @@
 use super::*;
+use crate::stage::Outputs;
 use crate::data::Plan;
 use crate::run::Session;
 use crate::testing::{BigramStage, Poison, TestCorpus};
@@ -143,4 +144,100 @@ fn a_state_beyond_its_range_stops_the_step_before_it_changes_anything() {
     assert_eq!(state.master, before);
     // What was told once is not told again.
     let _ = stage.train_step(&mut state, &batch).expect("steps");
+}
+
+/// Five steps in micro-batches of some lanes.
+fn five_steps(micro_batch: usize, is_deferred: bool) -> (TrainState, StepReport) {
+    let corpus = TestCorpus::new();
+    let mut config = corpus.own_config();
+    config.data.micro_batch = Some(micro_batch);
+    let stage = BigramStage::GOOD;
+    let session = Session::open(&stage, &config).expect("opens");
+    let mut state = session.fresh_state().expect("makes");
+    state.is_deferred = is_deferred;
+    let split = &session.corpus().train;
+    let plan = Plan::new(split, &config.data, 1).expect("fits");
+    let mut last = None;
+    for at in 0..5 {
+        let batch = plan.batch(split, at, Kind::Float).expect("reads");
+        last = Some(step(&stage, &mut state, &batch).expect("steps"));
+    }
+    (state, last.expect("a step"))
+}
+
+#[test]
+fn micro_batches_add_up_to_the_batch() {
+    let (whole, report) = five_steps(4, false);
+    for micro_batch in [1, 2] {
+        let (parts, of_parts) = five_steps(micro_batch, false);
+        let lists = [
+            (&whole.master, &parts.master),
+            (&whole.params, &parts.params),
+            (&whole.states, &parts.states),
+            (&whole.carries, &parts.carries),
+        ];
+        for (whole, parts) in lists {
+            assert_eq!(whole.len(), parts.len());
+            whole.iter().zip(parts).for_each(|(whole, parts)| close(parts, whole));
+        }
+        assert!((report.grad_norm - of_parts.grad_norm).abs() < 1e-6);
+        assert!((report.values[0].1 - of_parts.values[0].1).abs() < 1e-6);
+        assert_ne!(parts.carries[0], parts.carries[0].zeros_like());
+    }
+}
+
+#[test]
+fn one_read_at_the_end_tells_the_same() {
+    for micro_batch in [2, 4] {
+        let (at_once, report) = five_steps(micro_batch, false);
+        let (deferred, of_deferred) = five_steps(micro_batch, true);
+        assert_eq!(at_once.master, deferred.master);
+        assert_eq!(report, of_deferred);
+    }
+    let corpus = TestCorpus::new();
+    let config = corpus.own_config();
+    for poison in [Poison::Loss(1), Poison::State(1), Poison::Carry(1), Poison::Gradient(1)] {
+        let stage = BigramStage::poisoned(poison);
+        let session = Session::open(&stage, &config).expect("opens");
+        let split = &session.corpus().train;
+        let plan = Plan::new(split, &config.data, 1).expect("fits");
+        let batch = plan.batch(split, 0, Kind::Float).expect("reads");
+        let told = |is_deferred: bool| {
+            let mut state = session.fresh_state().expect("makes");
+            state.is_deferred = is_deferred;
+            let before: Vec<Tensor> = state.master.iter().map(Tensor::copy).collect();
+            let error = step(&stage, &mut state, &batch).expect_err("stops");
+            assert_eq!(state.master, before);
+            error.rendered()
+        };
+        assert_eq!(told(true), told(false), "{poison:?}");
+    }
+}
+
+/// In bf16 the working copies follow the f32 masters.
+#[test]
+fn working_copies_follow_their_masters() {
+    let corpus = TestCorpus::new();
+    let config = corpus.own_config();
+    let stage = BigramStage::GOOD;
+    let session = Session::open(&stage, &config).expect("opens");
+    let setup = Setup { act: Kind::BFloat16, ..session.setup().expect("sets up") };
+    let mut state = TrainState::new(&stage, setup).expect("makes");
+    let before = state.params[0].copy();
+    let copies = |state: &TrainState| {
+        for ((master, param), spec) in state.master.iter().zip(&state.params).zip(stage.params()) {
+            assert_eq!(master.kind(), Kind::Float, "{}", spec.path);
+            assert_eq!(param.kind(), spec.precision.kind(Kind::BFloat16), "{}", spec.path);
+            assert_eq!(param, &master.to_kind(param.kind()), "{}", spec.path);
+        }
+    };
+    copies(&state);
+    let gradient = |spec: &crate::ParamSpec| {
+        let kind = spec.precision.kind(Kind::BFloat16);
+        spec.storage.learns().then(|| Tensor::ones(spec.shape, (kind, Device::Cpu)))
+    };
+    let clipped = state.clip(stage.params().iter().map(gradient).collect()).expect("clips");
+    state.update(&clipped).expect("updates");
+    copies(&state);
+    assert_ne!(state.params[0], before);
 }
