@@ -172,7 +172,7 @@ pub fn misuse(gpu: &Gpu, what: &str) -> Result<()> {
             let targets = Tensor::f_full([4], 1024, (Kind::Int64, gpu.device()))?;
             let _ = ops::linear_cross_entropy(&h, &w, &targets, 0.0)?;
         }
-        _ => cuda::ensure_memory(gpu.ordinal, "this test", u64::MAX)?,
+        _ => cuda::ensure_memory(gpu.ordinal, "this test", u64::MAX, "")?,
     }
     cuda::synchronize(gpu.ordinal)
 }

@@ -110,12 +110,6 @@ fn tables(gpu: &Gpu, stage: &dyn Stage) -> Result<Vec<Tensor>> {
     stage.tables().iter().map(table).collect()
 }
 
-/// `|x - y| / |y|`, Euclidean.
-fn apart(x: &Tensor, y: &Tensor) -> Result<f64> {
-    let norm = |x: &Tensor| -> Result<f64> { Ok(x.f_norm()?.f_double_value(&[])?) };
-    Ok(norm(&x.f_to_kind(Kind::Double)?.f_sub(y)?)? / norm(y)?.max(1e-30))
-}
-
 /// Loss and gradients of the kernels in bf16 against the same stage on libtorch in f64.
 fn against_f64(stage: &dyn Stage, data: &Data, label: &str) -> Result<Vec<Verdict>> {
     let fused = data.step(stage)?;
