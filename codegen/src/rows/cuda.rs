@@ -73,6 +73,16 @@ pub(super) struct Writer<'a> {
     symbols: BTreeSet<String>,
     alias: BTreeMap<ValueId, ValueId>,
     scratch: usize,
+    /// Inputs whose steps the pass has read, and which way.
+    steps_read: BTreeSet<(ValueId, bool)>,
+    /// Declarations that come before all rows.
+    before_rows: Vec<String>,
+}
+
+/// Steps of an input around a row.
+struct Steps {
+    name: String,
+    packed: bool,
 }
 
 /// Generates the kernel of a group.
@@ -90,6 +100,8 @@ pub(crate) fn kernel(function: &Function, group: &Group, entry: &str) -> Kernel 
         symbols: BTreeSet::new(),
         alias: BTreeMap::new(),
         scratch: 0,
+        steps_read: BTreeSet::new(),
+        before_rows: Vec::new(),
     };
     writer.body();
     writer.assemble(entry)
@@ -190,6 +202,7 @@ impl<'a> Writer<'a> {
         self.hoisted();
         self.accumulators();
         let groups = self.shape.groups();
+        let before = self.text.split();
         self.text.open(format!("for (int base = first; base < last; base += {groups})"));
         if groups > 1 {
             self.text.line("const bool live = base + group < last;");
@@ -263,6 +276,7 @@ impl<'a> Writer<'a> {
         }
         self.phases.all = phases;
         self.text.close();
+        self.text.join(before, &self.before_rows);
         self.partials();
         self.text.depth_out();
     }
@@ -312,6 +326,7 @@ impl<'a> Writer<'a> {
     }
 
     fn open_pass(&mut self) {
+        self.steps_read.clear();
         if self.shape.chunks > 1 {
             self.text.line("UNROLL");
             self.text.open(format!("for (int c = 0; c < {}; ++c)", self.shape.chunks));
@@ -739,10 +754,11 @@ impl<'a> Writer<'a> {
         let Some(leaf) = leaf else { return };
         let Role::Small(n_taps) = leaf.role else { return };
         let tap = variable(&leaf.axis, leaf.nth);
+        let steps = self.steps(x, n_taps, ahead);
         let name = self.name(y);
         self.text.line(format!("clear({name});"));
         self.text.loops(&[(tap.clone(), n_taps)]);
-        self.shifted(x, &tap, n_taps, ahead);
+        self.step(&steps, &tap);
         let lanes = self.lane_loop(y);
         let n = self.text.loops(&lanes);
         let (to, weight) = (self.at(y), self.at(w));
@@ -751,41 +767,101 @@ impl<'a> Writer<'a> {
         self.text.close();
     }
 
-    /// Reads the vector of an input at the step that a tap meets, as `step`.
-    fn shifted(&mut self, x: ValueId, tap: &str, n_taps: i64, ahead: bool) {
+    /// The vector of a tap as `step`.
+    fn step(&mut self, steps: &Steps, tap: &str) {
+        let (vector, name) = (self.shape.vector, &steps.name);
+        if steps.packed {
+            self.text.line(format!("float step[{vector}];"));
+            self.text.line(format!("unpack<{vector}>(step, {name}[{tap}]);"));
+        } else {
+            self.text.line(format!("const float (&step)[{vector}] = {name}[{tap}];"));
+        }
+    }
+
+    /// The steps of an input that the taps of a convolution meet. Where a block does one row after
+    /// the other, all but one are there from the row before.
+    fn steps(&mut self, x: ValueId, n_taps: i64, ahead: bool) -> Steps {
+        let vector = self.shape.vector;
+        let packed = self.packed(x) && self.access(x).is_vector();
+        let side = if ahead { "ahead" } else { "behind" };
+        let name = format!("steps_{side}_{}", x.0);
+        let steps = Steps { name: name.clone(), packed };
+        if !self.steps_read.insert((x, ahead)) {
+            return steps;
+        }
         let time = self.layout.row_parts(x).last().copied().unwrap_or_default();
-        let steps = self.layout.rows.get(time).cloned().unwrap_or_default();
-        self.need_sizes(&steps);
+        let size = self.layout.rows.get(time).cloned().unwrap_or_default();
+        self.need_sizes(&size);
         for leaf in self.layout.leaves(x).to_vec() {
             if let Role::Row(_) = leaf.role {
                 self.need_sizes(&leaf.stride);
             }
         }
-        let vector = self.shape.vector;
-        let back = format!("({} - {tap})", n_taps - 1);
-        let mut there = if ahead {
-            format!("r{time} + {back} < {}", size_text(&steps))
-        } else {
-            format!("r{time} >= {back}")
+        let element = if packed { "unsigned" } else { "float" };
+        let extent = if packed { vector / 2 } else { vector };
+        let declared = format!("{element} {name}[{n_taps}][{extent}];");
+        let rolls = self.shape.groups() == 1 && self.shape.chunks == 1;
+        let last = n_taps - 1;
+        let read = |writer: &mut Self, tap: &str| {
+            let back = format!("({last} - {tap})");
+            let mut there = if ahead {
+                format!("r{time} + {back} < {}", size_text(&size))
+            } else {
+                format!("r{time} >= {back}")
+            };
+            if writer.shape.ragged {
+                there += " && inside";
+            }
+            let sign = if ahead { "+" } else { "-" };
+            let offset = writer.access(x).offset(Some((time, &format!("{sign} {back}"))));
+            let pointer = format!("in_{}", x.0);
+            if packed {
+                writer.text.line(format!(
+                    "if ({there}) load_pairs<{vector}>({name}[{tap}], {pointer} + {offset});"
+                ));
+                writer.text.line(format!("else clear({name}[{tap}]);"));
+            } else if writer.access(x).is_vector() {
+                writer.text.line(format!(
+                    "if ({there}) load<{vector}>({name}[{tap}], {pointer} + {offset});"
+                ));
+                writer.text.line(format!("else clear({name}[{tap}]);"));
+            } else {
+                let stride = writer.access(x).lane_stride();
+                let n = writer.text.loops(&[("i".to_owned(), vector)]);
+                writer.text.line(format!(
+                    "{name}[{tap}][i] = {there} ? widen({pointer}[{offset} + i * {stride}]) : 0.0f;"
+                ));
+                writer.text.close_all(n);
+            }
         };
-        if self.shape.ragged {
-            there += " && inside";
-        }
-        let sign = if ahead { "+" } else { "-" };
-        let offset = self.access(x).offset(Some((time, &format!("{sign} {back}"))));
-        let pointer = format!("in_{}", x.0);
-        self.text.line(format!("float step[{vector}];"));
-        if self.access(x).is_vector() {
-            self.text.line(format!("if ({there}) load<{vector}>(step, {pointer} + {offset});"));
-            self.text.line("else clear(step);");
-        } else {
-            let stride = self.access(x).lane_stride();
-            let n = self.text.loops(&[("i".to_owned(), vector)]);
-            self.text.line(format!(
-                "step[i] = {there} ? widen({pointer}[{offset} + i * {stride}]) : 0.0f;"
-            ));
+        if !rolls {
+            self.text.line(declared);
+            let n = self.text.loops(&[("tap".to_owned(), n_taps)]);
+            read(self, "tap");
             self.text.close_all(n);
+            return steps;
         }
+        self.before_rows.push(declared);
+        self.text.open(format!("if (base == first || r{time} == 0)"));
+        let n = self.text.loops(&[("tap".to_owned(), n_taps)]);
+        read(self, "tap");
+        self.text.close_all(n + 1);
+        self.text.open("else");
+        self.text.line("UNROLL");
+        let (to, from) = if ahead {
+            self.text.open(format!("for (int tap = {last}; tap > 0; --tap)"));
+            ("tap", "tap - 1")
+        } else {
+            self.text.open(format!("for (int tap = 0; tap < {last}; ++tap)"));
+            ("tap", "tap + 1")
+        };
+        let n = self.text.loops(&[("i".to_owned(), extent)]);
+        self.text.line(format!("{name}[{to}][i] = {name}[{from}][i];"));
+        self.text.close_all(n + 1);
+        let newest = if ahead { 0 } else { last };
+        read(self, &newest.to_string());
+        self.text.close();
+        steps
     }
 
     fn rotary(&mut self, node: &Node, op: &crate::ops::Rotary) {
@@ -973,6 +1049,13 @@ impl<'a> Writer<'a> {
         let extent = self.grown_extent(id, outer);
         let index: String = extent.iter().map(|(v, _)| format!("[{v}]")).collect();
         let name = self.name(result);
+        // Steps are read by all threads: what is guarded is the sum alone.
+        let steps = match (&node.op, node.args.first()) {
+            (Op::CausalConvWeightGrad(op), Some(x)) => {
+                Some(self.steps(*x, op.taps.size.as_constant().unwrap_or_default(), false))
+            }
+            _ => None,
+        };
         let mut conditions = Vec::new();
         if self.shape.groups() > 1 {
             conditions.push("live");
@@ -985,13 +1068,13 @@ impl<'a> Writer<'a> {
             self.text.open(format!("if ({})", conditions.join(" && ")));
         }
         let within: Vec<(String, i64)> = extent.into_iter().filter(|(v, _)| v != "c").collect();
-        if let (Op::CausalConvWeightGrad(op), Some(x), Some(dy)) =
-            (&node.op, node.args.first().copied(), node.args.get(1).copied())
+        if let (Op::CausalConvWeightGrad(op), Some(steps), Some(dy)) =
+            (&node.op, steps, node.args.get(1).copied())
         {
             let tap = variable(&op.taps.name, 0);
             let n_taps = op.taps.size.as_constant().unwrap_or_default();
             self.text.loops(&[(tap.clone(), n_taps)]);
-            self.shifted(x, &tap, n_taps, false);
+            self.step(&steps, &tap);
             let n = self.text.loops(&[("i".to_owned(), self.shape.vector)]);
             let factor = self.at(dy);
             self.text.line(format!("total_{name}{index} += {factor} * step[i];"));

@@ -111,10 +111,25 @@ pub(super) fn is_view(op: &Op) -> bool {
     )
 }
 
+/// Whether libtorch shows the result without touching memory, and without gaps.
+pub(super) fn is_free_view(op: &Op) -> bool {
+    is_view(op) && !matches!(op, Op::Permute(_))
+}
+
 impl Group {
     /// The group of these nodes, `None` if one kernel cannot compute them.
     pub(crate) fn of(function: &Function, mut nodes: Vec<NodeId>, read: &Readers) -> Option<Group> {
         nodes.sort_unstable();
+        let outside = |value: ValueId| read.outside(value, &nodes);
+        Group::with(function, nodes.clone(), &outside)
+    }
+
+    /// The group of these nodes, which are sorted, where it is known what is read outside of it.
+    pub(crate) fn with(
+        function: &Function,
+        nodes: Vec<NodeId>,
+        outside: &dyn Fn(ValueId) -> bool,
+    ) -> Option<Group> {
         let layout = Layout::of(function, &nodes)?;
         let made: BTreeSet<ValueId> =
             nodes.iter().flat_map(|id| function.node(*id).results.iter().copied()).collect();
@@ -137,7 +152,18 @@ impl Group {
                 }
             }
         }
-        let outputs = made.iter().copied().filter(|v| read.outside(*v, &nodes)).collect();
+        let mut read: BTreeSet<ValueId> = made.iter().copied().filter(|v| outside(*v)).collect();
+        // A view that is read outside is made outside, of what it shows.
+        for id in nodes.iter().rev() {
+            let node = function.node(*id);
+            let (Some(arg), Some(result)) = (node.args.first(), node.results.first()) else {
+                continue;
+            };
+            if is_free_view(&node.op) && read.remove(result) && made.contains(arg) {
+                let _ = read.insert(*arg);
+            }
+        }
+        let outputs = read.into_iter().collect();
         Some(Group { nodes, inputs, outputs, layout })
     }
 
