@@ -203,8 +203,25 @@ impl<'a> Writer<'a> {
         self.accumulators();
         let groups = self.shape.groups();
         let before = self.text.split();
-        self.text.open(format!("for (int base = first; base < last; base += {groups})"));
-        if groups > 1 {
+        let halo = self.halo();
+        if halo > 0 {
+            let time = self.layout.rows.len().saturating_sub(1);
+            let steps = self.layout.rows.get(time).cloned().unwrap_or_default();
+            self.need_sizes(&steps);
+            self.text.line("// Rows after the block's own complete sums that its rows begin.");
+            self.text.line(format!("const int room = min({halo}, rows - last);"));
+            self.text.line(format!(
+                "const int past = last % {0} == 0 ? 0 : min(room, {0} - last % {0});",
+                size_text(&steps)
+            ));
+            self.text.open("for (int base = first; base < last + past; ++base)");
+            self.text.line("const bool live = base < last;");
+            self.text.line("const int row = base;");
+        } else {
+            self.text.open(format!("for (int base = first; base < last; base += {groups})"));
+        }
+        if halo > 0 {
+        } else if groups > 1 {
             self.text.line("const bool live = base + group < last;");
             self.text.line("const int row = live ? base + group : last - 1;");
         } else {
@@ -256,7 +273,8 @@ impl<'a> Writer<'a> {
                             if self.phases.kept.contains(&result) {
                                 self.keep(result);
                             }
-                            if late.contains(&result) || in_pass.contains(&result) {
+                            let scattered = self.is_scattered(self.function.node(*id));
+                            if !scattered && (late.contains(&result) || in_pass.contains(&result)) {
                                 self.write(result);
                             }
                         }
@@ -538,7 +556,7 @@ impl<'a> Writer<'a> {
             }
         }
         let mut conditions: Vec<String> = Vec::new();
-        if self.shape.groups() > 1 {
+        if self.shape.groups() > 1 || self.halo() > 0 {
             conditions.push("live".to_owned());
         }
         let lanes = self.layout.lanes(value);
@@ -643,6 +661,10 @@ impl<'a> Writer<'a> {
         }
         let described = self.describe(id);
         self.text.line(described);
+        if let (Op::CausalConvInputGrad(op), true) = (&node.op, self.is_scattered(node)) {
+            self.scatter(node, &op.taps);
+            return;
+        }
         self.text.line(format!("{} {}{};", self.element(result), self.name(result), self.extent(result)));
         match &node.op {
             Op::CausalConv(op) => self.conv(node, &op.taps, false),
@@ -765,6 +787,82 @@ impl<'a> Writer<'a> {
         self.text.line(format!("{to} += {weight} * step[i];"));
         self.text.close_all(n);
         self.text.close();
+    }
+
+    /// Whether a node hands its result on from row to row.
+    fn is_scattered(&self, node: &Node) -> bool {
+        let made = node.args.first().map(|dy| self.function.value(*dy).node);
+        matches!(node.op, Op::CausalConvInputGrad(_))
+            && made.is_some_and(|id| self.group.nodes.contains(&id))
+    }
+
+    /// Rows after a block's own that it computes too.
+    fn halo(&self) -> i64 {
+        let taps = self.group.nodes.iter().filter_map(|id| {
+            let node = self.function.node(*id);
+            let w = node.args.get(1).filter(|_| self.is_scattered(node))?;
+            Some(self.layout.smalls(*w).iter().product::<i64>() - 1)
+        });
+        taps.max().unwrap_or_default()
+    }
+
+    /// The cotangent of a convolution's input, where that of its output is made here: each row adds
+    /// its share to the rows that its taps met, and the oldest of these is complete.
+    fn scatter(&mut self, node: &Node, taps: &str) {
+        let (Some(dy), Some(w), Some(y)) = (node.args.first(), node.args.get(1), node.results.first())
+        else {
+            return;
+        };
+        let (dy, w, y) = (*dy, *w, *y);
+        let leaf = self.layout.leaves(w).iter().find(|leaf| leaf.axis == taps).cloned();
+        let Some(leaf) = leaf else { return };
+        let Role::Small(n_taps) = leaf.role else { return };
+        let tap = variable(&leaf.axis, leaf.nth);
+        let (vector, name, last) = (self.shape.vector, self.name(y), n_taps - 1);
+        let time = self.layout.rows.len().saturating_sub(1);
+        let steps = size_text(&self.layout.rows.get(time).cloned().unwrap_or_default());
+        for leaf in self.layout.leaves(y).to_vec() {
+            if let Role::Row(_) = leaf.role {
+                self.need_sizes(&leaf.stride);
+            }
+        }
+        let pending = format!("pending_{name}");
+        self.before_rows.push(format!("float {pending}[{n_taps}][{vector}];"));
+        let all = [(tap.clone(), n_taps), ("i".to_owned(), vector)];
+        self.text.open(format!("if (base == first || r{time} == 0)"));
+        let n = self.text.loops(&all);
+        self.text.line(format!("{pending}[{tap}][i] = 0.0f;"));
+        self.text.close_all(n + 1);
+        let n = self.text.loops(&all);
+        let (weight, cotangent) = (self.at(w), self.at(dy));
+        self.text.line(format!("{pending}[{tap}][i] += {weight} * {cotangent};"));
+        self.text.close_all(n);
+        // At the end of a sequence all that are pending are complete.
+        self.text.line("UNROLL");
+        self.text.open(format!("for (int done = 0; done < {n_taps}; ++done)"));
+        let back = format!("({last} - done)");
+        let mut ready = format!(
+            "(done == 0 || r{time} == {steps} - 1) && r{time} >= {back} && row - {back} >= first && row - {back} < last"
+        );
+        if self.shape.ragged {
+            ready += " && inside";
+        }
+        let offset = self.access(y).offset(Some((time, &format!("- {back}"))));
+        if self.access(y).is_vector() {
+            self.text.line(format!("if ({ready}) store<{vector}>(out_{} + {offset}, {pending}[done]);", y.0));
+        } else {
+            let stride = self.access(y).lane_stride();
+            self.text.open(format!("if ({ready})"));
+            let n = self.text.loops(&[("i".to_owned(), vector)]);
+            self.text.line(format!("narrow(out_{}[{offset} + i * {stride}], {pending}[done][i]);", y.0));
+            self.text.close_all(n + 1);
+        }
+        self.text.close();
+        self.text.line("UNROLL");
+        self.text.open(format!("for (int tap = 0; tap < {n_taps}; ++tap)"));
+        let n = self.text.loops(&[("i".to_owned(), vector)]);
+        self.text.line(format!("{pending}[tap][i] = tap < {last} ? {pending}[tap + 1][i] : 0.0f;"));
+        self.text.close_all(n + 1);
     }
 
     /// The vector of a tap as `step`.
@@ -1057,7 +1155,7 @@ impl<'a> Writer<'a> {
             _ => None,
         };
         let mut conditions = Vec::new();
-        if self.shape.groups() > 1 {
+        if self.shape.groups() > 1 || self.halo() > 0 {
             conditions.push("live");
         }
         if self.shape.ragged && self.grows_over_lane(id) {

@@ -13,6 +13,15 @@ const MATRIX: i64 = 4096 * 4;
 /// Small elements of a value that every thread of a row may compute again.
 const REPEATED: i64 = 16;
 
+/// Lanes from which on a block does one row after the other.
+const LONG: i64 = 2048;
+
+/// Whether a node is the input's cotangent of a convolution, from a cotangent that is made here.
+pub(super) fn is_scattered(node: &Node, made: &BTreeSet<ValueId>) -> bool {
+    matches!(node.op, Op::CausalConvInputGrad(_))
+        && node.args.first().is_some_and(|dy| made.contains(dy))
+}
+
 /// Nodes that one kernel computes.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Group {
@@ -135,6 +144,7 @@ impl Group {
             nodes.iter().flat_map(|id| function.node(*id).results.iter().copied()).collect();
         let mut inputs = Vec::new();
         let mut sums = BTreeSet::new();
+        let mut scattered = false;
         for id in &nodes {
             let node = function.node(*id);
             if node.args.iter().any(|arg| sums.contains(arg)) {
@@ -146,11 +156,20 @@ impl Group {
             if matches!(over(&layout, node), Some(Over::Rows(_))) {
                 sums.extend(node.results.iter().copied());
             }
+            if is_scattered(node, &made) {
+                // Its rows are complete only rows later.
+                scattered = true;
+                sums.extend(node.results.iter().copied());
+            }
             for arg in &node.args {
                 if !made.contains(arg) && !is_literal(function, *arg) && !inputs.contains(arg) {
                     inputs.push(*arg);
                 }
             }
+        }
+        let is_lane_sum = |id: &NodeId| over(&layout, function.node(*id)) == Some(Over::Lane);
+        if scattered && (nodes.iter().any(is_lane_sum) || layout.lane() < LONG) {
+            return None;
         }
         let mut read: BTreeSet<ValueId> = made.iter().copied().filter(|v| outside(*v)).collect();
         // A view that is read outside is made outside, of what it shows.
@@ -253,8 +272,9 @@ fn fits(function: &Function, layout: &Layout, node: &Node, made: &BTreeSet<Value
             external(0) && external(1) && is_row(node.args.first(), &op.time)
                 && is_tap(layout, node, &op.taps) && is_first_lane_only(layout, node)
         }
+        // A cotangent that is made here is handed from row to row: see `Writer::scatter`.
         Op::CausalConvInputGrad(op) => {
-            external(0) && external(1) && is_row(node.args.first(), &op.time)
+            external(1) && is_row(node.args.first(), &op.time)
                 && is_tap(layout, node, &op.taps) && is_first_lane_only(layout, node)
         }
         Op::CausalConvWeightGrad(op) => {

@@ -118,7 +118,8 @@ pub(super) fn shifted(function: &Function, group: &Group) -> BTreeSet<ValueId> {
     for id in &group.nodes {
         let node = function.node(*id);
         for (index, arg) in node.args.iter().enumerate() {
-            if is_shifted(&node.op, index) { shifted.insert(*arg) } else { plain.insert(*arg) };
+            let made = group.nodes.contains(&function.value(*arg).node);
+            if is_shifted(&node.op, index) && !made { shifted.insert(*arg) } else { plain.insert(*arg) };
         }
     }
     shifted.difference(&plain).copied().collect()

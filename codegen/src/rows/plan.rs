@@ -34,6 +34,7 @@ pub(crate) fn plan(function: &Function, kept: BTreeSet<ValueId>, prefix: &str) -
         readers: Readers::of(function, kept),
         groups: Vec::new(),
         owner: vec![None; function.nodes.len()],
+        built: Vec::new(),
         copies: BTreeMap::new(),
     };
     planner.grow();
@@ -49,6 +50,8 @@ struct Planner<'f> {
     /// Nodes of each group; empty where a group has been joined to another.
     groups: Vec<Vec<NodeId>>,
     owner: Vec<Option<usize>>,
+    /// The groups as kernels see them.
+    built: Vec<Option<Group>>,
     /// Nodes of other groups that a group computes again.
     copies: BTreeMap<usize, BTreeSet<NodeId>>,
 }
@@ -62,11 +65,19 @@ impl Planner<'_> {
         Group::of(self.function, nodes.to_vec(), &self.readers)
     }
 
+    fn built(&self, index: usize) -> Option<&Group> {
+        self.built.get(index).and_then(Option::as_ref)
+    }
+
     fn set(&mut self, index: usize, nodes: Vec<NodeId>) {
         for id in &nodes {
             if let Some(owner) = self.owner.get_mut(id.0 as usize) {
                 *owner = Some(index);
             }
+        }
+        self.built.resize(self.groups.len().max(self.built.len()), None);
+        if let Some(built) = self.built.get_mut(index) {
+            *built = Group::of(self.function, nodes.clone(), &self.readers);
         }
         if let Some(group) = self.groups.get_mut(index) {
             *group = nodes;
@@ -122,7 +133,7 @@ impl Planner<'_> {
 
     fn may_join(&self, alone: &Group, index: usize) -> bool {
         let Some(nodes) = self.groups.get(index) else { return false };
-        let Some(present) = self.group(nodes) else { return false };
+        let Some(present) = self.built(index) else { return false };
         if present.is_narrow() && !alone.is_narrow() {
             return false;
         }
@@ -144,8 +155,8 @@ impl Planner<'_> {
 
     fn join(&mut self, home: usize, other: usize) {
         let (Some(a), Some(b)) = (self.groups.get(home), self.groups.get(other)) else { return };
-        let narrow = |nodes: &[NodeId]| self.group(nodes).is_some_and(|group| group.is_narrow());
-        if b.is_empty() || narrow(a) != narrow(b) {
+        let narrow = |index: usize| self.built(index).is_some_and(Group::is_narrow);
+        if b.is_empty() || narrow(home) != narrow(other) {
             return;
         }
         let nodes = [a.clone(), b.clone()].concat();
@@ -157,11 +168,12 @@ impl Planner<'_> {
 
     /// Joins groups that have nothing to read or write in common but are small.
     fn join_tiny(&mut self) {
-        let tiny = |planner: &Self, nodes: &[NodeId]| {
-            planner.group(nodes).filter(|group| {
+        let tiny = |planner: &Self, index: usize| {
+            let group = planner.built(index).filter(|group| {
                 let mut values = group.inputs.iter().chain(&group.outputs);
                 values.all(|value| row_elements(&group.layout, *value) <= TINY)
-            })
+            });
+            group.map(|group| (group.layout.slots.clone(), group.layout.rows.clone()))
         };
         for home in 0..self.groups.len() {
             for other in home + 1..self.groups.len() {
@@ -171,8 +183,8 @@ impl Planner<'_> {
                 if a.is_empty() || b.is_empty() {
                     continue;
                 }
-                let (Some(left), Some(right)) = (tiny(self, a), tiny(self, b)) else { continue };
-                if left.layout.slots == right.layout.slots && left.layout.rows == right.layout.rows {
+                let left = tiny(self, home);
+                if left.is_some() && left == tiny(self, other) {
                     self.join(home, other);
                 }
             }
@@ -365,6 +377,10 @@ impl Planner<'_> {
     }
 
     fn copy_between(&mut self, producer: usize, consumer: usize) -> Option<()> {
+        let reads = |value: &ValueId| self.owner(self.function.value(*value).node) == Some(producer);
+        if !self.built(consumer)?.inputs.iter().any(reads) {
+            return None;
+        }
         let group = self.final_group(consumer)?;
         let from = self.final_group(producer)?;
         let crossing: BTreeSet<ValueId> = group

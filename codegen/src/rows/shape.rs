@@ -83,7 +83,14 @@ fn resident(function: &Function, group: &Group, phases: &Phases, vector: i64, ch
         };
         Some(lanes * layout.smalls(result).iter().product::<i64>())
     });
-    kept.sum::<i64>() + grows.sum::<i64>()
+    // Rows of a convolution's cotangent that are not complete yet.
+    let pending = group.nodes.iter().filter_map(|id| {
+        let node = function.node(*id);
+        let made = group.nodes.contains(&function.value(*node.args.first()?).node);
+        let taps = group.layout.smalls(*node.args.get(1)?).iter().product::<i64>();
+        (made && matches!(node.op, Op::CausalConvInputGrad(_))).then_some(taps * vector)
+    });
+    kept.sum::<i64>() + grows.sum::<i64>() + pending.sum::<i64>()
 }
 
 /// Registers of what is read before all rows, and of steps that are handed from row to row.
