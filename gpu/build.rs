@@ -1,6 +1,6 @@
 //! Generates the stages that are checked and timed.
 
-use lightc_codegen::emit::{Origin, emit_library, source_digest};
+use lightc_codegen::emit::{Origin, emit_kernels, emit_stage, source_digest};
 use lightc_codegen::pipeline::{compile_for, program_for};
 use lightc_codegen::schedule::Target;
 use lightc_dsl::diag::{self, Diag};
@@ -40,10 +40,11 @@ fn main() -> Result<(), Box<dyn Error>> {
         let model = program.resolve_stage(stage).map_err(|diags| report(&diags))?;
         let compiled = compile_for(&model, Target::Sm90a).map_err(|diags| report(&diags))?;
         let program = program_for(&compiled, Target::Sm90a).map_err(|diags| report(&diags))?;
-        for file in emit_library(&program, &origin)? {
-            let path = out.join(stage).join(&file.path);
-            fs::create_dir_all(path.parent().unwrap_or(&out))?;
-            fs::write(path, file.text)?;
+        let folder = out.join(stage);
+        fs::create_dir_all(&folder)?;
+        fs::write(folder.join("lib.rs"), emit_stage(&program, &origin)?)?;
+        if let Some(kernels) = emit_kernels(&program) {
+            fs::write(folder.join(kernels.path), kernels.text)?;
         }
     }
     Ok(())

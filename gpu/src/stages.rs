@@ -3,7 +3,7 @@
 macro_rules! stages {
     ($($(#[$doc:meta])* $name:ident,)*) => {
         $($(#[$doc])* #[allow(clippy::all, missing_docs)] pub mod $name {
-            include!(concat!(env!("OUT_DIR"), "/", stringify!($name), "/src/lib.rs"));
+            include!(concat!(env!("OUT_DIR"), "/", stringify!($name), "/lib.rs"));
         })*
     };
 }

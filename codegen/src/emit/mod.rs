@@ -17,4 +17,4 @@ mod stage;
 pub use call::EmitCall;
 pub use digest::source_digest;
 pub(crate) use names::module_name;
-pub use stage::{CrateFile, Origin, emit_blocks, emit_crate, emit_library, emit_stage};
+pub use stage::{CrateFile, Origin, emit_blocks, emit_crate, emit_kernels, emit_stage};

@@ -14,9 +14,14 @@ fn static_ident(entry: &str) -> Ident {
     Ident::new(&entry.to_ascii_uppercase(), Span::call_site())
 }
 
-/// `row_kernels`: the kernels of a stage, whose text lies beside as `kernels.cu`.
+/// The file of the kernels of a module.
+pub(super) fn kernels_name(module: &Module) -> String {
+    format!("{}.cu", module.name)
+}
+
+/// `row_kernels`: the kernels of a stage, whose text lies beside the Rust file.
 pub(super) fn kernel_table(module: &Module, plans: &Plans) -> TokenStream {
-    let name = format!("{}.cu", module.name);
+    let name = kernels_name(module);
     let finish = ["act", "f32"].map(|class| {
         let entry = format!("rows_finish_{class}");
         table_entry(&entry, "sums over rows", 1024, 0)
@@ -31,7 +36,7 @@ pub(super) fn kernel_table(module: &Module, plans: &Plans) -> TokenStream {
             use lightc_runtime::cuda::{Kernel, Module};
 
             /// Their text.
-            pub static MODULE: Module = Module { name: #name, source: include_str!("kernels.cu") };
+            pub static MODULE: Module = Module { name: #name, source: include_str!(#name) };
             #(#finish)*
             #(#kernels)*
         }
@@ -73,7 +78,6 @@ fn empty(ty: &Type) -> TokenStream {
 
 /// The statement of a kernel.
 pub(super) fn row_kernel(kernel: &Kernel, locals: &Locals<'_>) -> TokenStream {
-    let function = locals.function();
     let inputs: Vec<TokenStream> =
         kernel.group.inputs.iter().map(|value| locals.by_ref(*value)).collect();
     let outputs: Vec<ValueId> =
@@ -82,7 +86,6 @@ pub(super) fn row_kernel(kernel: &Kernel, locals: &Locals<'_>) -> TokenStream {
     let entry = static_ident(&kernel.entry);
     let fused = fused(kernel, locals);
     let reference = reference(kernel, &outputs, locals);
-    let _ = function;
     quote! {
         let [#(#bindings),*] = cuda::rows::results(cuda::either(
             &super::row_kernels::#entry,

@@ -4,7 +4,7 @@ use super::footprint::footprint_items;
 use super::function::{emit_function, entry_backward, has_states};
 use super::names::{crate_name, ident, module_ident, stage_ident};
 use super::replay::has_reversible;
-use super::rows::kernel_table;
+use super::rows::{kernel_table, kernels_name};
 use crate::analysis::{Carry, Role};
 use crate::ir::{FuncId, Module, Type};
 use crate::pipeline::{Compiled, LOSS, Program};
@@ -78,8 +78,12 @@ fn unparse(tokens: TokenStream) -> Result<String, String> {
     Ok(prettyplease::unparse(&file))
 }
 
-/// The file of a crate that holds its row kernels.
-const KERNELS_PATH: &str = "src/kernels.cu";
+/// The file that lies beside the Rust file of a stage whose target has row kernels: their text.
+pub fn emit_kernels(program: &Program<'_>) -> Option<CrateFile> {
+    let module = &program.compiled.module;
+    let text = plans(program)?.text(module);
+    Some(CrateFile { path: kernels_name(module), text })
+}
 
 /// The kernels of a program, where its target has any.
 fn plans(program: &Program<'_>) -> Option<Plans> {
@@ -122,21 +126,15 @@ pub fn emit_crate(
          lightc_runtime::program::{call}\n}}\n"
     );
     let file = |path: &str, text: String| CrateFile { path: path.to_owned(), text };
-    let mut files = emit_library(program, origin)?;
-    files.insert(0, file("Cargo.toml", manifest));
-    files.insert(2, file("src/main.rs", main));
-    Ok(files)
-}
-
-/// The library of a stage alone: `src/lib.rs`, and beside it the kernels of a target that has some.
-///
-/// # Errors
-/// As [`emit_stage`].
-pub fn emit_library(program: &Program<'_>, origin: &Origin) -> Result<Vec<CrateFile>, String> {
-    let file = |path: &str, text: String| CrateFile { path: path.to_owned(), text };
-    let mut files = vec![file("src/lib.rs", emit_stage(program, origin)?)];
-    let module = &program.compiled.module;
-    files.extend(plans(program).map(|plans| file(KERNELS_PATH, plans.text(module))));
+    let mut files = vec![
+        file("Cargo.toml", manifest),
+        file("src/lib.rs", emit_stage(program, origin)?),
+        file("src/main.rs", main),
+    ];
+    files.extend(
+        emit_kernels(program)
+            .map(|kernels| CrateFile { path: format!("src/{}", kernels.path), text: kernels.text }),
+    );
     Ok(files)
 }
 

@@ -73,6 +73,16 @@ pub(super) struct Writer<'a> {
     symbols: BTreeSet<String>,
     alias: BTreeMap<ValueId, ValueId>,
     scratch: usize,
+    /// Inputs whose steps the pass has read, and which way.
+    steps_read: BTreeSet<(ValueId, bool)>,
+    /// Declarations that come before all rows.
+    before_rows: Vec<String>,
+}
+
+/// Steps of an input around a row.
+struct Steps {
+    name: String,
+    packed: bool,
 }
 
 /// Generates the kernel of a group.
@@ -90,6 +100,8 @@ pub(crate) fn kernel(function: &Function, group: &Group, entry: &str) -> Kernel 
         symbols: BTreeSet::new(),
         alias: BTreeMap::new(),
         scratch: 0,
+        steps_read: BTreeSet::new(),
+        before_rows: Vec::new(),
     };
     writer.body();
     writer.assemble(entry)
@@ -136,7 +148,8 @@ impl<'a> Writer<'a> {
 
     /// `[4][8]`: what a thread holds of a value.
     fn extent(&self, value: ValueId) -> String {
-        let mut text: String = self.layout.smalls(value).iter().map(|n| format!("[{n}]")).collect();
+        let mut text: String =
+            self.layout.smalls(value).iter().map(|n| format!("[{n}]")).collect();
         if self.layout.is_vector(value) {
             text += &format!("[{}]", self.shape.vector);
         }
@@ -189,8 +202,26 @@ impl<'a> Writer<'a> {
         self.hoisted();
         self.accumulators();
         let groups = self.shape.groups();
-        self.text.open(format!("for (int base = first; base < last; base += {groups})"));
-        if groups > 1 {
+        let before = self.text.split();
+        let halo = self.halo();
+        if halo > 0 {
+            let time = self.layout.rows.len().saturating_sub(1);
+            let steps = self.layout.rows.get(time).cloned().unwrap_or_default();
+            self.need_sizes(&steps);
+            self.text.line("// Rows after the block's own complete sums that its rows begin.");
+            self.text.line(format!("const int room = min({halo}, rows - last);"));
+            self.text.line(format!(
+                "const int past = last % {0} == 0 ? 0 : min(room, {0} - last % {0});",
+                size_text(&steps)
+            ));
+            self.text.open("for (int base = first; base < last + past; ++base)");
+            self.text.line("const bool live = base < last;");
+            self.text.line("const int row = base;");
+        } else {
+            self.text.open(format!("for (int base = first; base < last; base += {groups})"));
+        }
+        if halo > 0 {
+        } else if groups > 1 {
             self.text.line("const bool live = base + group < last;");
             self.text.line("const int row = live ? base + group : last - 1;");
         } else {
@@ -213,7 +244,8 @@ impl<'a> Writer<'a> {
             }
             let flat = |value: &&ValueId| !self.layout.is_lane(**value);
             let early: Vec<ValueId> = phase.writes.iter().filter(flat).copied().collect();
-            let late: Vec<ValueId> = phase.writes.iter().filter(|v| !flat(v)).copied().collect();
+            let late: Vec<ValueId> =
+                phase.writes.iter().filter(|v| !flat(v)).copied().collect();
             for value in early.iter().filter(|value| !made_in_pass(self.function, phase, **value)) {
                 self.write(*value);
             }
@@ -241,7 +273,8 @@ impl<'a> Writer<'a> {
                             if self.phases.kept.contains(&result) {
                                 self.keep(result);
                             }
-                            if late.contains(&result) || in_pass.contains(&result) {
+                            let scattered = self.is_scattered(self.function.node(*id));
+                            if !scattered && (late.contains(&result) || in_pass.contains(&result)) {
                                 self.write(result);
                             }
                         }
@@ -261,6 +294,7 @@ impl<'a> Writer<'a> {
         }
         self.phases.all = phases;
         self.text.close();
+        self.text.join(before, &self.before_rows);
         self.partials();
         self.text.depth_out();
     }
@@ -310,6 +344,7 @@ impl<'a> Writer<'a> {
     }
 
     fn open_pass(&mut self) {
+        self.steps_read.clear();
         if self.shape.chunks > 1 {
             self.text.line("UNROLL");
             self.text.open(format!("for (int c = 0; c < {}; ++c)", self.shape.chunks));
@@ -329,11 +364,7 @@ impl<'a> Writer<'a> {
                 self.text.line(format!("const int r0 = {rest};"));
             } else {
                 self.text.line(format!("const int r{index} = {rest} % {size};"));
-                rest = if rest == "row" {
-                    format!("row / {size}")
-                } else {
-                    format!("({rest}) / {size}")
-                };
+                rest = if rest == "row" { format!("row / {size}") } else { format!("({rest}) / {size}") };
             }
         }
     }
@@ -411,8 +442,7 @@ impl<'a> Writer<'a> {
         let n = self.text.loops(&loops);
         if self.packed(value) {
             let vector = self.shape.vector;
-            self.text
-                .line(format!("unpack<{vector}>({name}{index}, kept_{name}[{chunk}]{index});"));
+            self.text.line(format!("unpack<{vector}>({name}{index}, kept_{name}[{chunk}]{index});"));
         } else {
             self.text.line(format!("{name}{index} = kept_{name}[{chunk}]{index};"));
         }
@@ -505,8 +535,7 @@ impl<'a> Writer<'a> {
         }
         let stride = self.access(value).lane_stride();
         loops.extend(self.lane_loop(value));
-        let step =
-            if self.layout.is_vector(value) { format!(" + i * {stride}") } else { String::new() };
+        let step = if self.layout.is_vector(value) { format!(" + i * {stride}") } else { String::new() };
         let n = self.text.loops(&loops);
         let at = self.at(value);
         let read = format!("widen({pointer}[{offset}{step}])");
@@ -527,7 +556,7 @@ impl<'a> Writer<'a> {
             }
         }
         let mut conditions: Vec<String> = Vec::new();
-        if self.shape.groups() > 1 {
+        if self.shape.groups() > 1 || self.halo() > 0 {
             conditions.push("live".to_owned());
         }
         let lanes = self.layout.lanes(value);
@@ -559,11 +588,8 @@ impl<'a> Writer<'a> {
             self.text.close_all(n);
         } else {
             let stride = self.access(value).lane_stride();
-            let step = if self.layout.is_vector(value) {
-                format!(" + i * {stride}")
-            } else {
-                String::new()
-            };
+            let step =
+                if self.layout.is_vector(value) { format!(" + i * {stride}") } else { String::new() };
             loops.extend(self.lane_loop(value));
             let n = self.text.loops(&loops);
             let at = self.at(value);
@@ -620,12 +646,7 @@ impl<'a> Writer<'a> {
             self.text.line(format!("{described} is {shown}"));
             // A view that is kept or written has elements of its own.
             if self.group.outputs.contains(&result) || self.phases.kept.contains(&result) {
-                let declared = format!(
-                    "{} {}{};",
-                    self.element(result),
-                    self.own(result),
-                    self.extent(result)
-                );
+                let declared = format!("{} {}{};", self.element(result), self.own(result), self.extent(result));
                 self.text.line(declared);
                 let mut to = self.small_loops(result, &[]);
                 to.extend(self.lane_loop(result));
@@ -640,12 +661,11 @@ impl<'a> Writer<'a> {
         }
         let described = self.describe(id);
         self.text.line(described);
-        self.text.line(format!(
-            "{} {}{};",
-            self.element(result),
-            self.name(result),
-            self.extent(result)
-        ));
+        if let (Op::CausalConvInputGrad(op), true) = (&node.op, self.is_scattered(node)) {
+            self.scatter(node, &op.taps);
+            return;
+        }
+        self.text.line(format!("{} {}{};", self.element(result), self.name(result), self.extent(result)));
         match &node.op {
             Op::CausalConv(op) => self.conv(node, &op.taps, false),
             Op::CausalConvInputGrad(op) => self.conv(node, &op.taps, true),
@@ -658,10 +678,8 @@ impl<'a> Writer<'a> {
             Op::SinkhornGrad(op) => {
                 let (x, dy) = (self.name(node.args[0]), self.name(node.args[1]));
                 let (y, eps) = (self.name(result), super::express::number(op.eps));
-                self.text.line(format!(
-                    "sinkhorn_grad({y}, {x}, {dy}, {}, {eps}, kept);",
-                    op.iterations
-                ));
+                self.text
+                    .line(format!("sinkhorn_grad({y}, {x}, {dy}, {}, {eps}, kept);", op.iterations));
             }
             _ if summed(node).is_some_and(|over| !over.is_empty()) => self.thread_sum(node, result),
             op => {
@@ -749,8 +767,7 @@ impl<'a> Writer<'a> {
 
     /// Taps of a convolution at the steps around this row.
     fn conv(&mut self, node: &Node, taps: &str, ahead: bool) {
-        let (Some(x), Some(w), Some(y)) =
-            (node.args.first(), node.args.get(1), node.results.first())
+        let (Some(x), Some(w), Some(y)) = (node.args.first(), node.args.get(1), node.results.first())
         else {
             return;
         };
@@ -759,10 +776,11 @@ impl<'a> Writer<'a> {
         let Some(leaf) = leaf else { return };
         let Role::Small(n_taps) = leaf.role else { return };
         let tap = variable(&leaf.axis, leaf.nth);
+        let steps = self.steps(x, n_taps, ahead);
         let name = self.name(y);
         self.text.line(format!("clear({name});"));
         self.text.loops(&[(tap.clone(), n_taps)]);
-        self.shifted(x, &tap, n_taps, ahead);
+        self.step(&steps, &tap);
         let lanes = self.lane_loop(y);
         let n = self.text.loops(&lanes);
         let (to, weight) = (self.at(y), self.at(w));
@@ -771,41 +789,177 @@ impl<'a> Writer<'a> {
         self.text.close();
     }
 
-    /// Reads the vector of an input at the step that a tap meets, as `step`.
-    fn shifted(&mut self, x: ValueId, tap: &str, n_taps: i64, ahead: bool) {
+    /// Whether a node hands its result on from row to row.
+    fn is_scattered(&self, node: &Node) -> bool {
+        let made = node.args.first().map(|dy| self.function.value(*dy).node);
+        matches!(node.op, Op::CausalConvInputGrad(_))
+            && made.is_some_and(|id| self.group.nodes.contains(&id))
+    }
+
+    /// Rows after a block's own that it computes too.
+    fn halo(&self) -> i64 {
+        let taps = self.group.nodes.iter().filter_map(|id| {
+            let node = self.function.node(*id);
+            let w = node.args.get(1).filter(|_| self.is_scattered(node))?;
+            Some(self.layout.smalls(*w).iter().product::<i64>() - 1)
+        });
+        taps.max().unwrap_or_default()
+    }
+
+    /// The cotangent of a convolution's input, where that of its output is made here: each row adds
+    /// its share to the rows that its taps met, and the oldest of these is complete.
+    fn scatter(&mut self, node: &Node, taps: &str) {
+        let (Some(dy), Some(w), Some(y)) = (node.args.first(), node.args.get(1), node.results.first())
+        else {
+            return;
+        };
+        let (dy, w, y) = (*dy, *w, *y);
+        let leaf = self.layout.leaves(w).iter().find(|leaf| leaf.axis == taps).cloned();
+        let Some(leaf) = leaf else { return };
+        let Role::Small(n_taps) = leaf.role else { return };
+        let tap = variable(&leaf.axis, leaf.nth);
+        let (vector, name, last) = (self.shape.vector, self.name(y), n_taps - 1);
+        let time = self.layout.rows.len().saturating_sub(1);
+        let steps = size_text(&self.layout.rows.get(time).cloned().unwrap_or_default());
+        for leaf in self.layout.leaves(y).to_vec() {
+            if let Role::Row(_) = leaf.role {
+                self.need_sizes(&leaf.stride);
+            }
+        }
+        let pending = format!("pending_{name}");
+        self.before_rows.push(format!("float {pending}[{n_taps}][{vector}];"));
+        let all = [(tap.clone(), n_taps), ("i".to_owned(), vector)];
+        self.text.open(format!("if (base == first || r{time} == 0)"));
+        let n = self.text.loops(&all);
+        self.text.line(format!("{pending}[{tap}][i] = 0.0f;"));
+        self.text.close_all(n + 1);
+        let n = self.text.loops(&all);
+        let (weight, cotangent) = (self.at(w), self.at(dy));
+        self.text.line(format!("{pending}[{tap}][i] += {weight} * {cotangent};"));
+        self.text.close_all(n);
+        // At the end of a sequence all that are pending are complete.
+        self.text.line("UNROLL");
+        self.text.open(format!("for (int done = 0; done < {n_taps}; ++done)"));
+        let back = format!("({last} - done)");
+        let mut ready = format!(
+            "(done == 0 || r{time} == {steps} - 1) && r{time} >= {back} && row - {back} >= first && row - {back} < last"
+        );
+        if self.shape.ragged {
+            ready += " && inside";
+        }
+        let offset = self.access(y).offset(Some((time, &format!("- {back}"))));
+        if self.access(y).is_vector() {
+            self.text.line(format!("if ({ready}) store<{vector}>(out_{} + {offset}, {pending}[done]);", y.0));
+        } else {
+            let stride = self.access(y).lane_stride();
+            self.text.open(format!("if ({ready})"));
+            let n = self.text.loops(&[("i".to_owned(), vector)]);
+            self.text.line(format!("narrow(out_{}[{offset} + i * {stride}], {pending}[done][i]);", y.0));
+            self.text.close_all(n + 1);
+        }
+        self.text.close();
+        self.text.line("UNROLL");
+        self.text.open(format!("for (int tap = 0; tap < {n_taps}; ++tap)"));
+        let n = self.text.loops(&[("i".to_owned(), vector)]);
+        self.text.line(format!("{pending}[tap][i] = tap < {last} ? {pending}[tap + 1][i] : 0.0f;"));
+        self.text.close_all(n + 1);
+    }
+
+    /// The vector of a tap as `step`.
+    fn step(&mut self, steps: &Steps, tap: &str) {
+        let (vector, name) = (self.shape.vector, &steps.name);
+        if steps.packed {
+            self.text.line(format!("float step[{vector}];"));
+            self.text.line(format!("unpack<{vector}>(step, {name}[{tap}]);"));
+        } else {
+            self.text.line(format!("const float (&step)[{vector}] = {name}[{tap}];"));
+        }
+    }
+
+    /// The steps of an input that the taps of a convolution meet. Where a block does one row after
+    /// the other, all but one are there from the row before.
+    fn steps(&mut self, x: ValueId, n_taps: i64, ahead: bool) -> Steps {
+        let vector = self.shape.vector;
+        let packed = self.packed(x) && self.access(x).is_vector();
+        let side = if ahead { "ahead" } else { "behind" };
+        let name = format!("steps_{side}_{}", x.0);
+        let steps = Steps { name: name.clone(), packed };
+        if !self.steps_read.insert((x, ahead)) {
+            return steps;
+        }
         let time = self.layout.row_parts(x).last().copied().unwrap_or_default();
-        let steps = self.layout.rows.get(time).cloned().unwrap_or_default();
-        self.need_sizes(&steps);
+        let size = self.layout.rows.get(time).cloned().unwrap_or_default();
+        self.need_sizes(&size);
         for leaf in self.layout.leaves(x).to_vec() {
             if let Role::Row(_) = leaf.role {
                 self.need_sizes(&leaf.stride);
             }
         }
-        let vector = self.shape.vector;
-        let back = format!("({} - {tap})", n_taps - 1);
-        let mut there = if ahead {
-            format!("r{time} + {back} < {}", size_text(&steps))
-        } else {
-            format!("r{time} >= {back}")
+        let element = if packed { "unsigned" } else { "float" };
+        let extent = if packed { vector / 2 } else { vector };
+        let declared = format!("{element} {name}[{n_taps}][{extent}];");
+        let rolls = self.shape.groups() == 1 && self.shape.chunks == 1;
+        let last = n_taps - 1;
+        let read = |writer: &mut Self, tap: &str| {
+            let back = format!("({last} - {tap})");
+            let mut there = if ahead {
+                format!("r{time} + {back} < {}", size_text(&size))
+            } else {
+                format!("r{time} >= {back}")
+            };
+            if writer.shape.ragged {
+                there += " && inside";
+            }
+            let sign = if ahead { "+" } else { "-" };
+            let offset = writer.access(x).offset(Some((time, &format!("{sign} {back}"))));
+            let pointer = format!("in_{}", x.0);
+            if packed {
+                writer.text.line(format!(
+                    "if ({there}) load_pairs<{vector}>({name}[{tap}], {pointer} + {offset});"
+                ));
+                writer.text.line(format!("else clear({name}[{tap}]);"));
+            } else if writer.access(x).is_vector() {
+                writer.text.line(format!(
+                    "if ({there}) load<{vector}>({name}[{tap}], {pointer} + {offset});"
+                ));
+                writer.text.line(format!("else clear({name}[{tap}]);"));
+            } else {
+                let stride = writer.access(x).lane_stride();
+                let n = writer.text.loops(&[("i".to_owned(), vector)]);
+                writer.text.line(format!(
+                    "{name}[{tap}][i] = {there} ? widen({pointer}[{offset} + i * {stride}]) : 0.0f;"
+                ));
+                writer.text.close_all(n);
+            }
         };
-        if self.shape.ragged {
-            there += " && inside";
-        }
-        let sign = if ahead { "+" } else { "-" };
-        let offset = self.access(x).offset(Some((time, &format!("{sign} {back}"))));
-        let pointer = format!("in_{}", x.0);
-        self.text.line(format!("float step[{vector}];"));
-        if self.access(x).is_vector() {
-            self.text.line(format!("if ({there}) load<{vector}>(step, {pointer} + {offset});"));
-            self.text.line("else clear(step);");
-        } else {
-            let stride = self.access(x).lane_stride();
-            let n = self.text.loops(&[("i".to_owned(), vector)]);
-            self.text.line(format!(
-                "step[i] = {there} ? widen({pointer}[{offset} + i * {stride}]) : 0.0f;"
-            ));
+        if !rolls {
+            self.text.line(declared);
+            let n = self.text.loops(&[("tap".to_owned(), n_taps)]);
+            read(self, "tap");
             self.text.close_all(n);
+            return steps;
         }
+        self.before_rows.push(declared);
+        self.text.open(format!("if (base == first || r{time} == 0)"));
+        let n = self.text.loops(&[("tap".to_owned(), n_taps)]);
+        read(self, "tap");
+        self.text.close_all(n + 1);
+        self.text.open("else");
+        self.text.line("UNROLL");
+        let (to, from) = if ahead {
+            self.text.open(format!("for (int tap = {last}; tap > 0; --tap)"));
+            ("tap", "tap - 1")
+        } else {
+            self.text.open(format!("for (int tap = 0; tap < {last}; ++tap)"));
+            ("tap", "tap + 1")
+        };
+        let n = self.text.loops(&[("i".to_owned(), extent)]);
+        self.text.line(format!("{name}[{to}][i] = {name}[{from}][i];"));
+        self.text.close_all(n + 1);
+        let newest = if ahead { 0 } else { last };
+        read(self, &newest.to_string());
+        self.text.close();
+        steps
     }
 
     fn rotary(&mut self, node: &Node, op: &crate::ops::Rotary) {
@@ -825,9 +979,7 @@ impl<'a> Writer<'a> {
         let place = if last == 0 { "lane".to_owned() } else { format!("l{last}") };
         let turn = format!("turn_{}", y.0);
         self.text.line(format!("float {turn}[{vector}];"));
-        let load = format!(
-            "load<{vector}>({turn}, angles_{index} + (long long)r{time} * {width} + {place});"
-        );
+        let load = format!("load<{vector}>({turn}, angles_{index} + (long long)r{time} * {width} + {place});");
         if self.shape.ragged {
             self.text.line(format!("if (inside) {load}"));
             self.text.line(format!("else clear({turn});"));
@@ -852,11 +1004,7 @@ impl<'a> Writer<'a> {
         for id in sums {
             let Some(result) = self.function.node(*id).results.first().copied() else { continue };
             let zero = if self.layout.smalls(result).is_empty() { " = 0.0f" } else { "" };
-            self.text.line(format!(
-                "float sum_{}{}{zero};",
-                self.name(result),
-                self.extent(result)
-            ));
+            self.text.line(format!("float sum_{}{}{zero};", self.name(result), self.extent(result)));
             if zero.is_empty() {
                 let loops = self.small_loops(result, &[]);
                 let index: String = loops.iter().map(|(v, _)| format!("[{v}]")).collect();
@@ -896,11 +1044,7 @@ impl<'a> Writer<'a> {
         let place = |loops: &[(String, i64)], start: i64| {
             let mut place = "0".to_owned();
             for (variable, size) in loops {
-                place = if place == "0" {
-                    variable.clone()
-                } else {
-                    format!("({place}) * {size} + {variable}")
-                };
+                place = if place == "0" { variable.clone() } else { format!("({place}) * {size} + {variable}") };
             }
             format!("{start} + {place}")
         };
@@ -1003,8 +1147,15 @@ impl<'a> Writer<'a> {
         let extent = self.grown_extent(id, outer);
         let index: String = extent.iter().map(|(v, _)| format!("[{v}]")).collect();
         let name = self.name(result);
+        // Steps are read by all threads: what is guarded is the sum alone.
+        let steps = match (&node.op, node.args.first()) {
+            (Op::CausalConvWeightGrad(op), Some(x)) => {
+                Some(self.steps(*x, op.taps.size.as_constant().unwrap_or_default(), false))
+            }
+            _ => None,
+        };
         let mut conditions = Vec::new();
-        if self.shape.groups() > 1 {
+        if self.shape.groups() > 1 || self.halo() > 0 {
             conditions.push("live");
         }
         if self.shape.ragged && self.grows_over_lane(id) {
@@ -1015,13 +1166,13 @@ impl<'a> Writer<'a> {
             self.text.open(format!("if ({})", conditions.join(" && ")));
         }
         let within: Vec<(String, i64)> = extent.into_iter().filter(|(v, _)| v != "c").collect();
-        if let (Op::CausalConvWeightGrad(op), Some(x), Some(dy)) =
-            (&node.op, node.args.first().copied(), node.args.get(1).copied())
+        if let (Op::CausalConvWeightGrad(op), Some(steps), Some(dy)) =
+            (&node.op, steps, node.args.get(1).copied())
         {
             let tap = variable(&op.taps.name, 0);
             let n_taps = op.taps.size.as_constant().unwrap_or_default();
             self.text.loops(&[(tap.clone(), n_taps)]);
-            self.shifted(x, &tap, n_taps, false);
+            self.step(&steps, &tap);
             let n = self.text.loops(&[("i".to_owned(), self.shape.vector)]);
             let factor = self.at(dy);
             self.text.line(format!("total_{name}{index} += {factor} * step[i];"));
@@ -1049,20 +1200,16 @@ impl<'a> Writer<'a> {
             let name = self.name(result);
             let columns: i64 = super::group::row_elements(self.layout, result);
             let loops = self.grown_extent(id, outer);
-            let within: Vec<(String, i64)> =
-                loops.iter().filter(|(v, _)| v != "c").cloned().collect();
+            let within: Vec<(String, i64)> = loops.iter().filter(|(v, _)| v != "c").cloned().collect();
             let index: String = loops.iter().map(|(v, _)| format!("[{v}]")).collect();
             let place = self.access(result).result_place();
             let (parts, threads) = (self.shape.parts(), self.shape.threads);
             self.text.open("");
             if self.sums_lane(id, outer) {
                 let warps = self.shape.block / 32;
-                let part = format!(
-                    "((long long)blockIdx.y * gridDim.x + blockIdx.x) * {warps} + threadIdx.x / 32"
-                );
+                let part = format!("((long long)blockIdx.y * gridDim.x + blockIdx.x) * {warps} + threadIdx.x / 32");
                 let n = self.text.loops(&within);
-                self.text
-                    .line(format!("const float total = segment_sum<32>(total_{name}{index});"));
+                self.text.line(format!("const float total = segment_sum<32>(total_{name}{index});"));
                 self.text.line(format!(
                     "if (threadIdx.x % 32 == 0) part_{}[({part}) * {columns} + {place}] = total;",
                     result.0
@@ -1095,9 +1242,7 @@ impl<'a> Writer<'a> {
             }
             let part = match parts {
                 1 => "(long long)blockIdx.x".to_owned(),
-                _ => {
-                    format!("((long long)blockIdx.x * {parts} + threadIdx.x / {})", threads.max(32))
-                }
+                _ => format!("((long long)blockIdx.x * {parts} + threadIdx.x / {})", threads.max(32)),
             };
             let mut beside = 1;
             let mut outer_place = String::new();
@@ -1118,15 +1263,8 @@ impl<'a> Writer<'a> {
                 format!("total_{name}{index}")
             };
             self.text.line(format!("const float total = {total};"));
-            let guard = if conditions.is_empty() {
-                String::new()
-            } else {
-                format!("if ({}) ", conditions.join(" && "))
-            };
-            self.text.line(format!(
-                "{guard}part_{}[{part} * {width}{outer_place} + {place}] = total;",
-                result.0
-            ));
+            let guard = if conditions.is_empty() { String::new() } else { format!("if ({}) ", conditions.join(" && ")) };
+            self.text.line(format!("{guard}part_{}[{part} * {width}{outer_place} + {place}] = total;", result.0));
             self.text.close_all(n + 2);
         }
     }
@@ -1138,25 +1276,19 @@ impl<'a> Writer<'a> {
             .map(|(id, value, outer)| {
                 let lanes = self.grown(id).map(|arg| self.layout.lanes(arg)).unwrap_or_default();
                 let whole = self.sums_lane(id, outer);
-                let beside =
-                    lanes.iter().take(outer).filter_map(|slot| self.layout.slots.get(*slot));
+                let beside = lanes.iter().take(outer).filter_map(|slot| self.layout.slots.get(*slot));
                 let node = self.function.node(id);
                 let mean_of = match (&node.op, node.args.first()) {
                     (Op::Mean(op), Some(arg)) => {
                         let ty = self.function.ty(*arg);
-                        let sizes =
-                            op.over.iter().filter_map(|name| ty.axis(name).map(|a| &a.size));
+                        let sizes = op.over.iter().filter_map(|name| ty.axis(name).map(|a| &a.size));
                         sizes.fold(Some(Size::constant(1)), |n, size| n?.checked_mul(size))
                     }
                     _ => None,
                 };
                 RowSum {
                     value,
-                    parts: if whole {
-                        self.shape.tiles * self.shape.block / 32
-                    } else {
-                        self.shape.parts()
-                    },
+                    parts: if whole { self.shape.tiles * self.shape.block / 32 } else { self.shape.parts() },
                     outer: if whole { 1 } else { beside.product() },
                     columns: super::group::row_elements(self.layout, value),
                     mean_of,
@@ -1191,10 +1323,7 @@ impl<'a> Writer<'a> {
         if self.scratch > 0 {
             head.line(format!("#define SCRATCH {}", self.scratch));
         }
-        head.line(format!(
-            "extern \"C\" __global__ void __launch_bounds__({}, {resident}) {entry}(",
-            shape.block
-        ));
+        head.line(format!("extern \"C\" __global__ void __launch_bounds__({}, {resident}) {entry}(", shape.block));
         let last = params.len().saturating_sub(1);
         for (index, param) in params.iter().enumerate() {
             head.line(format!("    {param}{}", if index == last { ") {" } else { "," }));
@@ -1228,11 +1357,7 @@ impl<'a> Writer<'a> {
                 .collect();
             list.join("\n")
         };
-        head.line(format!(
-            "// from\n{}\n// to\n{}",
-            names(&self.group.inputs),
-            names(&self.group.outputs)
-        ));
+        head.line(format!("// from\n{}\n// to\n{}", names(&self.group.inputs), names(&self.group.outputs)));
         let shape = self.shape;
         head.line(format!(
             "// rows {}, lane {}: {} threads of a row, each {} x {} lanes; {} threads of a block, {} tiles",
@@ -1282,10 +1407,6 @@ impl Kernel {
                 names.push(name);
             }
         }
-        if names.is_empty() {
-            function.name.clone()
-        } else {
-            format!("{}: {}", function.name, names.join(", "))
-        }
+        if names.is_empty() { function.name.clone() } else { format!("{}: {}", function.name, names.join(", ")) }
     }
 }

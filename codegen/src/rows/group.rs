@@ -13,6 +13,15 @@ const MATRIX: i64 = 4096 * 4;
 /// Small elements of a value that every thread of a row may compute again.
 const REPEATED: i64 = 16;
 
+/// Lanes from which on a block does one row after the other.
+const LONG: i64 = 2048;
+
+/// Whether a node is the input's cotangent of a convolution, from a cotangent that is made here.
+pub(super) fn is_scattered(node: &Node, made: &BTreeSet<ValueId>) -> bool {
+    matches!(node.op, Op::CausalConvInputGrad(_))
+        && node.args.first().is_some_and(|dy| made.contains(dy))
+}
+
 /// Nodes that one kernel computes.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Group {
@@ -93,29 +102,11 @@ pub(crate) fn is_known(function: &Function, node: &Node) -> bool {
         return false;
     }
     match &node.op {
-        Op::Affine(_)
-        | Op::Unary(_)
-        | Op::UnaryGrad(_)
-        | Op::Binary(_)
-        | Op::Clamp(_)
-        | Op::ClampGrad(_)
-        | Op::Where(_)
-        | Op::Cast(_)
-        | Op::StopGradient(_)
-        | Op::Sum(_)
-        | Op::Mean(_)
-        | Op::Contract(_)
-        | Op::Broadcast(_)
-        | Op::Permute(_)
-        | Op::Rename(_)
-        | Op::Split(_)
-        | Op::Merge(_)
-        | Op::CausalConv(_)
-        | Op::CausalConvInputGrad(_)
-        | Op::CausalConvWeightGrad(_)
-        | Op::Rotary(_)
-        | Op::Sinkhorn(_)
-        | Op::SinkhornGrad(_)
+        Op::Affine(_) | Op::Unary(_) | Op::UnaryGrad(_) | Op::Binary(_) | Op::Clamp(_)
+        | Op::ClampGrad(_) | Op::Where(_) | Op::Cast(_) | Op::StopGradient(_) | Op::Sum(_)
+        | Op::Mean(_) | Op::Contract(_) | Op::Broadcast(_) | Op::Permute(_) | Op::Rename(_)
+        | Op::Split(_) | Op::Merge(_) | Op::CausalConv(_) | Op::CausalConvInputGrad(_)
+        | Op::CausalConvWeightGrad(_) | Op::Rotary(_) | Op::Sinkhorn(_) | Op::SinkhornGrad(_)
         | Op::LogSumExp(_) => true,
         _ => false,
     }
@@ -123,18 +114,37 @@ pub(crate) fn is_known(function: &Function, node: &Node) -> bool {
 
 /// Whether an op only says under which names or in which order the same elements are read.
 pub(super) fn is_view(op: &Op) -> bool {
-    matches!(op, Op::Rename(_) | Op::Split(_) | Op::Merge(_) | Op::StopGradient(_) | Op::Permute(_))
+    matches!(
+        op,
+        Op::Rename(_) | Op::Split(_) | Op::Merge(_) | Op::StopGradient(_) | Op::Permute(_)
+    )
+}
+
+/// Whether libtorch shows the result without touching memory, and without gaps.
+pub(super) fn is_free_view(op: &Op) -> bool {
+    is_view(op) && !matches!(op, Op::Permute(_))
 }
 
 impl Group {
     /// The group of these nodes, `None` if one kernel cannot compute them.
     pub(crate) fn of(function: &Function, mut nodes: Vec<NodeId>, read: &Readers) -> Option<Group> {
         nodes.sort_unstable();
+        let outside = |value: ValueId| read.outside(value, &nodes);
+        Group::with(function, nodes.clone(), &outside)
+    }
+
+    /// The group of these nodes, which are sorted, where it is known what is read outside of it.
+    pub(crate) fn with(
+        function: &Function,
+        nodes: Vec<NodeId>,
+        outside: &dyn Fn(ValueId) -> bool,
+    ) -> Option<Group> {
         let layout = Layout::of(function, &nodes)?;
         let made: BTreeSet<ValueId> =
             nodes.iter().flat_map(|id| function.node(*id).results.iter().copied()).collect();
         let mut inputs = Vec::new();
         let mut sums = BTreeSet::new();
+        let mut scattered = false;
         for id in &nodes {
             let node = function.node(*id);
             if node.args.iter().any(|arg| sums.contains(arg)) {
@@ -146,13 +156,33 @@ impl Group {
             if matches!(over(&layout, node), Some(Over::Rows(_))) {
                 sums.extend(node.results.iter().copied());
             }
+            if is_scattered(node, &made) {
+                // Its rows are complete only rows later.
+                scattered = true;
+                sums.extend(node.results.iter().copied());
+            }
             for arg in &node.args {
                 if !made.contains(arg) && !is_literal(function, *arg) && !inputs.contains(arg) {
                     inputs.push(*arg);
                 }
             }
         }
-        let outputs = made.iter().copied().filter(|v| read.outside(*v, &nodes)).collect();
+        let is_lane_sum = |id: &NodeId| over(&layout, function.node(*id)) == Some(Over::Lane);
+        if scattered && (nodes.iter().any(is_lane_sum) || layout.lane() < LONG) {
+            return None;
+        }
+        let mut read: BTreeSet<ValueId> = made.iter().copied().filter(|v| outside(*v)).collect();
+        // A view that is read outside is made outside, of what it shows.
+        for id in nodes.iter().rev() {
+            let node = function.node(*id);
+            let (Some(arg), Some(result)) = (node.args.first(), node.results.first()) else {
+                continue;
+            };
+            if is_free_view(&node.op) && read.remove(result) && made.contains(arg) {
+                let _ = read.insert(*arg);
+            }
+        }
+        let outputs = read.into_iter().collect();
         Some(Group { nodes, inputs, outputs, layout })
     }
 
@@ -225,8 +255,7 @@ fn fits(function: &Function, layout: &Layout, node: &Node, made: &BTreeSet<Value
         leaves.iter().any(|leaf| leaf.axis == axis && matches!(leaf.role, Role::Row(_)))
     };
     let repeated = |value: &ValueId| {
-        layout.is_lane(*value)
-            || layout.slots.is_empty()
+        layout.is_lane(*value) || layout.slots.is_empty()
             || layout.smalls(*value).iter().product::<i64>() <= REPEATED
     };
     if !node.results.iter().all(repeated) {
@@ -240,22 +269,16 @@ fn fits(function: &Function, layout: &Layout, node: &Node, made: &BTreeSet<Value
         }
         Op::LogSumExp(_) => over == Some(Over::Thread),
         Op::CausalConv(op) => {
-            external(0)
-                && external(1)
-                && is_row(node.args.first(), &op.time)
-                && is_tap(layout, node, &op.taps)
-                && is_first_lane_only(layout, node)
+            external(0) && external(1) && is_row(node.args.first(), &op.time)
+                && is_tap(layout, node, &op.taps) && is_first_lane_only(layout, node)
         }
+        // A cotangent that is made here is handed from row to row: see `Writer::scatter`.
         Op::CausalConvInputGrad(op) => {
-            external(0)
-                && external(1)
-                && is_row(node.args.first(), &op.time)
-                && is_tap(layout, node, &op.taps)
-                && is_first_lane_only(layout, node)
+            external(1) && is_row(node.args.first(), &op.time)
+                && is_tap(layout, node, &op.taps) && is_first_lane_only(layout, node)
         }
         Op::CausalConvWeightGrad(op) => {
-            external(0)
-                && is_row(node.args.first(), &op.time)
+            external(0) && is_row(node.args.first(), &op.time)
                 && op.taps.size.as_constant().is_some_and(|n| n <= 8)
                 && is_first_lane_only(layout, node)
         }
@@ -271,10 +294,7 @@ fn fits(function: &Function, layout: &Layout, node: &Node, made: &BTreeSet<Value
         Op::Sinkhorn(_) | Op::SinkhornGrad(_) => {
             layout.slots.is_empty()
                 && node.args.iter().all(|arg| layout.smalls(*arg).len() == 2)
-                && node
-                    .args
-                    .first()
-                    .is_some_and(|x| function.ty(*x).axes.len() == layout.rows.len() + 2)
+                && node.args.first().is_some_and(|x| function.ty(*x).axes.len() == layout.rows.len() + 2)
         }
         _ => true,
     }

@@ -1,9 +1,12 @@
 //! Which nodes of a function become one kernel.
 
 use super::cuda::{Kernel, kernel};
-use super::group::{Group, Readers, is_known, is_literal, is_view, row_elements};
+use super::group::{
+    Group, Over, Readers, is_free_view, is_known, is_literal, is_view, over, row_elements,
+};
 use crate::ir::{Function, NodeId, ValueId};
 use crate::ops::Op;
+use lightc_dsl::ast::DType;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Most tensors that a kernel reads or writes.
@@ -31,10 +34,13 @@ pub(crate) fn plan(function: &Function, kept: BTreeSet<ValueId>, prefix: &str) -
         readers: Readers::of(function, kept),
         groups: Vec::new(),
         owner: vec![None; function.nodes.len()],
+        built: Vec::new(),
+        copies: BTreeMap::new(),
     };
     planner.grow();
     planner.join_tiny();
     planner.trim();
+    planner.copy();
     planner.steps(prefix)
 }
 
@@ -44,6 +50,10 @@ struct Planner<'f> {
     /// Nodes of each group; empty where a group has been joined to another.
     groups: Vec<Vec<NodeId>>,
     owner: Vec<Option<usize>>,
+    /// The groups as kernels see them.
+    built: Vec<Option<Group>>,
+    /// Nodes of other groups that a group computes again.
+    copies: BTreeMap<usize, BTreeSet<NodeId>>,
 }
 
 impl Planner<'_> {
@@ -55,11 +65,19 @@ impl Planner<'_> {
         Group::of(self.function, nodes.to_vec(), &self.readers)
     }
 
+    fn built(&self, index: usize) -> Option<&Group> {
+        self.built.get(index).and_then(Option::as_ref)
+    }
+
     fn set(&mut self, index: usize, nodes: Vec<NodeId>) {
         for id in &nodes {
             if let Some(owner) = self.owner.get_mut(id.0 as usize) {
                 *owner = Some(index);
             }
+        }
+        self.built.resize(self.groups.len().max(self.built.len()), None);
+        if let Some(built) = self.built.get_mut(index) {
+            *built = Group::of(self.function, nodes.clone(), &self.readers);
         }
         if let Some(group) = self.groups.get_mut(index) {
             *group = nodes;
@@ -68,8 +86,7 @@ impl Planner<'_> {
 
     fn grow(&mut self) {
         for (id, node) in self.function.nodes() {
-            if !is_known(self.function, node) || matches!(node.op, Op::Const(_) | Op::SizeValue(_))
-            {
+            if !is_known(self.function, node) || matches!(node.op, Op::Const(_) | Op::SizeValue(_)) {
                 continue;
             }
             let Some(alone) = self.group(&[id]) else { continue };
@@ -116,7 +133,7 @@ impl Planner<'_> {
 
     fn may_join(&self, alone: &Group, index: usize) -> bool {
         let Some(nodes) = self.groups.get(index) else { return false };
-        let Some(present) = self.group(nodes) else { return false };
+        let Some(present) = self.built(index) else { return false };
         if present.is_narrow() && !alone.is_narrow() {
             return false;
         }
@@ -138,8 +155,8 @@ impl Planner<'_> {
 
     fn join(&mut self, home: usize, other: usize) {
         let (Some(a), Some(b)) = (self.groups.get(home), self.groups.get(other)) else { return };
-        let narrow = |nodes: &[NodeId]| self.group(nodes).is_some_and(|group| group.is_narrow());
-        if b.is_empty() || narrow(a) != narrow(b) {
+        let narrow = |index: usize| self.built(index).is_some_and(Group::is_narrow);
+        if b.is_empty() || narrow(home) != narrow(other) {
             return;
         }
         let nodes = [a.clone(), b.clone()].concat();
@@ -151,11 +168,12 @@ impl Planner<'_> {
 
     /// Joins groups that have nothing to read or write in common but are small.
     fn join_tiny(&mut self) {
-        let tiny = |planner: &Self, nodes: &[NodeId]| {
-            planner.group(nodes).filter(|group| {
+        let tiny = |planner: &Self, index: usize| {
+            let group = planner.built(index).filter(|group| {
                 let mut values = group.inputs.iter().chain(&group.outputs);
                 values.all(|value| row_elements(&group.layout, *value) <= TINY)
-            })
+            });
+            group.map(|group| (group.layout.slots.clone(), group.layout.rows.clone()))
         };
         for home in 0..self.groups.len() {
             for other in home + 1..self.groups.len() {
@@ -165,9 +183,8 @@ impl Planner<'_> {
                 if a.is_empty() || b.is_empty() {
                     continue;
                 }
-                let (Some(left), Some(right)) = (tiny(self, a), tiny(self, b)) else { continue };
-                if left.layout.slots == right.layout.slots && left.layout.rows == right.layout.rows
-                {
+                let left = tiny(self, home);
+                if left.is_some() && left == tiny(self, other) {
                     self.join(home, other);
                 }
             }
@@ -219,22 +236,23 @@ impl Planner<'_> {
                     break;
                 };
                 let Some(group) = self.group(nodes) else { break };
+                let rest_of = |edge: NodeId| -> Vec<NodeId> {
+                    group.nodes.iter().copied().filter(|id| *id != edge).collect()
+                };
                 let edge = group.nodes.iter().copied().find(|id| {
                     let node = self.function.node(*id);
                     let free = is_view(&node.op) && !matches!(node.op, Op::Permute(_));
                     let read = |value: &ValueId| {
                         self.readers.nodes(*value).iter().any(|r| group.nodes.contains(r))
                     };
-                    free && (node.args.iter().all(|arg| group.inputs.contains(arg))
-                        || !node.results.iter().any(read))
+                    let outer = node.args.iter().all(|arg| group.inputs.contains(arg))
+                        || !node.results.iter().any(read);
+                    let rest = rest_of(*id);
+                    free && outer && (rest.is_empty() || self.group(&rest).is_some())
                 });
-                let rest: Vec<NodeId> = match edge {
-                    Some(edge) => group.nodes.iter().copied().filter(|id| *id != edge).collect(),
-                    None => break,
-                };
-                if let Some(edge) = edge
-                    && let Some(owner) = self.owner.get_mut(edge.0 as usize)
-                {
+                let Some(edge) = edge else { break };
+                let rest = rest_of(edge);
+                if let Some(owner) = self.owner.get_mut(edge.0 as usize) {
                     *owner = None;
                 }
                 self.set(index, rest);
@@ -242,44 +260,225 @@ impl Planner<'_> {
         }
     }
 
+    /// All nodes that a group computes, in order.
+    fn members(&self, index: usize) -> Vec<NodeId> {
+        let own = self.groups.get(index).into_iter().flatten();
+        let copies = self.copies.get(&index).into_iter().flatten();
+        let all: BTreeSet<NodeId> = own.chain(copies).copied().collect();
+        all.into_iter().collect()
+    }
+
+    /// Whether a value is read by anything that has no copy of its node.
+    fn is_read_outside(&self, value: ValueId, home: usize) -> bool {
+        let made = self.function.value(value).node;
+        let foreign = |reader: &NodeId| {
+            let readers = (0..self.groups.len()).filter(|index| {
+                self.owner(*reader) == Some(*index)
+                    || self.copies.get(index).is_some_and(|copies| copies.contains(reader))
+            });
+            let mut readers = readers.peekable();
+            let alone = self.owner(*reader).is_none();
+            let has = |index: usize| {
+                index == home || self.copies.get(&index).is_some_and(|all| all.contains(&made))
+            };
+            (alone && readers.peek().is_none()) || alone || readers.any(|index| !has(index))
+        };
+        self.readers.is_kept(value) || self.readers.nodes(value).iter().any(foreign)
+    }
+
+    /// A group with what it computes again; it writes only what is its own.
+    fn final_group(&self, index: usize) -> Option<Group> {
+        let own = |value: ValueId| self.owner(self.function.value(value).node) == Some(index);
+        let outside = |value: ValueId| own(value) && self.is_read_outside(value, index);
+        Group::with(self.function, self.members(index), &outside)
+    }
+
     fn steps(&self, prefix: &str) -> Vec<Step> {
-        let mut ready: BTreeMap<usize, (Option<usize>, Vec<NodeId>)> = BTreeMap::new();
+        let mut ready: BTreeMap<usize, (Option<Group>, Vec<NodeId>)> = BTreeMap::new();
         for (id, node) in self.function.nodes() {
             if self.owner(id).is_none() && !self.is_inlined(node.results.first().copied()) {
                 let _ = ready.insert(id.0 as usize, (None, vec![id]));
             }
         }
         for (index, nodes) in self.groups.iter().enumerate() {
-            if let Some(first) = nodes.iter().min() {
-                let _ = ready.insert(first.0 as usize, (Some(index), nodes.clone()));
+            let Some(first) = nodes.iter().min() else { continue };
+            match self.final_group(index) {
+                Some(group) => {
+                    let _ = ready.insert(first.0 as usize, (Some(group), nodes.clone()));
+                }
+                // Never so: a set of nodes is only taken up where one kernel can compute it.
+                None => {
+                    ready.extend(nodes.iter().map(|id| (id.0 as usize, (None, vec![*id]))));
+                }
             }
         }
         // A step runs as soon as what it reads is there; of several the one that comes first in
         // the graph.
-        let mut done: BTreeSet<NodeId> = BTreeSet::new();
+        let mut done: BTreeSet<ValueId> = BTreeSet::new();
         let mut steps = Vec::new();
         let mut number = 0;
         while !ready.is_empty() {
-            let next = ready.iter().find(|(_, (_, nodes))| {
-                nodes.iter().flat_map(|id| self.sources(*id)).all(|source| {
-                    done.contains(&source)
-                        || nodes.contains(&source)
-                        || self.is_inlined_node(source)
-                })
+            let next = ready.iter().find(|(_, (group, nodes))| {
+                let args: Vec<ValueId> = match group {
+                    Some(group) => group.inputs.clone(),
+                    None => {
+                        nodes.iter().flat_map(|id| self.function.node(*id).args.clone()).collect()
+                    }
+                };
+                args.iter().all(|arg| done.contains(arg) || self.is_inlined(Some(*arg)))
             });
             let Some(key) = next.map(|(key, _)| *key) else { break };
-            let Some((owner, nodes)) = ready.remove(&key) else { break };
-            done.extend(nodes.iter().copied());
-            match (owner, self.group(&nodes)) {
-                (Some(_), Some(group)) => {
-                    let entry = format!("{prefix}_k{number}");
-                    number += 1;
-                    steps.push(Step::Kernel(Box::new(kernel(self.function, &group, &entry))));
+            let Some((group, nodes)) = ready.remove(&key) else { break };
+            let Some(group) = group else {
+                for id in nodes {
+                    done.extend(self.function.node(id).results.iter().copied());
+                    steps.push(Step::Node(id));
                 }
-                _ => steps.extend(nodes.into_iter().map(Step::Node)),
+                continue;
+            };
+            let entry = format!("{prefix}_k{number}");
+            number += 1;
+            steps.push(Step::Kernel(Box::new(kernel(self.function, &group, &entry))));
+            done.extend(group.outputs.iter().copied());
+            // Views of what it wrote.
+            let mut shown: BTreeSet<ValueId> = BTreeSet::new();
+            for id in nodes.iter().collect::<BTreeSet<_>>().into_iter().rev() {
+                let node = self.function.node(*id);
+                let Some(result) = node.results.first().copied() else { continue };
+                let index = self.owner(*id).unwrap_or_default();
+                let needed = self.is_read_outside(result, index) || shown.contains(&result);
+                if is_free_view(&node.op) && needed && !group.outputs.contains(&result) {
+                    shown.extend(node.args.iter().copied());
+                    let _ = shown.insert(result);
+                }
+            }
+            for id in nodes.iter().collect::<BTreeSet<_>>() {
+                let node = self.function.node(*id);
+                let Some(result) = node.results.first().copied() else { continue };
+                if is_free_view(&node.op) && shown.contains(&result) && !done.contains(&result) {
+                    let _ = done.insert(result);
+                    steps.push(Step::Node(*id));
+                }
             }
         }
         steps
+    }
+
+    /// Has groups compute again what another group would have to write for them, where less is read
+    /// for it than would be written and read.
+    fn copy(&mut self) {
+        for consumer in 0..self.groups.len() {
+            for producer in 0..self.groups.len() {
+                if consumer != producer {
+                    self.copy_between(producer, consumer);
+                }
+            }
+        }
+    }
+
+    fn copy_between(&mut self, producer: usize, consumer: usize) -> Option<()> {
+        let reads = |value: &ValueId| self.owner(self.function.value(*value).node) == Some(producer);
+        if !self.built(consumer)?.inputs.iter().any(reads) {
+            return None;
+        }
+        let group = self.final_group(consumer)?;
+        let from = self.final_group(producer)?;
+        let crossing: BTreeSet<ValueId> = group
+            .inputs
+            .iter()
+            .copied()
+            .filter(|value| self.owner(self.function.value(*value).node) == Some(producer))
+            .collect();
+        if !crossing.iter().any(|value| row_elements(&group.layout, *value) >= SHARED) {
+            return None;
+        }
+        let written: BTreeSet<ValueId> = from.outputs.iter().copied().collect();
+        let only_here = |planner: &Self, value: ValueId| {
+            !planner.readers.is_kept(value)
+                && planner.readers.nodes(value).iter().all(|reader| {
+                    planner.owner(*reader) == Some(consumer)
+                        || planner.owner(*reader) == Some(producer)
+                })
+        };
+        let bytes = |planner: &Self, value: ValueId| {
+            let layout = [&from.layout, &group.layout]
+                .into_iter()
+                .find(|layout| layout.values.contains_key(&value));
+            let n = layout.map_or(0, |layout| {
+                let rows = !layout.row_parts(value).is_empty();
+                if rows { row_elements(layout, value) } else { 0 }
+            });
+            n * match planner.function.ty(value).dtype {
+                DType::Act => 2,
+                DType::Bool => 1,
+                _ => 4,
+            }
+        };
+        // What is read and written for the consumer if it starts from these values.
+        let cost = |planner: &Self, leaves: &BTreeSet<ValueId>| -> i64 {
+            let read = leaves.iter().filter(|leaf| {
+                crossing.contains(leaf) || !group.inputs.contains(leaf)
+            });
+            let read: i64 = read.map(|leaf| bytes(planner, *leaf)).sum();
+            let made = leaves.iter().filter(|leaf| {
+                planner.owner(planner.function.value(**leaf).node) == Some(producer)
+            });
+            let fresh = made.filter(|leaf| {
+                !written.contains(leaf) || (crossing.contains(leaf) && only_here(planner, **leaf))
+            });
+            read + fresh.map(|leaf| bytes(planner, *leaf)).sum::<i64>()
+        };
+        let mut leaves = crossing.clone();
+        let mut copied: BTreeSet<NodeId> = BTreeSet::new();
+        let before = cost(self, &leaves);
+        let mut best = (before, copied.clone());
+        for _ in 0..48 {
+            let made = |value: &&ValueId| {
+                let id = self.function.value(**value).node;
+                self.owner(id) == Some(producer) && self.is_cheap(&from, id)
+            };
+            let Some(next) = leaves.iter().filter(made).max_by_key(|v| (bytes(self, **v), v.0))
+            else {
+                break;
+            };
+            let next = *next;
+            let id = self.function.value(next).node;
+            let _ = leaves.remove(&next);
+            let _ = copied.insert(id);
+            let args = self.function.node(id).args.iter();
+            let args = args.filter(|arg| !is_literal(self.function, **arg));
+            leaves.extend(args.filter(|arg| !copied.contains(&self.function.value(**arg).node)));
+            let now = cost(self, &leaves);
+            if now < best.0 {
+                best = (now, copied.clone());
+            }
+        }
+        if best.0 + before / 16 >= before {
+            return None;
+        }
+        let known = self.copies.get(&consumer).cloned();
+        let _ = self.copies.entry(consumer).or_default().extend(best.1);
+        let fits = self.final_group(consumer).is_some_and(|group| {
+            group.inputs.len() + group.outputs.len() <= TENSORS
+        });
+        if !fits {
+            let _ = match known {
+                Some(known) => self.copies.insert(consumer, known),
+                None => self.copies.remove(&consumer),
+            };
+        }
+        Some(())
+    }
+
+    /// Whether a node can be computed again wherever its arguments are read.
+    fn is_cheap(&self, group: &Group, id: NodeId) -> bool {
+        let node = self.function.node(id);
+        let convolves = matches!(
+            node.op,
+            Op::CausalConv(_) | Op::CausalConvInputGrad(_) | Op::CausalConvWeightGrad(_)
+                | Op::Sinkhorn(_) | Op::SinkhornGrad(_)
+        );
+        !convolves && matches!(over(&group.layout, node), None | Some(Over::Thread))
     }
 
     fn is_inlined_node(&self, id: NodeId) -> bool {

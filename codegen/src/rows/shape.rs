@@ -83,7 +83,33 @@ fn resident(function: &Function, group: &Group, phases: &Phases, vector: i64, ch
         };
         Some(lanes * layout.smalls(result).iter().product::<i64>())
     });
-    kept.sum::<i64>() + grows.sum::<i64>()
+    // Rows of a convolution's cotangent that are not complete yet.
+    let pending = group.nodes.iter().filter_map(|id| {
+        let node = function.node(*id);
+        let made = group.nodes.contains(&function.value(*node.args.first()?).node);
+        let taps = group.layout.smalls(*node.args.get(1)?).iter().product::<i64>();
+        (made && matches!(node.op, Op::CausalConvInputGrad(_))).then_some(taps * vector)
+    });
+    kept.sum::<i64>() + grows.sum::<i64>() + pending.sum::<i64>()
+}
+
+/// Registers of what is read before all rows, and of steps that are handed from row to row.
+fn beside(function: &Function, group: &Group, phases: &Phases, vector: i64) -> i64 {
+    let hoisted = phases.hoisted.iter().map(|value| held(&group.layout, *value, vector));
+    let mut seen = std::collections::BTreeSet::new();
+    let steps = group.nodes.iter().filter_map(|id| {
+        let node = function.node(*id);
+        let x = *node.args.first()?;
+        let taps = match &node.op {
+            Op::CausalConv(_) | Op::CausalConvInputGrad(_) => {
+                group.layout.smalls(*node.args.get(1)?).iter().product()
+            }
+            Op::CausalConvWeightGrad(op) => op.taps.size.as_constant()?,
+            _ => return None,
+        };
+        seen.insert(x).then_some(taps * vector / 2)
+    });
+    hoisted.sum::<i64>() + steps.sum::<i64>()
 }
 
 fn has_row_sums(function: &Function, group: &Group) -> bool {
@@ -103,10 +129,18 @@ pub(super) fn shape(function: &Function, group: &Group, phases: &Phases) -> Shap
     }
     let whole = phases.all.iter().any(|phase| !phase.sums.is_empty());
     if !whole {
+        let mut vector = vector;
+        let segments = group.nodes.iter().any(|id| over(layout, function.node(*id)) == Some(Over::Segment));
+        while vector > 2
+            && resident(function, group, phases, vector, 1) + beside(function, group, phases, vector) > 72
+            && !(segments && inner / vector * 2 > 32)
+        {
+            vector /= 2;
+        }
         let threads = power(up(lane, vector)).min(256);
         let block = threads.max(256);
         let tiles = up(lane, vector * threads);
-        let blocks = if sums { 132 * 8 } else { 132 * 24 } / tiles;
+        let blocks = if sums { 132 * 2 } else { 132 * 96 } / tiles;
         let ragged = tiles * threads * vector != lane;
         return Shape { threads, vector, chunks: 1, block, tiles, blocks, ragged, shared: 0 };
     }
@@ -122,7 +156,7 @@ pub(super) fn shape(function: &Function, group: &Group, phases: &Phases) -> Shap
     let threads = power(up(lane, vector * chunks)).min(1024);
     let chunks = up(lane, vector * threads);
     let block = if threads <= 32 { 256 } else { threads };
-    let blocks = if sums { 132 * (1024 / block).max(2) } else { 132 * 16 * 256 / block };
+    let blocks = if sums { 132 * (512 / block).max(1) } else { 132 * 64 * 256 / block };
     let ragged = chunks * threads * vector != lane;
     Shape { threads, vector, chunks, block, tiles: 1, blocks, ragged, shared: 0 }
 }

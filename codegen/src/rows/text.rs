@@ -18,6 +18,20 @@ impl Text {
         self.lines.push('\n');
     }
 
+    /// Sets the lines so far aside.
+    pub(super) fn split(&mut self) -> String {
+        std::mem::take(&mut self.lines)
+    }
+
+    /// Puts lines that were set aside in front again, with others after them.
+    pub(super) fn join(&mut self, before: String, between: &[String]) {
+        let after = std::mem::replace(&mut self.lines, before);
+        for line in between {
+            self.line(line);
+        }
+        self.lines.push_str(&after);
+    }
+
     /// Adds a line that opens a scope.
     pub(super) fn open(&mut self, line: impl AsRef<str>) {
         let line = line.as_ref();
