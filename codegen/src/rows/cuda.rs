@@ -148,8 +148,7 @@ impl<'a> Writer<'a> {
 
     /// `[4][8]`: what a thread holds of a value.
     fn extent(&self, value: ValueId) -> String {
-        let mut text: String =
-            self.layout.smalls(value).iter().map(|n| format!("[{n}]")).collect();
+        let mut text: String = self.layout.smalls(value).iter().map(|n| format!("[{n}]")).collect();
         if self.layout.is_vector(value) {
             text += &format!("[{}]", self.shape.vector);
         }
@@ -244,8 +243,7 @@ impl<'a> Writer<'a> {
             }
             let flat = |value: &&ValueId| !self.layout.is_lane(**value);
             let early: Vec<ValueId> = phase.writes.iter().filter(flat).copied().collect();
-            let late: Vec<ValueId> =
-                phase.writes.iter().filter(|v| !flat(v)).copied().collect();
+            let late: Vec<ValueId> = phase.writes.iter().filter(|v| !flat(v)).copied().collect();
             for value in early.iter().filter(|value| !made_in_pass(self.function, phase, **value)) {
                 self.write(*value);
             }
@@ -364,7 +362,11 @@ impl<'a> Writer<'a> {
                 self.text.line(format!("const int r0 = {rest};"));
             } else {
                 self.text.line(format!("const int r{index} = {rest} % {size};"));
-                rest = if rest == "row" { format!("row / {size}") } else { format!("({rest}) / {size}") };
+                rest = if rest == "row" {
+                    format!("row / {size}")
+                } else {
+                    format!("({rest}) / {size}")
+                };
             }
         }
     }
@@ -442,7 +444,8 @@ impl<'a> Writer<'a> {
         let n = self.text.loops(&loops);
         if self.packed(value) {
             let vector = self.shape.vector;
-            self.text.line(format!("unpack<{vector}>({name}{index}, kept_{name}[{chunk}]{index});"));
+            self.text
+                .line(format!("unpack<{vector}>({name}{index}, kept_{name}[{chunk}]{index});"));
         } else {
             self.text.line(format!("{name}{index} = kept_{name}[{chunk}]{index};"));
         }
@@ -535,7 +538,8 @@ impl<'a> Writer<'a> {
         }
         let stride = self.access(value).lane_stride();
         loops.extend(self.lane_loop(value));
-        let step = if self.layout.is_vector(value) { format!(" + i * {stride}") } else { String::new() };
+        let step =
+            if self.layout.is_vector(value) { format!(" + i * {stride}") } else { String::new() };
         let n = self.text.loops(&loops);
         let at = self.at(value);
         let read = format!("widen({pointer}[{offset}{step}])");
@@ -588,8 +592,11 @@ impl<'a> Writer<'a> {
             self.text.close_all(n);
         } else {
             let stride = self.access(value).lane_stride();
-            let step =
-                if self.layout.is_vector(value) { format!(" + i * {stride}") } else { String::new() };
+            let step = if self.layout.is_vector(value) {
+                format!(" + i * {stride}")
+            } else {
+                String::new()
+            };
             loops.extend(self.lane_loop(value));
             let n = self.text.loops(&loops);
             let at = self.at(value);
@@ -646,7 +653,12 @@ impl<'a> Writer<'a> {
             self.text.line(format!("{described} is {shown}"));
             // A view that is kept or written has elements of its own.
             if self.group.outputs.contains(&result) || self.phases.kept.contains(&result) {
-                let declared = format!("{} {}{};", self.element(result), self.own(result), self.extent(result));
+                let declared = format!(
+                    "{} {}{};",
+                    self.element(result),
+                    self.own(result),
+                    self.extent(result)
+                );
                 self.text.line(declared);
                 let mut to = self.small_loops(result, &[]);
                 to.extend(self.lane_loop(result));
@@ -665,7 +677,12 @@ impl<'a> Writer<'a> {
             self.scatter(node, &op.taps);
             return;
         }
-        self.text.line(format!("{} {}{};", self.element(result), self.name(result), self.extent(result)));
+        self.text.line(format!(
+            "{} {}{};",
+            self.element(result),
+            self.name(result),
+            self.extent(result)
+        ));
         match &node.op {
             Op::CausalConv(op) => self.conv(node, &op.taps, false),
             Op::CausalConvInputGrad(op) => self.conv(node, &op.taps, true),
@@ -678,8 +695,10 @@ impl<'a> Writer<'a> {
             Op::SinkhornGrad(op) => {
                 let (x, dy) = (self.name(node.args[0]), self.name(node.args[1]));
                 let (y, eps) = (self.name(result), super::express::number(op.eps));
-                self.text
-                    .line(format!("sinkhorn_grad({y}, {x}, {dy}, {}, {eps}, kept);", op.iterations));
+                self.text.line(format!(
+                    "sinkhorn_grad({y}, {x}, {dy}, {}, {eps}, kept);",
+                    op.iterations
+                ));
             }
             _ if summed(node).is_some_and(|over| !over.is_empty()) => self.thread_sum(node, result),
             op => {
@@ -767,7 +786,8 @@ impl<'a> Writer<'a> {
 
     /// Taps of a convolution at the steps around this row.
     fn conv(&mut self, node: &Node, taps: &str, ahead: bool) {
-        let (Some(x), Some(w), Some(y)) = (node.args.first(), node.args.get(1), node.results.first())
+        let (Some(x), Some(w), Some(y)) =
+            (node.args.first(), node.args.get(1), node.results.first())
         else {
             return;
         };
@@ -809,7 +829,8 @@ impl<'a> Writer<'a> {
     /// The cotangent of a convolution's input, where that of its output is made here: each row adds
     /// its share to the rows that its taps met, and the oldest of these is complete.
     fn scatter(&mut self, node: &Node, taps: &str) {
-        let (Some(dy), Some(w), Some(y)) = (node.args.first(), node.args.get(1), node.results.first())
+        let (Some(dy), Some(w), Some(y)) =
+            (node.args.first(), node.args.get(1), node.results.first())
         else {
             return;
         };
@@ -849,12 +870,16 @@ impl<'a> Writer<'a> {
         }
         let offset = self.access(y).offset(Some((time, &format!("- {back}"))));
         if self.access(y).is_vector() {
-            self.text.line(format!("if ({ready}) store<{vector}>(out_{} + {offset}, {pending}[done]);", y.0));
+            self.text.line(format!(
+                "if ({ready}) store<{vector}>(out_{} + {offset}, {pending}[done]);",
+                y.0
+            ));
         } else {
             let stride = self.access(y).lane_stride();
             self.text.open(format!("if ({ready})"));
             let n = self.text.loops(&[("i".to_owned(), vector)]);
-            self.text.line(format!("narrow(out_{}[{offset} + i * {stride}], {pending}[done][i]);", y.0));
+            self.text
+                .line(format!("narrow(out_{}[{offset} + i * {stride}], {pending}[done][i]);", y.0));
             self.text.close_all(n + 1);
         }
         self.text.close();
@@ -979,7 +1004,9 @@ impl<'a> Writer<'a> {
         let place = if last == 0 { "lane".to_owned() } else { format!("l{last}") };
         let turn = format!("turn_{}", y.0);
         self.text.line(format!("float {turn}[{vector}];"));
-        let load = format!("load<{vector}>({turn}, angles_{index} + (long long)r{time} * {width} + {place});");
+        let load = format!(
+            "load<{vector}>({turn}, angles_{index} + (long long)r{time} * {width} + {place});"
+        );
         if self.shape.ragged {
             self.text.line(format!("if (inside) {load}"));
             self.text.line(format!("else clear({turn});"));
@@ -1004,7 +1031,11 @@ impl<'a> Writer<'a> {
         for id in sums {
             let Some(result) = self.function.node(*id).results.first().copied() else { continue };
             let zero = if self.layout.smalls(result).is_empty() { " = 0.0f" } else { "" };
-            self.text.line(format!("float sum_{}{}{zero};", self.name(result), self.extent(result)));
+            self.text.line(format!(
+                "float sum_{}{}{zero};",
+                self.name(result),
+                self.extent(result)
+            ));
             if zero.is_empty() {
                 let loops = self.small_loops(result, &[]);
                 let index: String = loops.iter().map(|(v, _)| format!("[{v}]")).collect();
@@ -1044,7 +1075,11 @@ impl<'a> Writer<'a> {
         let place = |loops: &[(String, i64)], start: i64| {
             let mut place = "0".to_owned();
             for (variable, size) in loops {
-                place = if place == "0" { variable.clone() } else { format!("({place}) * {size} + {variable}") };
+                place = if place == "0" {
+                    variable.clone()
+                } else {
+                    format!("({place}) * {size} + {variable}")
+                };
             }
             format!("{start} + {place}")
         };
@@ -1200,16 +1235,20 @@ impl<'a> Writer<'a> {
             let name = self.name(result);
             let columns: i64 = super::group::row_elements(self.layout, result);
             let loops = self.grown_extent(id, outer);
-            let within: Vec<(String, i64)> = loops.iter().filter(|(v, _)| v != "c").cloned().collect();
+            let within: Vec<(String, i64)> =
+                loops.iter().filter(|(v, _)| v != "c").cloned().collect();
             let index: String = loops.iter().map(|(v, _)| format!("[{v}]")).collect();
             let place = self.access(result).result_place();
             let (parts, threads) = (self.shape.parts(), self.shape.threads);
             self.text.open("");
             if self.sums_lane(id, outer) {
                 let warps = self.shape.block / 32;
-                let part = format!("((long long)blockIdx.y * gridDim.x + blockIdx.x) * {warps} + threadIdx.x / 32");
+                let part = format!(
+                    "((long long)blockIdx.y * gridDim.x + blockIdx.x) * {warps} + threadIdx.x / 32"
+                );
                 let n = self.text.loops(&within);
-                self.text.line(format!("const float total = segment_sum<32>(total_{name}{index});"));
+                self.text
+                    .line(format!("const float total = segment_sum<32>(total_{name}{index});"));
                 self.text.line(format!(
                     "if (threadIdx.x % 32 == 0) part_{}[({part}) * {columns} + {place}] = total;",
                     result.0
@@ -1242,7 +1281,9 @@ impl<'a> Writer<'a> {
             }
             let part = match parts {
                 1 => "(long long)blockIdx.x".to_owned(),
-                _ => format!("((long long)blockIdx.x * {parts} + threadIdx.x / {})", threads.max(32)),
+                _ => {
+                    format!("((long long)blockIdx.x * {parts} + threadIdx.x / {})", threads.max(32))
+                }
             };
             let mut beside = 1;
             let mut outer_place = String::new();
@@ -1263,8 +1304,15 @@ impl<'a> Writer<'a> {
                 format!("total_{name}{index}")
             };
             self.text.line(format!("const float total = {total};"));
-            let guard = if conditions.is_empty() { String::new() } else { format!("if ({}) ", conditions.join(" && ")) };
-            self.text.line(format!("{guard}part_{}[{part} * {width}{outer_place} + {place}] = total;", result.0));
+            let guard = if conditions.is_empty() {
+                String::new()
+            } else {
+                format!("if ({}) ", conditions.join(" && "))
+            };
+            self.text.line(format!(
+                "{guard}part_{}[{part} * {width}{outer_place} + {place}] = total;",
+                result.0
+            ));
             self.text.close_all(n + 2);
         }
     }
@@ -1276,19 +1324,25 @@ impl<'a> Writer<'a> {
             .map(|(id, value, outer)| {
                 let lanes = self.grown(id).map(|arg| self.layout.lanes(arg)).unwrap_or_default();
                 let whole = self.sums_lane(id, outer);
-                let beside = lanes.iter().take(outer).filter_map(|slot| self.layout.slots.get(*slot));
+                let beside =
+                    lanes.iter().take(outer).filter_map(|slot| self.layout.slots.get(*slot));
                 let node = self.function.node(id);
                 let mean_of = match (&node.op, node.args.first()) {
                     (Op::Mean(op), Some(arg)) => {
                         let ty = self.function.ty(*arg);
-                        let sizes = op.over.iter().filter_map(|name| ty.axis(name).map(|a| &a.size));
+                        let sizes =
+                            op.over.iter().filter_map(|name| ty.axis(name).map(|a| &a.size));
                         sizes.fold(Some(Size::constant(1)), |n, size| n?.checked_mul(size))
                     }
                     _ => None,
                 };
                 RowSum {
                     value,
-                    parts: if whole { self.shape.tiles * self.shape.block / 32 } else { self.shape.parts() },
+                    parts: if whole {
+                        self.shape.tiles * self.shape.block / 32
+                    } else {
+                        self.shape.parts()
+                    },
                     outer: if whole { 1 } else { beside.product() },
                     columns: super::group::row_elements(self.layout, value),
                     mean_of,
@@ -1323,7 +1377,10 @@ impl<'a> Writer<'a> {
         if self.scratch > 0 {
             head.line(format!("#define SCRATCH {}", self.scratch));
         }
-        head.line(format!("extern \"C\" __global__ void __launch_bounds__({}, {resident}) {entry}(", shape.block));
+        head.line(format!(
+            "extern \"C\" __global__ void __launch_bounds__({}, {resident}) {entry}(",
+            shape.block
+        ));
         let last = params.len().saturating_sub(1);
         for (index, param) in params.iter().enumerate() {
             head.line(format!("    {param}{}", if index == last { ") {" } else { "," }));
@@ -1357,7 +1414,11 @@ impl<'a> Writer<'a> {
                 .collect();
             list.join("\n")
         };
-        head.line(format!("// from\n{}\n// to\n{}", names(&self.group.inputs), names(&self.group.outputs)));
+        head.line(format!(
+            "// from\n{}\n// to\n{}",
+            names(&self.group.inputs),
+            names(&self.group.outputs)
+        ));
         let shape = self.shape;
         head.line(format!(
             "// rows {}, lane {}: {} threads of a row, each {} x {} lanes; {} threads of a block, {} tiles",
@@ -1407,6 +1468,10 @@ impl Kernel {
                 names.push(name);
             }
         }
-        if names.is_empty() { function.name.clone() } else { format!("{}: {}", function.name, names.join(", ")) }
+        if names.is_empty() {
+            function.name.clone()
+        } else {
+            format!("{}: {}", function.name, names.join(", "))
+        }
     }
 }

@@ -86,7 +86,8 @@ impl Planner<'_> {
 
     fn grow(&mut self) {
         for (id, node) in self.function.nodes() {
-            if !is_known(self.function, node) || matches!(node.op, Op::Const(_) | Op::SizeValue(_)) {
+            if !is_known(self.function, node) || matches!(node.op, Op::Const(_) | Op::SizeValue(_))
+            {
                 continue;
             }
             let Some(alone) = self.group(&[id]) else { continue };
@@ -377,7 +378,8 @@ impl Planner<'_> {
     }
 
     fn copy_between(&mut self, producer: usize, consumer: usize) -> Option<()> {
-        let reads = |value: &ValueId| self.owner(self.function.value(*value).node) == Some(producer);
+        let reads =
+            |value: &ValueId| self.owner(self.function.value(*value).node) == Some(producer);
         if !self.built(consumer)?.inputs.iter().any(reads) {
             return None;
         }
@@ -416,9 +418,9 @@ impl Planner<'_> {
         };
         // What is read and written for the consumer if it starts from these values.
         let cost = |planner: &Self, leaves: &BTreeSet<ValueId>| -> i64 {
-            let read = leaves.iter().filter(|leaf| {
-                crossing.contains(leaf) || !group.inputs.contains(leaf)
-            });
+            let read = leaves
+                .iter()
+                .filter(|leaf| crossing.contains(leaf) || !group.inputs.contains(leaf));
             let read: i64 = read.map(|leaf| bytes(planner, *leaf)).sum();
             let made = leaves.iter().filter(|leaf| {
                 planner.owner(planner.function.value(**leaf).node) == Some(producer)
@@ -458,9 +460,9 @@ impl Planner<'_> {
         }
         let known = self.copies.get(&consumer).cloned();
         let _ = self.copies.entry(consumer).or_default().extend(best.1);
-        let fits = self.final_group(consumer).is_some_and(|group| {
-            group.inputs.len() + group.outputs.len() <= TENSORS
-        });
+        let fits = self
+            .final_group(consumer)
+            .is_some_and(|group| group.inputs.len() + group.outputs.len() <= TENSORS);
         if !fits {
             let _ = match known {
                 Some(known) => self.copies.insert(consumer, known),
@@ -475,8 +477,11 @@ impl Planner<'_> {
         let node = self.function.node(id);
         let convolves = matches!(
             node.op,
-            Op::CausalConv(_) | Op::CausalConvInputGrad(_) | Op::CausalConvWeightGrad(_)
-                | Op::Sinkhorn(_) | Op::SinkhornGrad(_)
+            Op::CausalConv(_)
+                | Op::CausalConvInputGrad(_)
+                | Op::CausalConvWeightGrad(_)
+                | Op::Sinkhorn(_)
+                | Op::SinkhornGrad(_)
         );
         !convolves && matches!(over(&group.layout, node), None | Some(Over::Thread))
     }
