@@ -505,9 +505,7 @@ impl Emitter<'_> {
         let plan = self.plans.and_then(|plans| plans.backward.get(id.0 as usize));
         for step in steps(body, plan).iter() {
             statements.push(match step {
-                Step::Node(id) => {
-                    self.backward_node(body.node(*id), &forward_names, &mut locals)
-                }
+                Step::Node(id) => self.backward_node(body.node(*id), &forward_names, &mut locals),
                 Step::Kernel(kernel) => row_kernel(kernel, &locals),
             });
         }

@@ -28,7 +28,7 @@ pub(super) fn kernel_table(module: &Module, plans: &Plans) -> TokenStream {
     });
     let kernels = plans.kernels(module).map(|(function, kernel)| {
         let origin = kernel.origin(function);
-        table_entry(&kernel.entry, &origin, kernel.threads(), kernel.shared_bytes())
+        table_entry(&kernel.entry, &origin, kernel.block(), kernel.shared_bytes())
     });
     quote! {
         /// Row kernels of the stage.
@@ -130,7 +130,8 @@ fn fused(kernel: &Kernel, locals: &Locals<'_>) -> TokenStream {
     }
     let mut finish = Vec::new();
     for sum in &kernel.sums {
-        let (part, name) = (format_ident!("part_{}", sum.value.0), format_ident!("sum_{}", sum.value.0));
+        let (part, name) =
+            (format_ident!("part_{}", sum.value.0), format_ident!("sum_{}", sum.value.0));
         let (lines, columns) = (number(sum.parts * sum.outer), number(sum.columns));
         made.push(quote! {
             let #part = cuda::empty(&[spread.blocks * #lines, #columns], Kind::Float, like)?;

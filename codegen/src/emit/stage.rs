@@ -1,14 +1,14 @@
 //! A stage as one Rust file: blocks, tables of tensors, and the runtime's `Stage`.
 
+use super::footprint::footprint_items;
 use super::function::{emit_function, entry_backward, has_states};
 use super::names::{crate_name, ident, module_ident, stage_ident};
 use super::replay::has_reversible;
 use super::rows::{kernel_table, kernels_name};
 use crate::analysis::{Carry, Role};
 use crate::ir::{FuncId, Module, Type};
-use super::footprint::footprint_items;
-use crate::rows::Plans;
 use crate::pipeline::{Compiled, LOSS, Program};
+use crate::rows::Plans;
 use crate::schedule::Target;
 use lightc_dsl::ast::DType;
 use lightc_dsl::model::{Format, InitLaw, Storage};
@@ -131,10 +131,10 @@ pub fn emit_crate(
         file("src/lib.rs", emit_stage(program, origin)?),
         file("src/main.rs", main),
     ];
-    files.extend(emit_kernels(program).map(|kernels| CrateFile {
-        path: format!("src/{}", kernels.path),
-        text: kernels.text,
-    }));
+    files.extend(
+        emit_kernels(program)
+            .map(|kernels| CrateFile { path: format!("src/{}", kernels.path), text: kernels.text }),
+    );
     Ok(files)
 }
 

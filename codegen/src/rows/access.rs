@@ -133,8 +133,11 @@ impl Access<'_> {
         for leaf in self.leaves() {
             match leaf.role {
                 Role::Lane(slot) if in_a_row.is_none() => {
-                    let index =
-                        if self.layout.slots.len() == 1 { "lane".to_owned() } else { format!("l{slot}") };
+                    let index = if self.layout.slots.len() == 1 {
+                        "lane".to_owned()
+                    } else {
+                        format!("l{slot}")
+                    };
                     terms.push(Self::times(&index, &size_text(&leaf.stride)));
                 }
                 Role::Small(_) if !self.is_woven() => {

@@ -64,7 +64,10 @@ pub(super) fn expression(op: &Op, args: &[String]) -> String {
         Op::Clamp(op) => format!("clamp_to({}, {}, {})", arg(0), number(op.low), number(op.high)),
         Op::ClampGrad(op) => format!(
             "{0} >= {1} && {0} <= {2} ? {3} : 0.0f",
-            arg(0), number(op.low), number(op.high), arg(1)
+            arg(0),
+            number(op.low),
+            number(op.high),
+            arg(1)
         ),
         Op::Where(_) => format!("{} ? {} : {}", arg(0), arg(1), arg(2)),
         Op::Cast(op) if op.to == DType::Bool => format!("{} != 0.0f", arg(0)),

@@ -101,23 +101,38 @@ pub(crate) fn is_known(function: &Function, node: &Node) -> bool {
     if !node.args.iter().chain(&node.results).all(float_or_bool) {
         return false;
     }
-    match &node.op {
-        Op::Affine(_) | Op::Unary(_) | Op::UnaryGrad(_) | Op::Binary(_) | Op::Clamp(_)
-        | Op::ClampGrad(_) | Op::Where(_) | Op::Cast(_) | Op::StopGradient(_) | Op::Sum(_)
-        | Op::Mean(_) | Op::Contract(_) | Op::Broadcast(_) | Op::Permute(_) | Op::Rename(_)
-        | Op::Split(_) | Op::Merge(_) | Op::CausalConv(_) | Op::CausalConvInputGrad(_)
-        | Op::CausalConvWeightGrad(_) | Op::Rotary(_) | Op::Sinkhorn(_) | Op::SinkhornGrad(_)
-        | Op::LogSumExp(_) => true,
-        _ => false,
-    }
+    matches!(
+        node.op,
+        Op::Affine(_)
+            | Op::Unary(_)
+            | Op::UnaryGrad(_)
+            | Op::Binary(_)
+            | Op::Clamp(_)
+            | Op::ClampGrad(_)
+            | Op::Where(_)
+            | Op::Cast(_)
+            | Op::StopGradient(_)
+            | Op::Sum(_)
+            | Op::Mean(_)
+            | Op::Contract(_)
+            | Op::Broadcast(_)
+            | Op::Permute(_)
+            | Op::Rename(_)
+            | Op::Split(_)
+            | Op::Merge(_)
+            | Op::CausalConv(_)
+            | Op::CausalConvInputGrad(_)
+            | Op::CausalConvWeightGrad(_)
+            | Op::Rotary(_)
+            | Op::Sinkhorn(_)
+            | Op::SinkhornGrad(_)
+            | Op::LogSumExp(_)
+    )
 }
 
 /// Whether an op only says under which names or in which order the same elements are read.
 pub(super) fn is_view(op: &Op) -> bool {
-    matches!(
-        op,
-        Op::Rename(_) | Op::Split(_) | Op::Merge(_) | Op::StopGradient(_) | Op::Permute(_)
-    )
+    matches!(op, Op::Rename(_) | Op::Split(_) | Op::Merge(_) | Op::StopGradient(_) | Op::Permute(_))
 }
 
 /// Whether libtorch shows the result without touching memory, and without gaps.
@@ -255,7 +270,8 @@ fn fits(function: &Function, layout: &Layout, node: &Node, made: &BTreeSet<Value
         leaves.iter().any(|leaf| leaf.axis == axis && matches!(leaf.role, Role::Row(_)))
     };
     let repeated = |value: &ValueId| {
-        layout.is_lane(*value) || layout.slots.is_empty()
+        layout.is_lane(*value)
+            || layout.slots.is_empty()
             || layout.smalls(*value).iter().product::<i64>() <= REPEATED
     };
     if !node.results.iter().all(repeated) {
@@ -269,16 +285,22 @@ fn fits(function: &Function, layout: &Layout, node: &Node, made: &BTreeSet<Value
         }
         Op::LogSumExp(_) => over == Some(Over::Thread),
         Op::CausalConv(op) => {
-            external(0) && external(1) && is_row(node.args.first(), &op.time)
-                && is_tap(layout, node, &op.taps) && is_first_lane_only(layout, node)
+            external(0)
+                && external(1)
+                && is_row(node.args.first(), &op.time)
+                && is_tap(layout, node, &op.taps)
+                && is_first_lane_only(layout, node)
         }
         // A cotangent that is made here is handed from row to row: see `Writer::scatter`.
         Op::CausalConvInputGrad(op) => {
-            external(1) && is_row(node.args.first(), &op.time)
-                && is_tap(layout, node, &op.taps) && is_first_lane_only(layout, node)
+            external(1)
+                && is_row(node.args.first(), &op.time)
+                && is_tap(layout, node, &op.taps)
+                && is_first_lane_only(layout, node)
         }
         Op::CausalConvWeightGrad(op) => {
-            external(0) && is_row(node.args.first(), &op.time)
+            external(0)
+                && is_row(node.args.first(), &op.time)
                 && op.taps.size.as_constant().is_some_and(|n| n <= 8)
                 && is_first_lane_only(layout, node)
         }
@@ -294,7 +316,10 @@ fn fits(function: &Function, layout: &Layout, node: &Node, made: &BTreeSet<Value
         Op::Sinkhorn(_) | Op::SinkhornGrad(_) => {
             layout.slots.is_empty()
                 && node.args.iter().all(|arg| layout.smalls(*arg).len() == 2)
-                && node.args.first().is_some_and(|x| function.ty(*x).axes.len() == layout.rows.len() + 2)
+                && node
+                    .args
+                    .first()
+                    .is_some_and(|x| function.ty(*x).axes.len() == layout.rows.len() + 2)
         }
         _ => true,
     }

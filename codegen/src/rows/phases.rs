@@ -119,7 +119,11 @@ pub(super) fn shifted(function: &Function, group: &Group) -> BTreeSet<ValueId> {
         let node = function.node(*id);
         for (index, arg) in node.args.iter().enumerate() {
             let made = group.nodes.contains(&function.value(*arg).node);
-            if is_shifted(&node.op, index) && !made { shifted.insert(*arg) } else { plain.insert(*arg) };
+            if is_shifted(&node.op, index) && !made {
+                shifted.insert(*arg)
+            } else {
+                plain.insert(*arg)
+            };
         }
     }
     shifted.difference(&plain).copied().collect()
@@ -127,10 +131,8 @@ pub(super) fn shifted(function: &Function, group: &Group) -> BTreeSet<ValueId> {
 
 /// Whether an op reads its argument at several steps.
 pub(super) fn is_shifted(op: &Op, index: usize) -> bool {
-    let conv = matches!(
-        op,
-        Op::CausalConv(_) | Op::CausalConvInputGrad(_) | Op::CausalConvWeightGrad(_)
-    );
+    let conv =
+        matches!(op, Op::CausalConv(_) | Op::CausalConvInputGrad(_) | Op::CausalConvWeightGrad(_));
     conv && index == 0
 }
 
@@ -313,7 +315,10 @@ pub(super) fn seen_through(function: &Function, layout: &Layout, node: &Node) ->
     let (arg, result) = (*node.args.first()?, *node.results.first()?);
     let order = |value: ValueId| -> Vec<super::layout::Role> {
         let leaves = layout.leaves(value).iter();
-        leaves.filter(|l| matches!(l.role, super::layout::Role::Small(_))).map(|l| l.role.clone()).collect()
+        leaves
+            .filter(|l| matches!(l.role, super::layout::Role::Small(_)))
+            .map(|l| l.role.clone())
+            .collect()
     };
     let widening = matches!(node.op, Op::Cast(_))
         && (function.ty(arg).dtype == function.ty(result).dtype

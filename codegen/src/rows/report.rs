@@ -84,11 +84,8 @@ pub fn cuda_text(module: &Module) -> String {
 
 fn value_json(function: &Function, value: ValueId) -> Value {
     let ty = function.ty(value);
-    let axes: Vec<Value> = ty
-        .axes
-        .iter()
-        .map(|axis| json!([axis.name, axis.size.to_string()]))
-        .collect();
+    let axes: Vec<Value> =
+        ty.axes.iter().map(|axis| json!([axis.name, axis.size.to_string()])).collect();
     json!({"id": value.0, "dtype": crate::ir::types::dtype_word(ty.dtype), "axes": axes})
 }
 

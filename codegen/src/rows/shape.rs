@@ -130,9 +130,12 @@ pub(super) fn shape(function: &Function, group: &Group, phases: &Phases) -> Shap
     let whole = phases.all.iter().any(|phase| !phase.sums.is_empty());
     if !whole {
         let mut vector = vector;
-        let segments = group.nodes.iter().any(|id| over(layout, function.node(*id)) == Some(Over::Segment));
+        let segments =
+            group.nodes.iter().any(|id| over(layout, function.node(*id)) == Some(Over::Segment));
         while vector > 2
-            && resident(function, group, phases, vector, 1) + beside(function, group, phases, vector) > 72
+            && resident(function, group, phases, vector, 1)
+                + beside(function, group, phases, vector)
+                > 72
             && !(segments && inner / vector * 2 > 32)
         {
             vector /= 2;
