@@ -2,12 +2,12 @@
 
 use super::access::{Access, size_text};
 use super::express::expression;
-use super::group::{Group, Over, over, rows, summed};
+use super::group::{Group, rows, summed};
 use super::layout::{Layout, Role};
 use super::phases::{Item, Phases, seen_through};
 use super::shape::{Shape, shape};
 use super::text::Text;
-use crate::ir::{Function, Node, NodeId, ValueId};
+use crate::ir::{Function, NodeId, ValueId};
 use crate::ops::Op;
 use lightc_dsl::ast::DType;
 use lightc_dsl::size::Size;
@@ -533,7 +533,11 @@ impl<'a> Writer<'a> {
         let shape = self.shape;
         let mut head = Text::default();
         self.header(&mut head, entry);
-        let resident = (512 / shape.block).max(1);
+        let resident = match (shape.block, self.halo() > 0) {
+            // Enough loads on their way where a block has many rows.
+            (128, true) => 5,
+            _ => (512 / shape.block).max(1),
+        };
         if self.scratch > 0 {
             head.line(format!("#define SCRATCH {}", self.scratch));
         }

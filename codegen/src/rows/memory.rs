@@ -8,7 +8,7 @@ use crate::ir::ValueId;
 impl Writer<'_> {
     pub(super) fn hoisted(&mut self) {
         let hoisted: Vec<ValueId> = self.phases.hoisted.iter().copied().collect();
-        let split = |value: &ValueId| self.layout.is_lane(*value) && self.shape.chunks > 1;
+        let split = |value: &ValueId| self.is_put_by(*value);
         let (lanes, plain): (Vec<ValueId>, Vec<ValueId>) = hoisted.into_iter().partition(split);
         for value in plain {
             self.read(value);
@@ -28,6 +28,12 @@ impl Writer<'_> {
             }
         }
         self.text.close();
+    }
+
+    /// Whether an input that is read before all rows is put by, for each pass to take up: there are
+    /// several, or its elements are held in pairs.
+    fn is_put_by(&self, value: ValueId) -> bool {
+        self.layout.is_lane(value) && (self.shape.chunks > 1 || self.packed(value))
     }
 
     /// Whether a value is kept as pairs of bf16.
@@ -90,7 +96,7 @@ impl Writer<'_> {
     pub(super) fn item(&mut self, item: Item) {
         match item {
             Item::Read(value) if self.phases.hoisted.contains(&value) => {
-                if self.layout.is_lane(value) && self.shape.chunks > 1 {
+                if self.is_put_by(value) {
                     self.take(value);
                 }
             }
@@ -104,9 +110,7 @@ impl Writer<'_> {
     pub(super) fn read(&mut self, value: ValueId) {
         let (name, pointer) = (self.name(value), format!("in_{}", value.0));
         let is_kept = self.phases.kept.contains(&value)
-            || (self.phases.hoisted.contains(&value)
-                && self.layout.is_lane(value)
-                && self.shape.chunks > 1);
+            || (self.phases.hoisted.contains(&value) && self.is_put_by(value));
         let packed = is_kept && self.packed(value) && self.access(value).is_vector();
         self.text.line(format!("{} {name}{};", self.element(value), self.extent(value)));
         for leaf in self.layout.leaves(value).to_vec() {
@@ -143,6 +147,9 @@ impl Writer<'_> {
             let at = self.at(value);
             self.text.line(format!("{at} = woven_{name}[i * {count} + {place}];"));
             self.text.close_all(n);
+            if is_kept && self.packed(value) {
+                self.keep(value);
+            }
             return;
         }
         let mut loops = self.small_loops(value, &[]);

@@ -1,12 +1,9 @@
 //! Which nodes of a function become one kernel.
 
 use super::cuda::{Kernel, kernel};
-use super::group::{
-    Group, Over, Readers, is_free_view, is_known, is_literal, is_view, over, row_elements,
-};
+use super::group::{Group, Readers, is_free_view, is_known, is_literal, is_view, row_elements};
 use crate::ir::{Function, NodeId, ValueId};
 use crate::ops::Op;
-use lightc_dsl::ast::DType;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Most tensors that a kernel reads or writes.
