@@ -28,7 +28,7 @@ pub(super) fn kernel_table(module: &Module, plans: &Plans) -> TokenStream {
     });
     let kernels = plans.kernels(module).map(|(function, kernel)| {
         let origin = kernel.origin(function);
-        table_entry(&kernel.entry, &origin, kernel.threads(), kernel.shared_bytes())
+        table_entry(&kernel.entry, &origin, kernel.block(), kernel.shared_bytes())
     });
     quote! {
         /// Row kernels of the stage.

@@ -101,33 +101,33 @@ pub(crate) fn is_known(function: &Function, node: &Node) -> bool {
     if !node.args.iter().chain(&node.results).all(float_or_bool) {
         return false;
     }
-    match &node.op {
+    matches!(
+        node.op,
         Op::Affine(_)
-        | Op::Unary(_)
-        | Op::UnaryGrad(_)
-        | Op::Binary(_)
-        | Op::Clamp(_)
-        | Op::ClampGrad(_)
-        | Op::Where(_)
-        | Op::Cast(_)
-        | Op::StopGradient(_)
-        | Op::Sum(_)
-        | Op::Mean(_)
-        | Op::Contract(_)
-        | Op::Broadcast(_)
-        | Op::Permute(_)
-        | Op::Rename(_)
-        | Op::Split(_)
-        | Op::Merge(_)
-        | Op::CausalConv(_)
-        | Op::CausalConvInputGrad(_)
-        | Op::CausalConvWeightGrad(_)
-        | Op::Rotary(_)
-        | Op::Sinkhorn(_)
-        | Op::SinkhornGrad(_)
-        | Op::LogSumExp(_) => true,
-        _ => false,
-    }
+            | Op::Unary(_)
+            | Op::UnaryGrad(_)
+            | Op::Binary(_)
+            | Op::Clamp(_)
+            | Op::ClampGrad(_)
+            | Op::Where(_)
+            | Op::Cast(_)
+            | Op::StopGradient(_)
+            | Op::Sum(_)
+            | Op::Mean(_)
+            | Op::Contract(_)
+            | Op::Broadcast(_)
+            | Op::Permute(_)
+            | Op::Rename(_)
+            | Op::Split(_)
+            | Op::Merge(_)
+            | Op::CausalConv(_)
+            | Op::CausalConvInputGrad(_)
+            | Op::CausalConvWeightGrad(_)
+            | Op::Rotary(_)
+            | Op::Sinkhorn(_)
+            | Op::SinkhornGrad(_)
+            | Op::LogSumExp(_)
+    )
 }
 
 /// Whether an op only says under which names or in which order the same elements are read.

@@ -1,17 +1,59 @@
-//! Fused row kernels: parts of a function that one pass over memory computes.
+//! Row kernels of target `sm_90a`: parts of a function that one pass over memory computes.
+//!
+//! **Rows and lanes.** Axes are cut into parts, the same parts wherever ops make axes meet (`axes`), so
+//! merging, splitting and renaming cost nothing. A part whose size stays open (batch, time) is a row
+//! part; a constant part of up to 8 is unrolled, each thread holding all its elements; a longer one is a
+//! lane part, spread over the threads of a row (`layout`). Lane parts nest: with heads of 128 channels a
+//! lane is a head and a channel, and a sum over the channels is one of neighbouring threads.
+//!
+//! **What one kernel can compute** (`group`): pointwise ops; sums over what a thread holds, over the
+//! innermost lane part, over the whole lane, or over all rows; contractions that are such sums, unless an
+//! operand without rows has 16384 elements or more (that is a matrix product); convolutions along the
+//! innermost row part, rotations of pairs of lanes, Sinkhorn where a thread has a row to itself. All
+//! that it computes varies over all its rows. Index ops, slices and everything else stay single steps.
+//!
+//! **Grouping** (`plan`). In the order of the graph, a node joins the first group that it can, of those
+//! that made its arguments and those that read a long argument of it too (1024 elements of a row); the
+//! other groups among these are then joined to it. A join must leave an order of steps, and at most 24
+//! tensors. A node without lanes joins a group with lanes only if it has one element in a row, since all
+//! threads of the row compute it; nodes with more form groups of their own, a thread for each row, so a
+//! Sinkhorn iteration runs once and not in every thread. Groups of short rows are joined among
+//! themselves. Then views at the edge are left out, being free outside. Last, where a group would write
+//! a value only for another to read, the other computes it again from what is read anyway, if that moves
+//! fewer bytes: of all cuts through the cheap nodes in between the one with the least traffic is taken.
+//!
+//! **Passes** (`phases`). A sum over a lane ends a pass over a thread's elements; what the next pass needs
+//! is kept in registers if it was read or was dear to compute, else computed again.
+//!
+//! **Shapes** (`shape`). A thread reads 16 bytes at once where it can. Where no sum runs over the whole
+//! lane, blocks beside each other share it. The blocks along the rows are a function of the number of
+//! rows alone, and sums over rows are partial sums of blocks that a second kernel adds in order: the bits
+//! are the same on every GPU and in every run, and there are no atomics.
+//!
+//! **Precision.** Values of class `act` are bf16 in memory and rounded to it wherever an op gives one;
+//! all arithmetic is 32-bit. So a kernel gives what its nodes give one by one, up to the order of sums.
+//!
+//! The text of a kernel says in its head what it reads and writes, and repeats each node as a comment.
+
 mod access;
 mod axes;
+mod copies;
 mod cuda;
 mod express;
 mod group;
 mod layout;
+mod memory;
 mod phases;
 mod plan;
 mod report;
 mod shape;
+mod steps;
+mod sums;
+mod table;
 mod text;
 
 pub(crate) use cuda::Kernel;
 pub(crate) use group::is_literal;
 pub(crate) use plan::Step;
 pub use report::{Plans, cuda_text, describe};
+pub use table::{Row, schedule_table};

@@ -1,18 +1,15 @@
 //! Which nodes of a function become one kernel.
 
 use super::cuda::{Kernel, kernel};
-use super::group::{
-    Group, Over, Readers, is_free_view, is_known, is_literal, is_view, over, row_elements,
-};
+use super::group::{Group, Readers, is_free_view, is_known, is_literal, is_view, row_elements};
 use crate::ir::{Function, NodeId, ValueId};
 use crate::ops::Op;
-use lightc_dsl::ast::DType;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Most tensors that a kernel reads or writes.
-const TENSORS: usize = 24;
+pub(super) const TENSORS: usize = 24;
 /// Elements of a row from which on an input is worth reading once for two groups.
-const SHARED: i64 = 1024;
+pub(super) const SHARED: i64 = 1024;
 /// Unrolled elements of a value without lanes that is computed in all threads of a row.
 const REPEATED: i64 = 1;
 /// Groups whose rows have no more elements than this cost a launch and little else.
@@ -44,20 +41,20 @@ pub(crate) fn plan(function: &Function, kept: BTreeSet<ValueId>, prefix: &str) -
     planner.steps(prefix)
 }
 
-struct Planner<'f> {
-    function: &'f Function,
-    readers: Readers,
+pub(super) struct Planner<'f> {
+    pub(super) function: &'f Function,
+    pub(super) readers: Readers,
     /// Nodes of each group; empty where a group has been joined to another.
-    groups: Vec<Vec<NodeId>>,
+    pub(super) groups: Vec<Vec<NodeId>>,
     owner: Vec<Option<usize>>,
     /// The groups as kernels see them.
     built: Vec<Option<Group>>,
     /// Nodes of other groups that a group computes again.
-    copies: BTreeMap<usize, BTreeSet<NodeId>>,
+    pub(super) copies: BTreeMap<usize, BTreeSet<NodeId>>,
 }
 
 impl Planner<'_> {
-    fn owner(&self, id: NodeId) -> Option<usize> {
+    pub(super) fn owner(&self, id: NodeId) -> Option<usize> {
         self.owner.get(id.0 as usize).copied().flatten()
     }
 
@@ -65,7 +62,7 @@ impl Planner<'_> {
         Group::of(self.function, nodes.to_vec(), &self.readers)
     }
 
-    fn built(&self, index: usize) -> Option<&Group> {
+    pub(super) fn built(&self, index: usize) -> Option<&Group> {
         self.built.get(index).and_then(Option::as_ref)
     }
 
@@ -232,11 +229,7 @@ impl Planner<'_> {
     /// Leaves out views at the edge of a group: outside they cost nothing.
     fn trim(&mut self) {
         for index in 0..self.groups.len() {
-            loop {
-                let Some(nodes) = self.groups.get(index).filter(|nodes| !nodes.is_empty()) else {
-                    break;
-                };
-                let Some(group) = self.group(nodes) else { break };
+            while let Some(group) = self.built(index).cloned() {
                 let rest_of = |edge: NodeId| -> Vec<NodeId> {
                     group.nodes.iter().copied().filter(|id| *id != edge).collect()
                 };
@@ -262,7 +255,7 @@ impl Planner<'_> {
     }
 
     /// All nodes that a group computes, in order.
-    fn members(&self, index: usize) -> Vec<NodeId> {
+    pub(super) fn members(&self, index: usize) -> Vec<NodeId> {
         let own = self.groups.get(index).into_iter().flatten();
         let copies = self.copies.get(&index).into_iter().flatten();
         let all: BTreeSet<NodeId> = own.chain(copies).copied().collect();
@@ -270,25 +263,24 @@ impl Planner<'_> {
     }
 
     /// Whether a value is read by anything that has no copy of its node.
-    fn is_read_outside(&self, value: ValueId, home: usize) -> bool {
+    pub(super) fn is_read_outside(&self, value: ValueId, home: usize) -> bool {
         let made = self.function.value(value).node;
         let foreign = |reader: &NodeId| {
-            let readers = (0..self.groups.len()).filter(|index| {
+            let mut readers = (0..self.groups.len()).filter(|index| {
                 self.owner(*reader) == Some(*index)
                     || self.copies.get(index).is_some_and(|copies| copies.contains(reader))
             });
-            let mut readers = readers.peekable();
             let alone = self.owner(*reader).is_none();
             let has = |index: usize| {
                 index == home || self.copies.get(&index).is_some_and(|all| all.contains(&made))
             };
-            (alone && readers.peek().is_none()) || alone || readers.any(|index| !has(index))
+            alone || readers.any(|index| !has(index))
         };
         self.readers.is_kept(value) || self.readers.nodes(value).iter().any(foreign)
     }
 
     /// A group with what it computes again; it writes only what is its own.
-    fn final_group(&self, index: usize) -> Option<Group> {
+    pub(super) fn final_group(&self, index: usize) -> Option<Group> {
         let own = |value: ValueId| self.owner(self.function.value(value).node) == Some(index);
         let outside = |value: ValueId| own(value) && self.is_read_outside(value, index);
         Group::with(self.function, self.members(index), &outside)
@@ -363,131 +355,6 @@ impl Planner<'_> {
             }
         }
         steps
-    }
-
-    /// Has groups compute again what another group would have to write for them, where less is read
-    /// for it than would be written and read.
-    fn copy(&mut self) {
-        for consumer in 0..self.groups.len() {
-            for producer in 0..self.groups.len() {
-                if consumer != producer {
-                    self.copy_between(producer, consumer);
-                }
-            }
-        }
-    }
-
-    fn copy_between(&mut self, producer: usize, consumer: usize) -> Option<()> {
-        let reads =
-            |value: &ValueId| self.owner(self.function.value(*value).node) == Some(producer);
-        if !self.built(consumer)?.inputs.iter().any(reads) {
-            return None;
-        }
-        let group = self.final_group(consumer)?;
-        let from = self.final_group(producer)?;
-        let crossing: BTreeSet<ValueId> = group
-            .inputs
-            .iter()
-            .copied()
-            .filter(|value| self.owner(self.function.value(*value).node) == Some(producer))
-            .collect();
-        if !crossing.iter().any(|value| row_elements(&group.layout, *value) >= SHARED) {
-            return None;
-        }
-        let written: BTreeSet<ValueId> = from.outputs.iter().copied().collect();
-        let only_here = |planner: &Self, value: ValueId| {
-            !planner.readers.is_kept(value)
-                && planner.readers.nodes(value).iter().all(|reader| {
-                    planner.owner(*reader) == Some(consumer)
-                        || planner.owner(*reader) == Some(producer)
-                })
-        };
-        let bytes = |planner: &Self, value: ValueId| {
-            let layout = [&from.layout, &group.layout]
-                .into_iter()
-                .find(|layout| layout.values.contains_key(&value));
-            let n = layout.map_or(0, |layout| {
-                let rows = !layout.row_parts(value).is_empty();
-                if rows { row_elements(layout, value) } else { 0 }
-            });
-            n * match planner.function.ty(value).dtype {
-                DType::Act => 2,
-                DType::Bool => 1,
-                _ => 4,
-            }
-        };
-        // What is read and written for the consumer if it starts from these values.
-        let cost = |planner: &Self, leaves: &BTreeSet<ValueId>| -> i64 {
-            let read = leaves
-                .iter()
-                .filter(|leaf| crossing.contains(leaf) || !group.inputs.contains(leaf));
-            let read: i64 = read.map(|leaf| bytes(planner, *leaf)).sum();
-            let made = leaves.iter().filter(|leaf| {
-                planner.owner(planner.function.value(**leaf).node) == Some(producer)
-            });
-            let fresh = made.filter(|leaf| {
-                !written.contains(leaf) || (crossing.contains(leaf) && only_here(planner, **leaf))
-            });
-            read + fresh.map(|leaf| bytes(planner, *leaf)).sum::<i64>()
-        };
-        let mut leaves = crossing.clone();
-        let mut copied: BTreeSet<NodeId> = BTreeSet::new();
-        let before = cost(self, &leaves);
-        let mut best = (before, copied.clone());
-        for _ in 0..48 {
-            let made = |value: &&ValueId| {
-                let id = self.function.value(**value).node;
-                self.owner(id) == Some(producer) && self.is_cheap(&from, id)
-            };
-            let Some(next) = leaves.iter().filter(made).max_by_key(|v| (bytes(self, **v), v.0))
-            else {
-                break;
-            };
-            let next = *next;
-            let id = self.function.value(next).node;
-            let _ = leaves.remove(&next);
-            let _ = copied.insert(id);
-            let args = self.function.node(id).args.iter();
-            let args = args.filter(|arg| !is_literal(self.function, **arg));
-            leaves.extend(args.filter(|arg| !copied.contains(&self.function.value(**arg).node)));
-            let now = cost(self, &leaves);
-            if now < best.0 {
-                best = (now, copied.clone());
-            }
-        }
-        if best.0 + before / 16 >= before {
-            return None;
-        }
-        let known = self.copies.get(&consumer).cloned();
-        let _ = self.copies.entry(consumer).or_default().extend(best.1);
-        let fits = self
-            .final_group(consumer)
-            .is_some_and(|group| group.inputs.len() + group.outputs.len() <= TENSORS);
-        if !fits {
-            let _ = match known {
-                Some(known) => self.copies.insert(consumer, known),
-                None => self.copies.remove(&consumer),
-            };
-        }
-        Some(())
-    }
-
-    /// Whether a node can be computed again wherever its arguments are read.
-    fn is_cheap(&self, group: &Group, id: NodeId) -> bool {
-        let node = self.function.node(id);
-        let convolves = matches!(
-            node.op,
-            Op::CausalConv(_)
-                | Op::CausalConvInputGrad(_)
-                | Op::CausalConvWeightGrad(_)
-                | Op::Sinkhorn(_)
-                | Op::SinkhornGrad(_)
-        );
-        !convolves && matches!(over(&group.layout, node), None | Some(Over::Thread))
-    }
-
-    fn is_inlined_node(&self, id: NodeId) -> bool {
-        self.is_inlined(self.function.node(id).results.first().copied())
     }
 
     /// Whether a value is a number that kernels alone read.

@@ -9,6 +9,10 @@ typedef unsigned short bf16;
 #define INLINE __device__ __forceinline__
 #endif
 
+#ifndef INFINITY
+#define INFINITY __int_as_float(0x7f800000)
+#endif
+
 // Two floats rounded to bf16 to the nearest, ties to even: the first in the low half.
 #ifndef ROW_HOST
 INLINE unsigned round_pair(float low, float high) {

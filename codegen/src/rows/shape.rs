@@ -3,7 +3,7 @@
 use super::group::{Group, Over, over};
 use super::layout::Layout;
 use super::phases::Phases;
-use crate::ir::{Function, ValueId};
+use crate::ir::{Function, NodeId, ValueId};
 use crate::ops::Op;
 use lightc_dsl::ast::DType;
 
@@ -112,6 +112,16 @@ fn beside(function: &Function, group: &Group, phases: &Phases, vector: i64) -> i
     hoisted.sum::<i64>() + steps.sum::<i64>()
 }
 
+fn has_steps(function: &Function, group: &Group) -> bool {
+    let is = |id: &NodeId| {
+        matches!(
+            function.node(*id).op,
+            Op::CausalConv(_) | Op::CausalConvInputGrad(_) | Op::CausalConvWeightGrad(_)
+        )
+    };
+    group.nodes.iter().any(is)
+}
+
 fn has_row_sums(function: &Function, group: &Group) -> bool {
     let is = |id| matches!(over(&group.layout, function.node(id)), Some(Over::Rows(_)));
     group.nodes.iter().any(|id| is(*id))
@@ -140,10 +150,21 @@ pub(super) fn shape(function: &Function, group: &Group, phases: &Phases) -> Shap
         {
             vector /= 2;
         }
-        let threads = power(up(lane, vector)).min(256);
-        let block = threads.max(256);
+        // Smaller blocks leave fewer registers unused where a thread needs many.
+        let widest = if sums { 128 } else { 256 };
+        let threads = power(up(lane, vector)).min(widest);
+        let block = threads.max(widest);
         let tiles = up(lane, vector * threads);
-        let blocks = if sums { 132 * 2 } else { 132 * 96 } / tiles;
+        // Sums over rows and steps that go from row to row want blocks with many rows.
+        let long = has_steps(function, group);
+        let blocks = if sums {
+            132 * 5
+        } else if long {
+            132 * 6
+        } else {
+            132 * 96
+        };
+        let blocks = blocks / tiles;
         let ragged = tiles * threads * vector != lane;
         return Shape { threads, vector, chunks: 1, block, tiles, blocks, ragged, shared: 0 };
     }

@@ -1,0 +1,74 @@
+//! Row kernels of the full-size dense stage: which there are, and their text.
+
+#![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
+
+mod common;
+
+use lightc_codegen::ir::Module;
+use lightc_codegen::pipeline::compile_for;
+use lightc_codegen::rows::{Plans, describe};
+use lightc_codegen::schedule::Target;
+use lightc_dsl::resolve::load_program;
+use std::collections::BTreeSet;
+
+fn module(stage: &str) -> Module {
+    let source = "import \"lightning/lightning.llm\"\n";
+    let (program, _, diags) = load_program("main.llm", source, &common::library());
+    assert!(diags.is_empty(), "{diags:?}");
+    let model = program.resolve_stage(stage).unwrap();
+    compile_for(&model, Target::Sm90a).unwrap().module
+}
+
+/// The kernel of an entry: from its head to the next.
+fn kernel(text: &str, entry: &str) -> String {
+    let from = text.split_once(&format!("// {entry}\n")).unwrap().1;
+    let end = from.find("\n}\n").unwrap() + 3;
+    from[..end].to_owned()
+}
+
+#[test]
+fn text_is_a_function_of_the_module() {
+    let module = module("lightning_2b");
+    let text = Plans::of(&module).text(&module);
+    assert_eq!(text, Plans::of(&module).text(&module));
+    assert!(!text.contains("atomic"), "sums have one order");
+}
+
+#[test]
+fn each_value_is_written_once() {
+    for stage in ["lightning_2b", "lightning_5b"] {
+        let module = module(stage);
+        let all = describe(&module);
+        let mut seen = BTreeSet::new();
+        for kernel in all.as_array().unwrap() {
+            let entry = kernel["entry"].as_str().unwrap();
+            let function = entry.rsplit_once("_k").unwrap().0;
+            let writes = kernel["writes"].as_array().unwrap().iter().map(|v| &v["id"]);
+            let sums = kernel["sums"].as_array().unwrap().iter().map(|s| &s["value"]["id"]);
+            let ids: Vec<_> = writes.chain(sums).collect();
+            assert!(!ids.is_empty(), "{entry} writes nothing");
+            for id in ids {
+                let key = (function.to_owned(), id.as_u64().unwrap());
+                assert!(seen.insert(key), "{entry} writes %{id}, which another kernel writes");
+            }
+        }
+    }
+}
+
+#[test]
+fn kernels_of_a_delta_layer() {
+    let module = module("lightning_2b");
+    let text = Plans::of(&module).text(&module);
+    // Mixes of streams with Sinkhorn, collapse with the norm of its result, entrance and post of
+    // the delta rule, the last norm, and the derivative of that.
+    for entry in [
+        "decoder_layer_k2",
+        "decoder_layer_k3",
+        "decoder_layer_k6",
+        "decoder_layer_k7",
+        "language_model_k6",
+        "language_model_backward_loss_k2",
+    ] {
+        insta::assert_snapshot!(entry, kernel(&text, entry));
+    }
+}
