@@ -1200,23 +1200,29 @@ fn emitted_calls_join_precision_classes() {
     let concat = Concat { axis: word("t"), to: word("s") };
     let wanted = "ops::concat(&[a0, &ops::to_f32(a1, like)?], 0)?";
     check_emitted(concat, "f32 t=3; act t=2", wanted);
-    // Of a result that is not widened, what comes back wide is narrowed.
-    let (row, gate) = ("act b=1 t=3 h=2 k=4", "f32 b=1 t=3 h=2");
+    // The delta rule takes wide gates beside narrow heads.
+    let (row, wide, gate) = ("act b=1 t=3 h=2 k=4", "f32 b=1 t=3 h=2 k=4", "f32 b=1 t=3 h=2");
     let args = format!("{row}; {row}; {row}; {gate}; {gate}");
-    let widened =
-        "&ops::to_f32(a0, like)?, &ops::to_f32(a1, like)?, &ops::to_f32(a2, like)?, a3, a4";
-    let wanted = format!("ops::to_act(&ops::gated_delta_rule({widened})?, like.kind())?");
-    check_emitted(delta("k"), &args, &wanted);
-    let grad =
-        GatedDeltaRuleGrad { time: word("t"), head: word("h"), key: word("k"), value: word("k") };
-    let narrowed: String =
-        (0..3).map(|i| format!("ops::to_act(&wide_{i}, like.kind())?,")).collect();
+    check_emitted(delta("k"), &args, "ops::gated_delta_rule(a0, a1, a2, a3, a4)?");
+    let grad = || GatedDeltaRuleGrad {
+        time: word("t"),
+        head: word("h"),
+        key: word("k"),
+        value: word("k"),
+    };
+    let wanted = "ops::gated_delta_rule_grad(a0, a1, a2, a3, a4, a5)?";
+    check_emitted(grad(), &format!("{args}; {row}"), wanted);
+    // Beside a wide head all join; of a result that is not widened, what comes back wide is narrowed.
+    let args = format!("{row}; {wide}; {row}; {gate}; {gate}");
+    let widened = "&ops::to_f32(a0, like)?, a1, &ops::to_f32(a2, like)?, a3, a4";
+    check_emitted(delta("k"), &args, &format!("ops::gated_delta_rule({widened})?"));
     let wanted = format!(
         "{{ let (wide_0, wide_1, wide_2, wide_3, wide_4) =
-            ops::gated_delta_rule_grad({widened}, &ops::to_f32(a5, like)?)?;
-            ({narrowed} wide_3, wide_4) }}"
+            ops::gated_delta_rule_grad({widened}, a5)?;
+            (ops::to_act(&wide_0, like.kind())?, wide_1, ops::to_act(&wide_2, like.kind())?,
+            wide_3, wide_4) }}"
     );
-    check_emitted(grad, &format!("{args}; {row}"), &wanted);
+    check_emitted(grad(), &format!("{args}; {wide}"), &wanted);
     // One class: as it is. The mask does not count.
     let row = "act b=1 t=3 h=2 k=4";
     let keys = "act b=1 s=5 h=2 k=4";
