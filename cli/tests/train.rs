@@ -75,6 +75,27 @@ fn the_program_gets_its_arguments_and_libtorch_and_gives_the_exit_code() {
     assert_eq!(place.without_paths(&place.read("made.folder")), "[CHECKOUT]\n");
 }
 
+/// A GPU of another architecture, by what `nvidia-smi` says: nothing is built for it.
+#[test]
+fn a_target_that_this_machine_lacks_is_refused_before_a_build() {
+    let place = place_with("#!/bin/sh\necho ran\n");
+    place.write("bin/nvidia-smi", "#!/bin/sh\necho 'NVIDIA A100-SXM4-80GB, 8.0'\n");
+    fs::set_permissions(place.path("bin/nvidia-smi"), fs::Permissions::from_mode(0o755)).unwrap();
+    let path = std::env::var("PATH").unwrap_or_default();
+    let run = |target: &str| {
+        let mut command = command(&place, &[&TRAIN[..], &["--target", target]].concat());
+        command.env("PATH", format!("{}:{path}", place.path("bin").display()));
+        command.output().unwrap()
+    };
+    let refused = run("sm_90a");
+    let text = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(1), "{text}");
+    assert!(text.contains("error[E1303]: the first GPU, NVIDIA A100-SXM4-80GB"), "{text}");
+    assert!(!place.path("made.arguments").exists());
+    assert_eq!(String::from_utf8_lossy(&run("cpu").stdout), "ran\n");
+    assert!(place.path("made.arguments").exists());
+}
+
 #[test]
 fn another_source_is_another_program() {
     let place = place_with("#!/bin/sh\n");

@@ -56,7 +56,9 @@ fn rows(out: &Path, kind: &str) -> Vec<String> {
     let mut rows = Vec::new();
     for line in text.lines() {
         let mut row: serde_json::Value = serde_json::from_str(line).expect("is JSON");
-        row.as_object_mut().expect("is an object").remove("ms");
+        for time in ["ms", "tokens_per_s"] {
+            row.as_object_mut().expect("is an object").remove(time);
+        }
         if row["kind"] == kind {
             rows.push(row.to_string());
         }
