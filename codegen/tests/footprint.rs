@@ -54,14 +54,18 @@ fn polynomials_give_the_numbers_of_the_ledger() {
         for (micro_batch, seq) in [(1, 3), (1, 130), (7, 66), (2, 4096), (64, 9)] {
             let setup = MemorySetup { gpus: 1, micro_batch, seq };
             let ledger = memory(&compiled.module, compiled.backward, setup).expect("counts");
-            let (b, t) = (i64::try_from(micro_batch).expect("small"), i64::try_from(seq).expect("small"));
+            let (b, t) =
+                (i64::try_from(micro_batch).expect("small"), i64::try_from(seq).expect("small"));
             let found = evaluated(&live, b, t);
             for (class, bytes) in ledger.layouts[0].bytes.rows() {
                 let Some(found) = found.get(class) else { continue };
                 let bytes = i64::try_from(bytes).expect("small");
                 // Bits of a step are whole bytes in the ledger.
                 let slack = if class == "kept bits" { 64 } else { 0 };
-                assert!((found - bytes).abs() <= slack, "{name} {class} at {b} x {t}: {found} {bytes}");
+                assert!(
+                    (found - bytes).abs() <= slack,
+                    "{name} {class} at {b} x {t}: {found} {bytes}"
+                );
             }
         }
     }
@@ -92,7 +96,11 @@ fn code_for_a_gpu_holds_the_counts_and_code_for_the_cpu_is_as_before() {
     let files = |program: &lightc_codegen::pipeline::Program<'_>| {
         let files = emit_crate(program, &origin, "runtime").expect("emits");
         let text = |path: &str| {
-            files.iter().find(|file| file.path == path).map(|file| file.text.clone()).expect("is there")
+            files
+                .iter()
+                .find(|file| file.path == path)
+                .map(|file| file.text.clone())
+                .expect("is there")
         };
         (text("src/lib.rs"), text("src/main.rs"))
     };

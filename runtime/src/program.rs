@@ -152,11 +152,7 @@ pub fn run(stage: &dyn Stage, args: impl IntoIterator<Item = OsString>) -> u8 {
 }
 
 /// [`main_on`] with its arguments given and its exit code as a number.
-pub fn run_on(
-    stage: &dyn Stage,
-    target: Target,
-    args: impl IntoIterator<Item = OsString>,
-) -> u8 {
+pub fn run_on(stage: &dyn Stage, target: Target, args: impl IntoIterator<Item = OsString>) -> u8 {
     let command = Cli::command().name(stage.name()).bin_name(stage.name());
     let parsed = command.try_get_matches_from(args).and_then(|m| Cli::from_arg_matches(&m));
     let cli = match parsed {

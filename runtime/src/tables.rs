@@ -5,10 +5,10 @@
 //! `tokenizer.byte_counts` `[v]` holds how many codes each token has in the
 //! `byte_codes` table of the same block; without one, `p` is 32.
 
-use crate::{Device, Tensor};
 use crate::error::{DataError, Result};
 use crate::stage::TableSpec;
 use crate::tokenizer::Tokenizer;
+use crate::{Device, Tensor};
 
 const CODES: &str = "tokenizer.byte_codes";
 const COUNTS: &str = "tokenizer.byte_counts";
@@ -120,7 +120,9 @@ mod tests {
         ];
         let text: Vec<String> = bad
             .iter()
-            .map(|spec| tables(&[*spec], &tokenizer, Device::Cpu).expect_err("is refused").rendered())
+            .map(|spec| {
+                tables(&[*spec], &tokenizer, Device::Cpu).expect_err("is refused").rendered()
+            })
             .collect();
         insta::assert_snapshot!("bad_tables", text.join(""));
     }

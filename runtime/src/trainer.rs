@@ -23,13 +23,13 @@
 mod check;
 mod micro;
 
-pub use check::{Clipped, Forwarded};
 pub(crate) use check::first_not_finite;
+pub use check::{Clipped, Forwarded};
 pub(crate) use micro::first_bad_op;
 pub use micro::{Part, Parts, step, step_timed};
 
-use crate::error::{Error, Result, TrainError};
 use crate::cuda::{self, Update};
+use crate::error::{Error, Result, TrainError};
 use crate::optimizer::{AdamW, Groups, Slot};
 use crate::random;
 use crate::schedule::Schedule;
@@ -276,7 +276,8 @@ impl TrainState {
             let (Some(gradient), Some(group), Some(m), Some(v)) = (gradient, group, m, v) else {
                 continue;
             };
-            let (lr, weight_decay) = (schedule.lr(self.step, group.lr_multiplier), group.weight_decay);
+            let (lr, weight_decay) =
+                (schedule.lr(self.step, group.lr_multiplier), group.weight_decay);
             let kind = master.f_kind()?;
             // One that computes in the kind of its master shares its memory.
             let copy = (spec.precision.kind(*act) != kind).then_some(param);

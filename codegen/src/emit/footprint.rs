@@ -9,9 +9,7 @@ use proc_macro2::{Literal, TokenStream};
 use quote::quote;
 
 /// The method of the stage and the table that it gives; nothing for `cpu`.
-pub(super) fn footprint_items(
-    program: &Program<'_>,
-) -> Result<(TokenStream, TokenStream), String> {
+pub(super) fn footprint_items(program: &Program<'_>) -> Result<(TokenStream, TokenStream), String> {
     if program.target == Target::Cpu {
         return Ok((TokenStream::new(), TokenStream::new()));
     }
@@ -53,9 +51,8 @@ fn polynomial(size: &Size) -> Option<TokenStream> {
         if monomial.keys().any(|name| name != BATCH && name != SEQUENCE) {
             return None;
         }
-        let power = |name: &str| {
-            Literal::u32_unsuffixed(monomial.get(name).copied().unwrap_or_default())
-        };
+        let power =
+            |name: &str| Literal::u32_unsuffixed(monomial.get(name).copied().unwrap_or_default());
         let (batch, sequence) = (power(BATCH), power(SEQUENCE));
         let factor = Literal::i64_unsuffixed(factor);
         terms.push(quote! {

@@ -1,11 +1,11 @@
 //! A stage as one Rust file: blocks, tables of tensors, and the runtime's `Stage`.
 
+use super::footprint::footprint_items;
 use super::function::{emit_function, entry_backward, has_states};
 use super::names::{crate_name, ident, module_ident, stage_ident};
 use super::replay::has_reversible;
 use crate::analysis::{Carry, Role};
 use crate::ir::{FuncId, Module, Type};
-use super::footprint::footprint_items;
 use crate::pipeline::{Compiled, LOSS, Program};
 use crate::schedule::Target;
 use lightc_dsl::ast::DType;

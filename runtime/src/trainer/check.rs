@@ -196,7 +196,8 @@ impl TrainState {
         self.check_gradients(&gradients)?;
         // The kernels of the optimizer walk memory.
         let dense = |gradient: Option<Tensor>| gradient.map(|g| g.f_contiguous()).transpose();
-        let gradients = gradients.into_iter().map(dense).collect::<std::result::Result<Vec<_>, _>>()?;
+        let gradients =
+            gradients.into_iter().map(dense).collect::<std::result::Result<Vec<_>, _>>()?;
         let read = self.read(&gradients, forwarded)?;
         self.finite_numbers(&read.values)?;
         if !read.is_finite {

@@ -137,7 +137,13 @@ impl MicroBatch {
         Ok(MicroBatch {
             tokens: batch.tokens.f_narrow(0, start, lanes)?,
             continues: batch.continues.f_narrow(0, start, lanes)?,
-            carries: train.info.carries.iter().zip(&train.carries).map(carry).collect::<Result<_>>()?,
+            carries: train
+                .info
+                .carries
+                .iter()
+                .zip(&train.carries)
+                .map(carry)
+                .collect::<Result<_>>()?,
         })
     }
 

@@ -1,7 +1,7 @@
 use super::*;
-use crate::stage::Outputs;
 use crate::data::Plan;
 use crate::run::Session;
+use crate::stage::Outputs;
 use crate::testing::{BigramStage, Poison, TestCorpus};
 
 fn close(found: &Tensor, expected: &Tensor) {
