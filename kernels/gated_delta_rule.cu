@@ -10,7 +10,7 @@
 //          and backwards, dS being the gradient of the state that leaves the chunk:
 //            Y = M^T (P^T dO + t K dS),  dS_prev = E_last dS + Q^T (E dO) - K^T (beta E Y),  dV = beta Y
 //            dL = -strict_tril(Y N^T)   (so M is not differentiated through its inverse)
-//          the rest of the gradients from S, dS, N and Y chunk by chunk (bench/reference.py has them all).
+//          the rest of the gradients from S, dS, N and Y chunk by chunk (reference.py has them all).
 // Numerics fp32 state and accumulators; products of bf16 operands (S, N, M, P, Y, dS rounded to bf16 as
 //          operands); the inverse by fp32 substitution in blocks of 32 joined by one tf32 product.
 //          Decays only as exp of differences of G within a chunk, the masked half by selection.

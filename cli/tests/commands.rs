@@ -462,7 +462,8 @@ fn doctor_names_what_is_missing() {
             "disk space",
             "processor",
             "memory",
-            "GPU"
+            "GPU",
+            "NVRTC"
         ]
     );
     let libtorch = checks.iter().find(|check| check["name"] == "libtorch").unwrap();

@@ -17,10 +17,10 @@ use lightc_codegen::ops::{
     Affine, Array, Attrs, Binary, BinaryFn, Broadcast, Call, CallBackward, Cast, Causal,
     CausalConv, CausalConvInputGrad, CausalConvWeightGrad, Clamp, ClampGrad, Concat, Const,
     Contract, EvalCall, GatedDeltaRule, GatedDeltaRuleGrad, GatherSum, GatherSumGrad, Input,
-    LinearCrossEntropy, LinearCrossEntropyGrad, Lookup, LookupGrad, MaskedAttention,
-    MaskedAttentionGrad, Mean, Merge, Op, Pad, ParamRef, Permute, Pick, Place, Position, Rename,
-    Rotary, Saved, SelectTop, Sinkhorn, SinkhornGrad, SizeValue, Slice, Split, Stack,
-    StackBackward, StateRef, StopGradient, Sum, TableRef, Unary, UnaryFn, UnaryGrad, Where,
+    LinearCrossEntropy, LinearCrossEntropyGrad, LinearCrossEntropyStep, Lookup, LookupGrad,
+    MaskedAttention, MaskedAttentionGrad, Mean, Merge, Op, Pad, ParamRef, Permute, Pick, Place,
+    Position, Rename, Rotary, Saved, SelectTop, Sinkhorn, SinkhornGrad, SizeValue, Slice, Split,
+    Stack, StackBackward, StateRef, StopGradient, Sum, TableRef, Unary, UnaryFn, UnaryGrad, Where,
     parse_op,
 };
 use lightc_dsl::ast::DType;
@@ -958,6 +958,17 @@ fn the_loss_ignores_what_does_not_count() {
     let grads = eval(op, &args).unwrap();
     assert!(grads.iter().all(|d| d.iter().all(|d| *d == 0.0)));
 
+    // Both at once are what they are alone.
+    let step = LinearCrossEntropyStep { channel: word("d"), vocab: word("v"), softcap: 2.0 };
+    let grad = LinearCrossEntropyGrad { channel: word("d"), vocab: word("v"), softcap: 2.0 };
+    let alone = LinearCrossEntropy { channel: word("d"), vocab: word("v"), softcap: 2.0 };
+    let targets = arr(&[1, 3], &[2.0, -100.0, 3.0]);
+    let args = [("b t d", ACT, &h), ("v d", ACT, &w), ("b t", DType::Index, &targets)];
+    let both = eval(step, &args).unwrap();
+    assert_eq!(both[0], eval(alone, &args).unwrap()[0]);
+    let with_cotangent = [args[0], args[1], args[2], ("", DType::F32, &one)];
+    assert_eq!(both[1..], eval(grad, &with_cotangent).unwrap()[..]);
+
     // Some targets count: the gradient is that of the mean over those.
     let op = || LinearCrossEntropyGrad { channel: word("d"), vocab: word("v"), softcap: 2.0 };
     let grad = |targets: [f64; 3]| {
@@ -1058,7 +1069,8 @@ fn one_of_each() -> Vec<Op> {
         Sinkhorn { rows: s.clone(), columns: j.clone(), iterations: 20, eps: 1e-6 }.into(),
         SinkhornGrad { rows: s, columns: j.clone(), iterations: 20, eps: 1e-6 }.into(),
         LinearCrossEntropy { channel: e.clone(), vocab: m.clone(), softcap: 15.0 }.into(),
-        LinearCrossEntropyGrad { channel: e, vocab: m, softcap: 0.0 }.into(),
+        LinearCrossEntropyGrad { channel: e.clone(), vocab: m.clone(), softcap: 0.0 }.into(),
+        LinearCrossEntropyStep { channel: e, vocab: m, softcap: 15.0 }.into(),
         GatherSum { rows: j.clone(), slots: word("p") }.into(),
         GatherSumGrad { rows: sized.clone(), slots: word("p") }.into(),
         Lookup { rows: j }.into(),
@@ -1188,23 +1200,29 @@ fn emitted_calls_join_precision_classes() {
     let concat = Concat { axis: word("t"), to: word("s") };
     let wanted = "ops::concat(&[a0, &ops::to_f32(a1, like)?], 0)?";
     check_emitted(concat, "f32 t=3; act t=2", wanted);
-    // Of a result that is not widened, what comes back wide is narrowed.
-    let (row, gate) = ("act b=1 t=3 h=2 k=4", "f32 b=1 t=3 h=2");
+    // The delta rule takes wide gates beside narrow heads.
+    let (row, wide, gate) = ("act b=1 t=3 h=2 k=4", "f32 b=1 t=3 h=2 k=4", "f32 b=1 t=3 h=2");
     let args = format!("{row}; {row}; {row}; {gate}; {gate}");
-    let widened =
-        "&ops::to_f32(a0, like)?, &ops::to_f32(a1, like)?, &ops::to_f32(a2, like)?, a3, a4";
-    let wanted = format!("ops::to_act(&ops::gated_delta_rule({widened})?, like.kind())?");
-    check_emitted(delta("k"), &args, &wanted);
-    let grad =
-        GatedDeltaRuleGrad { time: word("t"), head: word("h"), key: word("k"), value: word("k") };
-    let narrowed: String =
-        (0..3).map(|i| format!("ops::to_act(&wide_{i}, like.kind())?,")).collect();
+    check_emitted(delta("k"), &args, "ops::gated_delta_rule(a0, a1, a2, a3, a4)?");
+    let grad = || GatedDeltaRuleGrad {
+        time: word("t"),
+        head: word("h"),
+        key: word("k"),
+        value: word("k"),
+    };
+    let wanted = "ops::gated_delta_rule_grad(a0, a1, a2, a3, a4, a5)?";
+    check_emitted(grad(), &format!("{args}; {row}"), wanted);
+    // Beside a wide head all join; of a result that is not widened, what comes back wide is narrowed.
+    let args = format!("{row}; {wide}; {row}; {gate}; {gate}");
+    let widened = "&ops::to_f32(a0, like)?, a1, &ops::to_f32(a2, like)?, a3, a4";
+    check_emitted(delta("k"), &args, &format!("ops::gated_delta_rule({widened})?"));
     let wanted = format!(
         "{{ let (wide_0, wide_1, wide_2, wide_3, wide_4) =
-            ops::gated_delta_rule_grad({widened}, &ops::to_f32(a5, like)?)?;
-            ({narrowed} wide_3, wide_4) }}"
+            ops::gated_delta_rule_grad({widened}, a5)?;
+            (ops::to_act(&wide_0, like.kind())?, wide_1, ops::to_act(&wide_2, like.kind())?,
+            wide_3, wide_4) }}"
     );
-    check_emitted(grad, &format!("{args}; {row}"), &wanted);
+    check_emitted(grad(), &format!("{args}; {wide}"), &wanted);
     // One class: as it is. The mask does not count.
     let row = "act b=1 t=3 h=2 k=4";
     let keys = "act b=1 s=5 h=2 k=4";

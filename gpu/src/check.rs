@@ -54,7 +54,8 @@ pub fn compared(
 
 /// A verdict on a single number.
 pub fn within(label: impl Into<String>, what: &str, error: f64, limit: f64) -> Verdict {
-    let fault = (!(error <= limit)).then(|| format!("{what} {error:.1e}, limit {limit:.1e}"));
+    let fault =
+        (error.is_nan() || error > limit).then(|| format!("{what} {error:.1e}, limit {limit:.1e}"));
     Verdict { label: label.into(), detail: format!("{what} {error:.1e}"), fault }
 }
 

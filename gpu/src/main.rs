@@ -38,6 +38,14 @@ enum Command {
         #[command(flatten)]
         chosen: Chosen,
     },
+    /// Do what must not be done, which `test` looks at from outside.
+    #[command(hide = true)]
+    Misuse {
+        /// What.
+        what: String,
+        #[command(flatten)]
+        chosen: Chosen,
+    },
 }
 
 #[derive(clap::Args)]
@@ -63,7 +71,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let (chosen, small) = match &arguments.command {
         Command::Test { chosen, small } => (chosen, *small),
-        Command::Bench { chosen, .. } => (chosen, true),
+        Command::Bench { chosen, .. } | Command::Misuse { chosen, .. } => (chosen, true),
     };
     let cases = match pick(&chosen.only) {
         Ok(cases) => cases,
@@ -87,6 +95,13 @@ fn main() -> ExitCode {
     let green = match &arguments.command {
         Command::Test { .. } => test(&cases, &gpu),
         Command::Bench { peers, format, .. } => bench(&cases, &gpu, peers.as_deref(), *format),
+        Command::Misuse { what, .. } => match cases::misuse(&gpu, what) {
+            Ok(()) => true,
+            Err(error) => {
+                eprint!("{}", error.rendered());
+                false
+            }
+        },
     };
     if green { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
@@ -204,7 +219,7 @@ mod tests {
     #[test]
     fn an_unknown_case_is_named_with_those_there_are() {
         let error = pick(&["norm".to_owned()]).err().unwrap_or_default();
-        assert!(error.starts_with("no case `norm`; there are gated_delta_rule, "), "{error}");
+        assert!(error.starts_with("no case `norm`; there are harness, "), "{error}");
         assert_eq!(pick(&["optimizer".to_owned()]).map(|cases| cases.len()).ok(), Some(1));
     }
 }

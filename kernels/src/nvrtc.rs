@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::ffi::{CString, c_char, c_int};
 use std::path::{Path, PathBuf};
-use std::ptr::null;
 use std::sync::OnceLock;
 
 use cudarc::nvrtc::{result, sys};
@@ -186,7 +185,7 @@ impl Program {
 
 impl Drop for Program {
     fn drop(&mut self) {
-        if self.0.cast_const() == null() {
+        if self.0.is_null() {
             return;
         }
         // SAFETY: the program was created, and this is its only owner. There is nothing to do about

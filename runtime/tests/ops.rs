@@ -21,6 +21,8 @@ mod experts;
 mod fixed;
 #[path = "ops/gather.rs"]
 mod gather;
+#[path = "ops/indexer.rs"]
+mod indexer;
 #[path = "ops/loss.rs"]
 mod loss;
 #[path = "ops/pointwise.rs"]

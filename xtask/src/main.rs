@@ -8,6 +8,7 @@ mod bench;
 mod chart;
 mod corpus;
 mod demo;
+mod gpu;
 mod libtorch;
 mod process;
 mod suite;
@@ -81,6 +82,24 @@ enum Command {
         #[arg(long)]
         folder: Option<PathBuf>,
     },
+    /// Compare every kernel with its reference on this machine's GPU.
+    GpuTest {
+        /// Arguments of `lightc-gpu test`: `--small`, `--only CASE`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Time every kernel that equals its reference, beside ceilings and peers.
+    GpuBench {
+        /// Arguments of `lightc-gpu bench`: `--peers FILE`, `--format json`, `--only CASE`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Pack both for a machine with a GPU and no Rust; `run.sh` there runs all of it.
+    GpuPack {
+        /// The folder to write.
+        #[arg(long)]
+        out: PathBuf,
+    },
     /// Print the environment that builds against libtorch and runs the result.
     ///
     /// For a shell: eval "$(cargo xtask env)"
@@ -131,9 +150,16 @@ fn run(command: &Command) -> Result<()> {
         Command::GrowBench { gigabytes, kills, folder } => {
             bench::grow(*gigabytes, *kills, folder.as_deref())
         }
+        Command::GpuTest { arguments } => gpu::run_here(&words("test", arguments)),
+        Command::GpuBench { arguments } => gpu::run_here(&words("bench", arguments)),
+        Command::GpuPack { out } => gpu::pack(out),
         Command::Env { format } => libtorch::print_environment(*format == EnvFormat::Json),
         Command::Cargo { arguments } => suite::cargo_in_environment(arguments),
     }
+}
+
+fn words<'a>(first: &'a str, rest: &'a [String]) -> Vec<&'a str> {
+    std::iter::once(first).chain(rest.iter().map(String::as_str)).collect()
 }
 
 #[cfg(test)]

@@ -94,6 +94,11 @@ pub(crate) fn root() -> PathBuf {
 /// Builds a program of the workspace in release and returns its path.
 pub(crate) fn build_release(package: &str) -> Result<PathBuf> {
     run(&mut cargo(&["build", "--release", "--package", package]))?;
+    built(package)
+}
+
+/// Where a program of the workspace lies that was built in release.
+pub(crate) fn built(package: &str) -> Result<PathBuf> {
     Ok(target_folder()?.join("release").join(package))
 }
 

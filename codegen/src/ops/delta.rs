@@ -9,6 +9,7 @@ use super::{
 use crate::autodiff::Vjp;
 use crate::emit::EmitCall;
 use crate::ir::{Type, ValueId};
+use lightc_dsl::ast::DType;
 use lightc_dsl::size::Size;
 use proc_macro2::TokenStream;
 use quote::quote;
@@ -196,6 +197,15 @@ impl GatedDeltaRule {
     }
 }
 
+/// The runtime takes a decay and a write strength of 32 bits beside narrow heads, so nothing is widened
+/// where all heads are narrow; else all arguments join.
+fn emit_call(call: &EmitCall<'_>, name: &str, heads: &[usize], all: &[usize]) -> TokenStream {
+    let is_act =
+        |index: &usize| call.arg_types.get(*index).is_some_and(|ty| ty.dtype == DType::Act);
+    let joined = if heads.iter().all(is_act) { &[] } else { all };
+    emit_joined(call, name, joined, quote!())
+}
+
 impl OpDef for GatedDeltaRule {
     fn mnemonic(&self) -> &'static str {
         "gated_delta_rule"
@@ -251,8 +261,7 @@ impl OpDef for GatedDeltaRule {
     }
 
     fn emit_cpu(&self, call: &EmitCall<'_>) -> TokenStream {
-        // Nothing is widened: the op takes a decay and a write strength of 32 bits beside narrow heads.
-        emit_joined(call, "gated_delta_rule", &[], quote!())
+        emit_call(call, "gated_delta_rule", &[0, 1, 2], &[0, 1, 2, 3, 4])
     }
 }
 
@@ -370,7 +379,7 @@ impl OpDef for GatedDeltaRuleGrad {
     }
 
     fn emit_cpu(&self, call: &EmitCall<'_>) -> TokenStream {
-        emit_joined(call, "gated_delta_rule_grad", &[], quote!())
+        emit_call(call, "gated_delta_rule_grad", &[0, 1, 2, 5], &[0, 1, 2, 3, 4, 5])
     }
 }
 

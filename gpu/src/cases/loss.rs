@@ -55,7 +55,7 @@ impl Case for Loss {
             verdicts.extend(compared(&label, 1.0, &mut || {
                 let _ = ops::linear_cross_entropy(&h, &w, &targets, softcap)?;
                 let _ = ops::linear_cross_entropy_grad(&h, &w, &targets, &dloss, softcap)?;
-                let _ = ops::linear_cross_entropy_with_grad(&h, &w, &targets, softcap)?;
+                let _ = ops::linear_cross_entropy_step(&h, &w, &targets, softcap)?;
                 Ok(())
             })?);
         }
@@ -69,7 +69,7 @@ impl Case for Loss {
         let mut measured = Vec::new();
         for softcap in [0.0, 15.0] {
             let spread = time(gpu, 8, &mut || {
-                ops::linear_cross_entropy_with_grad(&h, &w, &targets, softcap).map(|_| ())
+                ops::linear_cross_entropy_step(&h, &w, &targets, softcap).map(|_| ())
             })?;
             measured.push(Measured {
                 name: "linear cross entropy fwd+bwd".to_owned(),

@@ -2,15 +2,19 @@
 
 mod attention;
 mod delta;
+mod harness;
 mod indexer;
 mod loss;
 mod optimizer;
 
 use crate::Case;
 
+pub use harness::misuse;
+
 /// Every case. A new family of kernels is a line here.
 pub fn all() -> Vec<Box<dyn Case>> {
     vec![
+        Box::new(harness::Harness),
         Box::new(delta::Delta),
         Box::new(indexer::Indexer),
         Box::new(attention::Attention),

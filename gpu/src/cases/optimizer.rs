@@ -28,7 +28,7 @@ impl Parameter {
     fn new(gpu: &Gpu, at: usize, n: i64) -> Result<Parameter> {
         let gradient = gpu.normal(&[n])?.f_mul_scalar(0.01)?;
         // Half of the gradients are narrow, and half of those parameters have a copy.
-        let narrow = at % 2 == 0;
+        let narrow = at.is_multiple_of(2);
         let kind = if narrow { Kind::BFloat16 } else { Kind::Float };
         let act = Tensor::f_empty([n], (Kind::BFloat16, gpu.device()))?;
         Ok(Parameter {

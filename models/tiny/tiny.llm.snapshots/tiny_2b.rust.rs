@@ -4190,16 +4190,7 @@ pub mod gated_delta_net {
         let v49 = ops::exp(weights.a_log)?;
         let v50 = ops::affine(&v49, -1f64, 0f64)?;
         let log_decay = ops::mul(&v50, &pace)?;
-        let read = ops::to_act(
-            &ops::gated_delta_rule(
-                &ops::to_f32(&queries, like)?,
-                &ops::to_f32(&keys, like)?,
-                &ops::to_f32(&values, like)?,
-                &log_decay,
-                &beta,
-            )?,
-            like.kind(),
-        )?;
+        let read = ops::gated_delta_rule(&queries, &keys, &values, &log_decay, &beta)?;
         let v53 = ops::to_f32(&queries, like)?;
         let v54 = ops::to_f32(&keys, like)?;
         let v55 = ops::mul(&v53, &v54)?;
@@ -4295,23 +4286,14 @@ pub mod gated_delta_net {
         let v33 = ops::mul(&v29, &saved.v53)?;
         let v34 = ops::to_act(&v33, like.kind())?;
         let v35 = ops::to_act(&v31, like.kind())?;
-        let (v41, v42, v43, v44, v45) = {
-            let (wide_0, wide_1, wide_2, wide_3, wide_4) = ops::gated_delta_rule_grad(
-                &ops::to_f32(&saved.queries, like)?,
-                &ops::to_f32(&saved.keys, like)?,
-                &ops::to_f32(&saved.values, like)?,
-                &saved.log_decay,
-                &saved.beta,
-                &ops::to_f32(&v28, like)?,
-            )?;
-            (
-                ops::to_act(&wide_0, like.kind())?,
-                ops::to_act(&wide_1, like.kind())?,
-                ops::to_act(&wide_2, like.kind())?,
-                wide_3,
-                wide_4,
-            )
-        };
+        let (v41, v42, v43, v44, v45) = ops::gated_delta_rule_grad(
+            &saved.queries,
+            &saved.keys,
+            &saved.values,
+            &saved.log_decay,
+            &saved.beta,
+            &v28,
+        )?;
         let v46 = ops::add(&v35, &v41)?;
         let v47 = ops::add(&v34, &v42)?;
         let v48 = ops::add(&v22, &v43)?;

@@ -32,8 +32,9 @@ struct Gpu {
     facts: Facts,
     /// By the address of the [`Module`].
     modules: BTreeMap<usize, usize>,
-    /// By the address of the [`Kernel`]; with the shared memory that the kernel may have.
+    /// By the address of the [`Kernel`].
     functions: BTreeMap<usize, usize>,
+    last: Option<&'static Kernel>,
 }
 
 /// What a GPU is.
@@ -134,6 +135,7 @@ fn open(ordinal: usize) -> std::result::Result<Gpu, DeviceError> {
         facts,
         modules: BTreeMap::new(),
         functions: BTreeMap::new(),
+        last: None,
     })
 }
 
@@ -185,11 +187,19 @@ pub fn memory(ordinal: usize) -> Result<(u64, u64)> {
 /// Waits until a GPU has done all that it was given.
 ///
 /// # Errors
-/// The driver's, also those of kernels that were launched before.
+/// The driver's, also those of kernels that were launched before; the last of them is named.
 pub fn synchronize(ordinal: usize) -> Result<()> {
-    with_gpu(ordinal, |_| {
-        result::ctx::synchronize().map_err(|e| refused(SET_UP, "cuCtxSynchronize", e).into())
+    with_gpu(ordinal, |gpu| {
+        let of = gpu.last.map_or(SET_UP, |kernel| (kernel.entry, kernel.origin));
+        let call = "to wait for it, the last that was launched,";
+        result::ctx::synchronize().map_err(|error| refused(of, call, error).into())
     })
+}
+
+/// Whether each launch waits, as CUDA's own variable asks.
+fn launches_wait() -> bool {
+    static ASKED: OnceLock<bool> = OnceLock::new();
+    *ASKED.get_or_init(|| std::env::var("CUDA_LAUNCH_BLOCKING").is_ok_and(|value| value == "1"))
 }
 
 /// Sets bytes on the default stream.
@@ -230,7 +240,12 @@ pub(super) fn launch(
                 arguments,
             )
         }
-        .map_err(|error| refused(of, "cuLaunchKernel", error).into())
+        .map_err(|error| refused(of, "cuLaunchKernel", error))?;
+        gpu.last = Some(kernel);
+        if launches_wait() {
+            result::ctx::synchronize().map_err(|error| refused(of, "to wait for it", error))?;
+        }
+        Ok(())
     })
 }
 

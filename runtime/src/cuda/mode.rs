@@ -115,11 +115,16 @@ impl Checked {
         if !self.repeats {
             return Some("two runs give different bits".to_owned());
         }
-        let beyond = self.errors.iter().enumerate().find(|(_, (error, limit))| !(error <= limit));
+        let beyond = self.errors.iter().enumerate().find(|(_, pair)| is_beyond(**pair));
         beyond.map(|(at, (error, limit))| {
             format!("output {at} is off by {error:.1e}, limit {limit:.1e}")
         })
     }
+}
+
+/// Whether an error is above its limit; one that is not a number is.
+fn is_beyond((error, limit): (f64, f64)) -> bool {
+    error.is_nan() || error > limit
 }
 
 /// Milliseconds of several runs.
@@ -398,7 +403,7 @@ impl Checked {
     fn join(&mut self, other: Checked) {
         self.calls += other.calls;
         for ((worst, _), (error, _)) in self.errors.iter_mut().zip(other.errors) {
-            if !(error <= *worst) {
+            if is_beyond((error, *worst)) {
                 *worst = error;
             }
         }

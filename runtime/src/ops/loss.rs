@@ -91,9 +91,9 @@ pub fn linear_cross_entropy_grad(
     linear_cross_entropy_grad_composite(h, w, targets, dloss, softcap)
 }
 
-/// [`linear_cross_entropy`] and its gradients for a `dloss` of 1 in one pass: three products, where the
+/// [`linear_cross_entropy`] and its gradients `dh` and `dw` for a `dloss` of 1 in one pass: three products, where the
 /// two functions by themselves take four. On a GPU in bf16 no more than one chunk of logits lives, in bf16.
-pub fn linear_cross_entropy_with_grad(
+pub fn linear_cross_entropy_step(
     h: &Tensor,
     w: &Tensor,
     targets: &Tensor,
@@ -106,7 +106,7 @@ pub fn linear_cross_entropy_with_grad(
         Ok(vec![loss, dh, dw])
     };
     if tile::takes_cross_entropy(h, w) {
-        let rows = Rows::new("linear_cross_entropy_with_grad", h, w, targets)?;
+        let rows = Rows::new("linear_cross_entropy_step", h, w, targets)?;
         let reference: cuda::Way<'_> = &|args, _| {
             let [h, w, targets] = three(args)?;
             both(h, w, targets)

@@ -167,3 +167,27 @@ fn a_decay_of_minus_infinity_forgets() -> Outcome {
     }
     Ok(())
 }
+
+/// Narrow heads with a decay and a write strength of 32 bits: computed in 32 bits, and each result has the
+/// kind of its input.
+#[test]
+fn a_wide_decay_beside_narrow_heads() -> Outcome {
+    let mut rng = Rng::fresh();
+    let case = Case::draw(&mut rng, [2, 9, 2, 4, 3], -0.5, Kind::BFloat16);
+    let narrow = case.inputs.each_ref().map(|x| x.tensor(Kind::BFloat16));
+    let dout = case.dout.tensor(Kind::BFloat16);
+    let wide = narrow.each_ref().map(|x| x.to_kind(Kind::Float));
+    let [q, k, v, ..] = &narrow;
+    let [wq, wk, wv, g, beta] = &wide;
+    let o = ops::gated_delta_rule(q, k, v, g, beta)?;
+    let want = ops::gated_delta_rule(wq, wk, wv, g, beta)?;
+    assert!(o.kind() == Kind::BFloat16 && o.equal(&want.to_kind(Kind::BFloat16)));
+    let (dq, dk, dv, dg, dbeta) = ops::gated_delta_rule_grad(q, k, v, g, beta, &dout)?;
+    let want = ops::gated_delta_rule_grad(wq, wk, wv, g, beta, &dout.to_kind(Kind::Float))?;
+    for (x, want) in [(&dq, &want.0), (&dk, &want.1), (&dv, &want.2)] {
+        assert!(x.kind() == Kind::BFloat16 && x.equal(&want.to_kind(Kind::BFloat16)));
+    }
+    assert!(dg.equal(&want.3) && dbeta.equal(&want.4));
+    assert!(ops::gated_delta_rule(q, k, v, &g.to_kind(Kind::Double), beta).is_err());
+    Ok(())
+}

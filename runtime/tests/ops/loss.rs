@@ -77,3 +77,18 @@ fn nothing_to_predict() -> Outcome {
     assert_eq!(dh.size(), [0, 3]);
     Ok(())
 }
+
+#[test]
+fn loss_and_gradients_in_one_call_are_those_of_two() -> Outcome {
+    let mut rng = Rng::fresh();
+    let h = rng.normal(&[3, 4, 5], Kind::Float).tensor(Kind::Float);
+    let w = rng.normal(&[7, 5], Kind::Float).tensor(Kind::Float);
+    let targets =
+        Tensor::from_slice(&[0i64, 6, -100, 2, 3, 3, -100, 1, 5, 4, 0, 6]).reshape([3, 4]);
+    let (loss, dh, dw) = ops::linear_cross_entropy_step(&h, &w, &targets, 1.5)?;
+    assert!(loss.equal(&ops::linear_cross_entropy(&h, &w, &targets, 1.5)?));
+    let one = Tensor::from(1f32);
+    let (want_dh, want_dw) = ops::linear_cross_entropy_grad(&h, &w, &targets, &one, 1.5)?;
+    assert!(dh.equal(&want_dh) && dw.equal(&want_dw));
+    Ok(())
+}

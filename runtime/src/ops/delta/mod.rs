@@ -10,9 +10,9 @@
 //! runs (module `chunked`). All exponentiate log decays, or differences of
 //! their sums within a chunk, and nothing else.
 //!
-//! q, k and v have one kind; the decay and the write strength can be wider, as
-//! they are where activations are bf16: then everything is computed in the
-//! widest kind, and each result has the kind of its input (the output that of v).
+//! q, k and v have one kind; the decay and the write strength can have 32 bits
+//! beside narrow heads. Then everything is computed in 32 bits, and each result
+//! has the kind of its input (the output that of v).
 
 mod chunked;
 mod native;
@@ -20,7 +20,7 @@ mod native;
 use tch::{Kind, Tensor};
 
 use super::native::{by_kind, runs_native};
-use super::support::{cast, ensure, ensure_same_kind, ensure_shape, is_float, shape_of, wide_kind};
+use super::support::{cast, ensure, ensure_same_kind, ensure_shape, shape_of, wide_kind};
 use super::tile;
 use crate::Result;
 use native::{backward_native, forward_native};
@@ -168,21 +168,20 @@ impl Inputs<'_> {
         Ok([q, k, v, cast(self.g, kind)?, cast(self.beta, kind)?])
     }
 
-    /// The kind to compute in: the widest of the inputs, and at least f32, since libtorch solves no
-    /// triangular systems in less.
+    /// The kind to compute in: at least f32, since libtorch solves no triangular systems in less. q, k
+    /// and v have one kind, g and beta that one or the kind to compute in.
     fn check_kinds(&self, op: &'static str) -> Result<Kind> {
         let kind = ensure_same_kind(op, &[self.q, self.k, self.v])?;
-        let mut wide = wide_kind(kind);
+        let wide = wide_kind(kind);
         for (name, x) in [("g", self.g), ("beta", self.beta)] {
-            let found = x.kind();
-            ensure(is_float(found) && (found == kind || found == wide_kind(found)), op, || {
-                format!("{name} is {found:?}, {kind:?} as q or a wider kind is needed")
+            let (found, device) = (x.kind(), x.device());
+            let fits = (found == kind || found == wide) && device == self.q.device();
+            ensure(fits, op, || {
+                let wanted = self.q.device();
+                format!(
+                    "{name} is {found:?} on {device:?}, {kind:?} or {wide:?} on {wanted:?} needed"
+                )
             })?;
-            let (device, other) = (self.q.device(), x.device());
-            ensure(device == other, op, || format!("q is on {device:?}, {name} on {other:?}"))?;
-            if found == Kind::Double {
-                wide = found;
-            }
         }
         Ok(wide)
     }

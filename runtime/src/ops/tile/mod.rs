@@ -27,7 +27,7 @@ pub(crate) const LIMITS: &[(&str, f64)] = &[
     ("gdn_backward", 4e-2),
     ("attention_forward", 1e-2),
     ("attention_backward_keys", 2e-2),
-    ("indexer_select", 1e-3),
+    ("indexer_select", 1e-4),
     ("lce_rows", 1e-2),
 ];
 

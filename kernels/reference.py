@@ -1,7 +1,6 @@
-"""References of the tile kernels in plain torch, in whatever precision and on whatever device the inputs are.
+"""The chunked formulas of gated_delta_rule.cu in plain torch, as the kernels compute them.
 
-`python3 reference.py` checks the chunked formulas that the kernels use against token loops and
-autograd in 64 bits on the CPU.
+`python3 reference.py` checks them against the token loop and autograd in 64 bits on the CPU.
 """
 import torch
 
@@ -104,51 +103,6 @@ def gated_delta_rule_grad(q, k, v, g, b, do, c=CHUNK):
             slot.insert(0, value)
         dS = dS_prev
     return tuple(torch.stack(x, 1).movedim(0, 2).flatten(0, 1)[:T] for x in out)
-
-
-def indexer_score(q, k, heed, bias, scale):
-    """q [T,Hi,C], k [T,C], heed [T,Hi], bias [Hi] -> [T,T], future columns 0."""
-    score = torch.zeros(q.shape[0], k.shape[0], dtype=q.dtype, device=q.device)
-    for h in range(q.shape[1]):
-        score += heed[:, h, None] * torch.sigmoid((q[:, h] @ k.T) * scale + bias[h])
-    return score.tril()
-
-
-def budgets(score, ema, base, low, high):
-    """Population variance over all columns and the budget before select_top's own clamp."""
-    var = score.double().var(-1, unbiased=False)
-    return var, torch.clamp(torch.floor(base * var / max(ema, 1e-6)), low, high).long()
-
-
-def select_top(score, budget, sinks, limit):
-    """Mask [T,T] of the selected columns: sinks first, then by score, equal scores by column."""
-    T = score.shape[0]
-    col = torch.arange(T, device=score.device)
-    key = torch.where(col < sinks, torch.full_like(score, float("inf")), score)
-    key = key.masked_fill(col[None] > col[:, None], float("-inf"))
-    order = torch.sort(key, dim=-1, descending=True, stable=True).indices
-    n = torch.minimum(torch.clamp(budget, min=1).clamp(max=limit), col + 1)
-    mask = torch.zeros(T, T, dtype=torch.bool, device=score.device)
-    return mask.scatter_(1, order, col[None] < n[:, None])
-
-
-def masked_attention(q, k, v, mask, scale):
-    """q, k, v [T,H,D], mask [T,T] -> o [T,H,D] and the log of the sum [H,T]."""
-    s = torch.einsum("thd,shd->hts", q, k) * scale
-    s = s.masked_fill(~mask, float("-inf"))
-    lse = s.logsumexp(-1)
-    p = torch.where(mask, torch.exp(s - lse[..., None]), torch.zeros((), dtype=s.dtype, device=s.device))
-    return torch.einsum("hts,shd->thd", p, v), lse
-
-
-def linear_cross_entropy_grad(h, w, y, cap):
-    """Loss and both gradients for mean loss over y != -100."""
-    h, w = h.detach().requires_grad_(True), w.detach().requires_grad_(True)
-    z = h @ w.T
-    z = cap * torch.tanh(z / cap) if cap > 0 else z
-    loss = torch.nn.functional.cross_entropy(z, y, ignore_index=-100, reduction="sum") / max(int((y != -100).sum()), 1)
-    loss.backward()
-    return loss.detach(), h.grad, w.grad
 
 
 if __name__ == "__main__":
