@@ -1,6 +1,6 @@
 //! Generates the Rust code of the stages in this folder.
 
-use lightc_codegen::emit::{CrateFile, Origin, emit_kernels, emit_stage, source_digest};
+use lightc_codegen::emit::{Origin, emit_stage, source_digest};
 use lightc_codegen::schedule::Target;
 use lightc_dsl::source::MapLoader;
 use std::error::Error;
@@ -35,14 +35,11 @@ fn main() -> Result<(), Box<dyn Error>> {
         loader = loader.with(name, text);
     }
     for (source, stage) in STAGES {
-        let (text, _) = generate(&folder, &loader, source, stage, Target::Cpu)?;
+        let text = generate(&folder, &loader, source, stage, Target::Cpu)?;
         fs::write(out.join(format!("{stage}.rs")), text)?;
     }
     for (source, stage) in FUSED {
-        let (text, kernels) = generate(&folder, &loader, source, stage, Target::Sm90a)?;
-        if let Some(kernels) = kernels {
-            fs::write(out.join(kernels.path), kernels.text)?;
-        }
+        let text = generate(&folder, &loader, source, stage, Target::Sm90a)?;
         fs::write(out.join(format!("{stage}_sm_90a.rs")), text)?;
     }
     Ok(())
@@ -67,7 +64,7 @@ fn generate(
     source: &str,
     stage: &str,
     target: Target,
-) -> Result<(String, Option<CrateFile>), Box<dyn Error>> {
+) -> Result<String, Box<dyn Error>> {
     let path = folder.join(source.strip_prefix("models/").unwrap_or(source));
     let text = fs::read_to_string(path)?;
     let (program, sources, diags) = lightc_dsl::resolve::load_program(source, &text, loader);
@@ -85,12 +82,12 @@ fn generate(
     let model = program.resolve_stage(stage).map_err(|diags| explain(&diags))?;
     let compiled = lightc_codegen::pipeline::compile_for(&model, target);
     let compiled = compiled.map_err(|diags| explain(&diags))?;
-    let program = lightc_codegen::pipeline::program_for(&compiled, target)
-        .map_err(|diags| explain(&diags))?;
+    let program = lightc_codegen::pipeline::program_for(&compiled, target);
+    let program = program.map_err(|diags| explain(&diags))?;
     let origin = Origin {
         source: source.to_owned(),
         source_hash: source_digest(&sources),
         compiler: env::var("CARGO_PKG_VERSION")?,
     };
-    Ok((emit_stage(&program, &origin)?, emit_kernels(&program)))
+    Ok(emit_stage(&program, &origin)?)
 }

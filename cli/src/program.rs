@@ -86,7 +86,7 @@ pub(crate) fn generate(
     runtime: &Runtime,
     target: schedule::Target,
 ) -> Result<Vec<NewFile>, Failure> {
-    let compiled = match pipeline::compile(model) {
+    let compiled = match pipeline::compile_for(model, target) {
         Ok(compiled) => compiled,
         Err(found) => return Err(loaded.failure(found)),
     };

@@ -5,7 +5,7 @@ use lightc_codegen::analysis::{
     BATCH, Live, MemorySetup, SEQUENCE, at_rest, contraction_flops, live, memory,
 };
 use lightc_codegen::emit::{Origin, emit_crate};
-use lightc_codegen::pipeline::{Compiled, compile, program, program_for};
+use lightc_codegen::pipeline::{Compiled, compile_for, program, program_for};
 use lightc_codegen::schedule::Target;
 use lightc_dsl::resolve::load_program;
 use lightc_dsl::source::MapLoader;
@@ -13,6 +13,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 fn stage(file: &str, stage: &str) -> Compiled {
+    stage_for(file, stage, Target::Cpu)
+}
+
+fn stage_for(file: &str, stage: &str, target: Target) -> Compiled {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let mut loader = MapLoader::default();
     for folder in ["std", "lightning", "tiny"] {
@@ -28,7 +32,7 @@ fn stage(file: &str, stage: &str) -> Compiled {
     let text = std::fs::read_to_string(root.join(file)).expect("is text");
     let (program, _, diags) = load_program(file, &text, &loader);
     assert!(diags.is_empty(), "{diags:?}");
-    compile(&program.resolve_stage(stage).expect("resolves")).expect("compiles")
+    compile_for(&program.resolve_stage(stage).expect("resolves"), target).expect("compiles")
 }
 
 fn bound(micro_batch: i64, sequence: i64) -> BTreeMap<String, i64> {
@@ -54,14 +58,18 @@ fn polynomials_give_the_numbers_of_the_ledger() {
         for (micro_batch, seq) in [(1, 3), (1, 130), (7, 66), (2, 4096), (64, 9)] {
             let setup = MemorySetup { gpus: 1, micro_batch, seq };
             let ledger = memory(&compiled.module, compiled.backward, setup).expect("counts");
-            let (b, t) = (i64::try_from(micro_batch).expect("small"), i64::try_from(seq).expect("small"));
+            let (b, t) =
+                (i64::try_from(micro_batch).expect("small"), i64::try_from(seq).expect("small"));
             let found = evaluated(&live, b, t);
             for (class, bytes) in ledger.layouts[0].bytes.rows() {
                 let Some(found) = found.get(class) else { continue };
                 let bytes = i64::try_from(bytes).expect("small");
                 // Bits of a step are whole bytes in the ledger.
                 let slack = if class == "kept bits" { 64 } else { 0 };
-                assert!((found - bytes).abs() <= slack, "{name} {class} at {b} x {t}: {found} {bytes}");
+                assert!(
+                    (found - bytes).abs() <= slack,
+                    "{name} {class} at {b} x {t}: {found} {bytes}"
+                );
             }
         }
     }
@@ -83,6 +91,11 @@ fn operations_of_the_dense_stage() {
     // Lanes are independent.
     let two = flops.evaluate(&bound(2, 4096)).expect("is bound") as f64;
     assert_eq!(two, 2.0 * at(4096));
+    // What is rewritten for a GPU is the same model.
+    let rewritten = stage_for("models/lightning/lightning.llm", "lightning_2b", Target::Sm90a);
+    let of_rewritten = contraction_flops(&rewritten.module).expect("counts");
+    let of_rewritten = of_rewritten.evaluate(&bound(1, 4096)).expect("is bound") as f64;
+    assert!((of_rewritten / at(4096) - 1.0).abs() < 1e-2, "{of_rewritten:e} {:e}", at(4096));
 }
 
 #[test]
@@ -92,13 +105,18 @@ fn code_for_a_gpu_holds_the_counts_and_code_for_the_cpu_is_as_before() {
     let files = |program: &lightc_codegen::pipeline::Program<'_>| {
         let files = emit_crate(program, &origin, "runtime").expect("emits");
         let text = |path: &str| {
-            files.iter().find(|file| file.path == path).map(|file| file.text.clone()).expect("is there")
+            files
+                .iter()
+                .find(|file| file.path == path)
+                .map(|file| file.text.clone())
+                .expect("is there")
         };
         (text("src/lib.rs"), text("src/main.rs"))
     };
     let (library, main) = files(&program(&compiled).expect("a program"));
     assert!(!library.contains("FOOTPRINT"));
     assert!(main.contains("lightc_runtime::program::main(&tiny_2b::Tiny2b)"), "{main}");
+    let compiled = stage_for("models/tiny/tiny.llm", "tiny_2b", Target::Sm90a);
     let gpu = program_for(&compiled, Target::Sm90a).expect("a program");
     let (library, main) = files(&gpu);
     assert!(library.contains("pub static FOOTPRINT: lightc_runtime::Footprint"));

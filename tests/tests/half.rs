@@ -26,7 +26,9 @@ fn relative(found: &Tensor, expected: &Tensor) -> f64 {
 fn distance(stage: &dyn Stage, found: &Run, expected: &Run) -> (f64, f64, &'static str) {
     let pairs: Vec<(&str, &Tensor, &Tensor)> = (stage.params().iter())
         .zip(found.grads.iter().zip(&expected.grads))
-        .filter_map(|(spec, (found, expected))| Some((spec.path, found.as_ref()?, expected.as_ref()?)))
+        .filter_map(|(spec, (found, expected))| {
+            Some((spec.path, found.as_ref()?, expected.as_ref()?))
+        })
         .collect();
     let total = pairs.iter().map(|(_, _, e)| norm(e).powi(2)).sum::<f64>().sqrt();
     let (mut sum, mut worst) = (0.0, (0.0, ""));
@@ -127,7 +129,8 @@ fn check(stage: &dyn Stage, b: usize, t: usize) {
     assert!(off < 1e-2, "{name}: loss {} in bf16, {} in f32", found.loss, expected.loss);
     // The loss is taken in f32 in both.
     assert_eq!(found.values, expected.values, "{name}");
-    for (spec, (found, expected)) in stage.params().iter().zip(found.grads.iter().zip(&expected.grads))
+    for (spec, (found, expected)) in
+        stage.params().iter().zip(found.grads.iter().zip(&expected.grads))
     {
         match (found, expected) {
             (Some(found), Some(expected)) => {
@@ -144,7 +147,8 @@ fn check(stage: &dyn Stage, b: usize, t: usize) {
     println!("{name}: bf16 {half:?}, parameters moved {noise:?}");
     assert!(half.0 < 0.1 + 3.0 * noise.0, "{name}: {half:?} against {noise:?}");
     assert!(half.1 < 0.5 + 3.0 * noise.1, "{name}: {half:?} against {noise:?}");
-    for ((spec, found), expected) in stage.states().iter().zip(&found.states).zip(&expected.states) {
+    for ((spec, found), expected) in stage.states().iter().zip(&found.states).zip(&expected.states)
+    {
         assert_eq!(found.kind(), Kind::Float, "{}", spec.path);
         let off = relative(found, expected);
         assert!(off < 5e-2, "state {} is off by {off}", spec.path);
@@ -236,7 +240,9 @@ fn training_in_bf16_and_in_micro_batches_follows_training_in_f32() {
     // What the generated step writes out is what the runtime puts together.
     let (generated, of_generated) = train(Kind::Float, 4, true);
     assert_eq!(generated, whole);
-    for (spec, (a, b)) in Tiny2b.params().iter().zip(state.params().iter().zip(of_generated.params())) {
+    for (spec, (a, b)) in
+        Tiny2b.params().iter().zip(state.params().iter().zip(of_generated.params()))
+    {
         assert_eq!(a, b, "{}", spec.path);
     }
 }

@@ -28,6 +28,11 @@ fn of_function(module: &Module, id: FuncId, sizes: &BTreeMap<String, Size>) -> O
             | Op::LinearCrossEntropy(_) => {
                 bound(&crate::schedule::node_cost(function, node).flops, sizes)?
             }
+            // The product and its two gradients, of which the backward's are counted with it.
+            Op::LinearCrossEntropyStep(_) => {
+                let all = bound(&crate::schedule::node_cost(function, node).flops, sizes)?;
+                all.exact_div(&Size::constant(3))?
+            }
             _ => Size::default(),
         };
         total = total.checked_add(&own)?;
