@@ -4,8 +4,9 @@
 
 mod common;
 
+use lightc_codegen::emit::{Origin, emit_kernels, emit_stage};
 use lightc_codegen::ir::Module;
-use lightc_codegen::pipeline::compile_for;
+use lightc_codegen::pipeline::{compile_for, program_for};
 use lightc_codegen::rows::{Plans, describe};
 use lightc_codegen::schedule::Target;
 use lightc_dsl::resolve::load_program;
@@ -32,6 +33,30 @@ fn text_is_a_function_of_the_module() {
     let text = Plans::of(&module).text(&module);
     assert_eq!(text, Plans::of(&module).text(&module));
     assert!(!text.contains("atomic"), "sums have one order");
+}
+
+#[test]
+fn a_stage_launches_all_its_kernels() {
+    let source = "import \"lightning/lightning.llm\"\n";
+    let (program, _, _) = load_program("main.llm", source, &common::library());
+    let compiled =
+        compile_for(&program.resolve_stage("lightning_2b").unwrap(), Target::Sm90a).unwrap();
+    let program = program_for(&compiled, Target::Sm90a).unwrap();
+    let origin = Origin {
+        source: "main.llm".to_owned(),
+        source_hash: String::new(),
+        compiler: "0".to_owned(),
+    };
+    let rust = emit_stage(&program, &origin).unwrap();
+    let kernels = emit_kernels(&program).unwrap();
+    for kernel in describe(&compiled.module).as_array().unwrap() {
+        let entry = kernel["entry"].as_str().unwrap();
+        let launch = format!("cuda::launch(&super::row_kernels::{},", entry.to_uppercase());
+        let launch: String = launch.split_whitespace().collect();
+        let plain: String = rust.split_whitespace().collect();
+        assert!(plain.contains(&launch), "{entry} is not launched");
+        assert!(kernels.text.contains(&format!(" {entry}(")), "{entry} has no text");
+    }
 }
 
 #[test]

@@ -109,7 +109,7 @@ fn text(
             functions(arguments, &module, generated::backward_functions(&module))
         }
         Emit::Schedule => schedule(arguments.format, wanted, &differentiated(model)?),
-        Emit::Cuda => cuda(arguments.format, &differentiated(model)?),
+        Emit::Cuda => cuda(arguments.format, &fused(model)?),
         Emit::Rust => rust(arguments, loaded, &pipeline::program(&pipeline::compile(model)?)?),
     })
 }
@@ -119,6 +119,15 @@ fn cuda(format: Format, module: &Module) -> Result<String, Failure> {
         Format::Text => Ok(lightc_codegen::rows::cuda_text(module)),
         Format::Json => terminal::pretty_json(&lightc_codegen::rows::describe(module)),
     }
+}
+
+/// As target `sm_90a` has it, with backward functions where there is a loss.
+fn fused(model: &StageModel) -> Result<Module, Vec<Diag>> {
+    let module = pipeline::lower(model)?;
+    if pipeline::has_loss(&module) {
+        return Ok(pipeline::compile_for(model, lightc_codegen::schedule::Target::Sm90a)?.module);
+    }
+    Ok(module)
 }
 
 /// With backward functions where there is a loss.

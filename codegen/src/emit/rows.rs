@@ -92,7 +92,10 @@ pub(super) fn row_kernel(kernel: &Kernel, locals: &Locals<'_>) -> TokenStream {
             &[#(#inputs),*],
             like,
             &|args, like| { #fused },
-            &|args, like| { #reference },
+            &|args, like| {
+                let _ = like;
+                #reference
+            },
         )?)?;
     }
 }
