@@ -1,7 +1,7 @@
 //! Growth maps in `lightc check`: how their claims came out, for people.
 
 use crate::source::Loaded;
-use lightc_codegen::growth::{self, Change, Claim, Decision, Measured, Verdict};
+use lightc_codegen::growth::{self, Change, Claim, Decision, Measured, Routing, Shares, Verdict};
 use lightc_dsl::diag::Diag;
 
 /// Decides the maps of the root file.
@@ -62,22 +62,36 @@ fn changes(out: &mut String, change: &Change) {
         line(out, "measured", &format!("{}, given the same input: {figures}", measured.name));
     }
     for routing in &change.routing {
-        let percent = |share: f64| format!("{:.1}%", 100.0 * share);
-        line(
-            out,
-            "measured",
-            &format!(
-                "{}: {} slots over clones of {} experts; all of one source at {} of positions; {} of \
-                 slots are clones of the first choice, {} of the first two",
-                routing.name,
-                routing.slots,
-                routing.experts,
-                percent(routing.one_source),
-                percent(routing.top1),
-                percent(routing.top2),
-            ),
+        line(out, "measured", &clones(routing));
+    }
+}
+
+/// How the slots of a router fill with clones.
+fn clones(routing: &Routing) -> String {
+    let percent = |share: f64| format!("{:.1}%", 100.0 * share);
+    let whose = |shares: &Shares| {
+        format!(
+            "of the first choice {}, of the first two {}",
+            percent(shares.top1),
+            percent(shares.top2)
+        )
+    };
+    let mut text = format!(
+        "{}: {} slots over clones of {} experts; all of one source at {} of positions; slots that are \
+         clones {}",
+        routing.name,
+        routing.slots,
+        routing.experts,
+        percent(routing.one_source),
+        whose(&routing.slots_of),
+    );
+    if let Some(shares) = &routing.without_dropped {
+        text += &format!(
+            "; by what the source chooses without what the map drops of its router: {}",
+            whose(shares)
         );
     }
+    text
 }
 
 fn figures(measured: &Measured) -> String {
