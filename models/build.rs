@@ -12,6 +12,9 @@ const STAGES: &[(&str, &str)] = &[
     ("models/tiny/tiny.llm", "tiny_5b"),
     ("models/tiny/tiny.llm", "tiny_9b"),
     ("models/tiny/tiny.llm", "tiny_120b"),
+    ("models/tiny/tiny.llm", "tiny_2b_midpoint"),
+    ("models/tiny/tiny.llm", "tiny_9b_exact"),
+    ("models/tiny/tiny.llm", "tiny_120b_exact"),
     ("models/lightning/lightning.llm", "lightning_2b"),
 ];
 
