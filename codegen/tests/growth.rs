@@ -380,6 +380,29 @@ fn what_is_wrong_with_a_map_is_said() {
     }
 }
 
+/// A rule that is wrong for every layer is not told for every layer, nor are the layers that it was
+/// not tried for left to `rest`.
+#[test]
+fn a_rule_that_is_wrong_for_many_layers_is_told_alone() {
+    let text = "
+stage tall extends small {
+    motif = [feed] * 8
+}
+stage tall_wide extends tall {
+    f = 20
+}
+grow m: tall -> tall_wide {
+    changes \"a test\"
+    moments follow
+    rest = src
+    layers[l].body.gate = tile(src.layers[l].body.gate, over f) for l in 0 .. 8
+    layers[l].body.up   = tile(src.layers[l].body.up, over f) for l in 0 .. 8
+    layers[l].body.down = tile(src.layers[l].body.down, over f) for l in 0 .. 8
+}
+";
+    assert_eq!(codes(&with(text), "m"), ["E0634"; 3]);
+}
+
 /// The bad example of each page on growth, and what is said of it.
 #[test]
 fn every_error_is_shown_with_its_source() {

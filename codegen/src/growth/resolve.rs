@@ -219,7 +219,10 @@ impl<'a> Work<'a> {
         for Wild { pattern, value, frame } in std::mem::take(&mut self.wild) {
             self.matching(&pattern, &value, &frame);
         }
-        self.rest();
+        // Where a rule could not be read, its tensors are not left for `rest`.
+        if !self.lost {
+            self.rest();
+        }
     }
 
     /// The rules and drops of a map, also of one that is applied.
@@ -277,14 +280,15 @@ impl<'a> Work<'a> {
     fn rule_clause(&mut self, target: &Path, value: &RuleExpr, loops: &[Loop], frame: &Frame) {
         let n_before = self.diags.len();
         for names in self.rounds(loops, frame) {
+            // What is wrong in one round is most often wrong in all.
+            if self.diags.len() >= n_before + 4 {
+                self.lost = true;
+                break;
+            }
             let frame = Frame { names, ..frame.clone() };
             match Pattern::new(&frame.target, target, &frame.names) {
                 Ok(pattern) => self.rule_round(&pattern, value, &frame),
                 Err(diag) => self.lose(*diag, &frame),
-            }
-            // What is wrong in one round is most often wrong in all.
-            if self.diags.len() >= n_before + 4 {
-                break;
             }
         }
     }
