@@ -92,7 +92,18 @@ impl Work<'_> {
         for ((declared, kind), paths) in groups {
             let mut diag = Diag::error(
                 codes::MISSING,
-                format!("{kind} {} of `{stage}` has no rule in map `{}`", listed(&paths), map.name),
+                match paths.len() {
+                    1 => format!(
+                        "{kind} {} of `{stage}` has no rule in map `{}`",
+                        listed(&paths),
+                        map.name
+                    ),
+                    _ => format!(
+                        "{kind}s {} of `{stage}` have no rule in map `{}`",
+                        listed(&paths),
+                        map.name
+                    ),
+                },
                 map.span,
                 "not every tensor of the target has a rule",
             );
@@ -120,7 +131,16 @@ impl Work<'_> {
         for (declared, paths) in groups {
             let mut diag = Diag::error(
                 codes::UNUSED,
-                format!("{} of `{stage}` goes nowhere in map `{}`", listed(&paths), map.name),
+                match paths.len() {
+                    1 => format!(
+                        "{} of `{stage}` goes nowhere in map `{}`",
+                        listed(&paths),
+                        map.name
+                    ),
+                    _ => {
+                        format!("{} of `{stage}` go nowhere in map `{}`", listed(&paths), map.name)
+                    }
+                },
                 map.span,
                 "not every tensor of the source is used",
             );
