@@ -1,6 +1,7 @@
 //! Generates the Rust code of the stages in this folder.
 
 use lightc_codegen::emit::{Origin, emit_stage, source_digest};
+use lightc_codegen::schedule::Target;
 use lightc_dsl::source::MapLoader;
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -18,6 +19,11 @@ const STAGES: &[(&str, &str)] = &[
     ("models/lightning/lightning.llm", "lightning_2b"),
 ];
 
+/// Stages that are also generated as GPUs get them: calls written out, values recomputed, rows fused.
+/// Without a GPU they run on libtorch, so their code is tested where there is none.
+const FUSED: &[(&str, &str)] =
+    &[("models/tiny/tiny.llm", "tiny_2b"), ("models/tiny/tiny.llm", "tiny_5b")];
+
 fn main() -> Result<(), Box<dyn Error>> {
     let folder = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?);
     let out = PathBuf::from(env::var("OUT_DIR")?);
@@ -32,8 +38,12 @@ fn main() -> Result<(), Box<dyn Error>> {
         loader = loader.with(name, text);
     }
     for (source, stage) in STAGES {
-        let text = generate(&folder, &loader, source, stage)?;
+        let text = generate(&folder, &loader, source, stage, Target::Cpu)?;
         fs::write(out.join(format!("{stage}.rs")), text)?;
+    }
+    for (source, stage) in FUSED {
+        let text = generate(&folder, &loader, source, stage, Target::Sm90a)?;
+        fs::write(out.join(format!("{stage}_sm_90a.rs")), text)?;
     }
     Ok(())
 }
@@ -56,6 +66,7 @@ fn generate(
     loader: &MapLoader,
     source: &str,
     stage: &str,
+    target: Target,
 ) -> Result<String, Box<dyn Error>> {
     let path = folder.join(source.strip_prefix("models/").unwrap_or(source));
     let text = fs::read_to_string(path)?;
@@ -72,7 +83,8 @@ fn generate(
         return Err(explain(&diags).into());
     }
     let model = program.resolve_stage(stage).map_err(|diags| explain(&diags))?;
-    let compiled = lightc_codegen::pipeline::compile(&model).map_err(|diags| explain(&diags))?;
+    let compiled = lightc_codegen::pipeline::compile_for(&model, target);
+    let compiled = compiled.map_err(|diags| explain(&diags))?;
     let program = lightc_codegen::pipeline::program(&compiled).map_err(|diags| explain(&diags))?;
     let origin = Origin {
         source: source.to_owned(),

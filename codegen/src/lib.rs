@@ -19,4 +19,5 @@ pub mod ir;
 pub mod lower;
 pub mod ops;
 pub mod pipeline;
+pub mod rewrite;
 pub mod schedule;

@@ -5,6 +5,9 @@ use crate::autodiff::{self, AutodiffError};
 use crate::ir::verify::verify;
 use crate::ir::{BackwardId, Function, Module};
 use crate::lower;
+use crate::ops::TypeError;
+use crate::rewrite;
+use crate::schedule::Target;
 use lightc_dsl::diag::Diag;
 use lightc_dsl::model::StageModel;
 use lightc_dsl::source::Span;
@@ -67,6 +70,38 @@ pub fn has_loss(module: &Module) -> bool {
 /// All diagnostics of the first pass that has any.
 pub fn compile(model: &StageModel) -> Result<Compiled, Vec<Diag>> {
     differentiate(model, lower(model)?)
+}
+
+/// A stage as a target wants it. For `cpu` that is [`compile`]'s own module; for targets that fuse
+/// operations, calls are written out, and the backward has cheap values again (see
+/// [`crate::rewrite`]). All checks are those of [`compile`], made before.
+///
+/// # Errors
+/// All diagnostics of the first pass that has any.
+pub fn compile_for(model: &StageModel, target: Target) -> Result<Compiled, Vec<Diag>> {
+    let lowered = lower(model)?;
+    let compiled = differentiate(model, lowered.clone())?;
+    match target {
+        Target::Cpu => Ok(compiled),
+        Target::Sm90a => fused(model, &lowered),
+    }
+}
+
+/// The rewrites of a target that fuses operations.
+fn fused(model: &StageModel, lowered: &Module) -> Result<Compiled, Vec<Diag>> {
+    let failed = |error: TypeError| vec![fault(error.message, model.span)];
+    let mut module = rewrite::inline::inline(lowered).map_err(failed)?;
+    verified(&module, "inlining", model.span)?;
+    rewrite::fold::fold(&mut module).map_err(failed)?;
+    verified(&module, "folding norms", model.span)?;
+    let backward = autodiff::differentiate(&mut module, LOSS)
+        .map_err(|error| vec![no_backward(model, &module, error)])?;
+    verified(&module, "differentiation", model.span)?;
+    rewrite::loss::share_logits(&mut module).map_err(failed)?;
+    verified(&module, "sharing logits", model.span)?;
+    rewrite::recompute::recompute(&mut module).map_err(failed)?;
+    verified(&module, "recomputation", model.span)?;
+    Ok(Compiled { module, backward })
 }
 
 /// The rest of [`compile`], from a stage's lowered module on.

@@ -17,10 +17,10 @@ use lightc_codegen::ops::{
     Affine, Array, Attrs, Binary, BinaryFn, Broadcast, Call, CallBackward, Cast, Causal,
     CausalConv, CausalConvInputGrad, CausalConvWeightGrad, Clamp, ClampGrad, Concat, Const,
     Contract, EvalCall, GatedDeltaRule, GatedDeltaRuleGrad, GatherSum, GatherSumGrad, Input,
-    LinearCrossEntropy, LinearCrossEntropyGrad, Lookup, LookupGrad, MaskedAttention,
-    MaskedAttentionGrad, Mean, Merge, Op, Pad, ParamRef, Permute, Pick, Place, Position, Rename,
-    Rotary, Saved, SelectTop, Sinkhorn, SinkhornGrad, SizeValue, Slice, Split, Stack,
-    StackBackward, StateRef, StopGradient, Sum, TableRef, Unary, UnaryFn, UnaryGrad, Where,
+    LinearCrossEntropy, LinearCrossEntropyGrad, LinearCrossEntropyStep, Lookup, LookupGrad,
+    MaskedAttention, MaskedAttentionGrad, Mean, Merge, Op, Pad, ParamRef, Permute, Pick, Place,
+    Position, Rename, Rotary, Saved, SelectTop, Sinkhorn, SinkhornGrad, SizeValue, Slice, Split,
+    Stack, StackBackward, StateRef, StopGradient, Sum, TableRef, Unary, UnaryFn, UnaryGrad, Where,
     parse_op,
 };
 use lightc_dsl::ast::DType;
@@ -958,6 +958,17 @@ fn the_loss_ignores_what_does_not_count() {
     let grads = eval(op, &args).unwrap();
     assert!(grads.iter().all(|d| d.iter().all(|d| *d == 0.0)));
 
+    // Both at once are what they are alone.
+    let step = LinearCrossEntropyStep { channel: word("d"), vocab: word("v"), softcap: 2.0 };
+    let grad = LinearCrossEntropyGrad { channel: word("d"), vocab: word("v"), softcap: 2.0 };
+    let alone = LinearCrossEntropy { channel: word("d"), vocab: word("v"), softcap: 2.0 };
+    let targets = arr(&[1, 3], &[2.0, -100.0, 3.0]);
+    let args = [("b t d", ACT, &h), ("v d", ACT, &w), ("b t", DType::Index, &targets)];
+    let both = eval(step, &args).unwrap();
+    assert_eq!(both[0], eval(alone, &args).unwrap()[0]);
+    let with_cotangent = [args[0], args[1], args[2], ("", DType::F32, &one)];
+    assert_eq!(both[1..], eval(grad, &with_cotangent).unwrap()[..]);
+
     // Some targets count: the gradient is that of the mean over those.
     let op = || LinearCrossEntropyGrad { channel: word("d"), vocab: word("v"), softcap: 2.0 };
     let grad = |targets: [f64; 3]| {
@@ -1058,7 +1069,8 @@ fn one_of_each() -> Vec<Op> {
         Sinkhorn { rows: s.clone(), columns: j.clone(), iterations: 20, eps: 1e-6 }.into(),
         SinkhornGrad { rows: s, columns: j.clone(), iterations: 20, eps: 1e-6 }.into(),
         LinearCrossEntropy { channel: e.clone(), vocab: m.clone(), softcap: 15.0 }.into(),
-        LinearCrossEntropyGrad { channel: e, vocab: m, softcap: 0.0 }.into(),
+        LinearCrossEntropyGrad { channel: e.clone(), vocab: m.clone(), softcap: 0.0 }.into(),
+        LinearCrossEntropyStep { channel: e, vocab: m, softcap: 15.0 }.into(),
         GatherSum { rows: j.clone(), slots: word("p") }.into(),
         GatherSumGrad { rows: sized.clone(), slots: word("p") }.into(),
         Lookup { rows: j }.into(),

@@ -25,4 +25,8 @@ stages! {
     tiny_120b_exact,
     /// Generated from `models/lightning/lightning.llm`.
     lightning_2b,
+    /// `tiny_2b` as target `sm_90a` gets it.
+    tiny_2b_sm_90a,
+    /// `tiny_5b` as target `sm_90a` gets it.
+    tiny_5b_sm_90a,
 }

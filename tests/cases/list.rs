@@ -284,6 +284,7 @@ pub(super) fn normalisation_and_loss(cases: &mut Cases) {
         let op = format!("channel=d vocab=v softcap={softcap}");
         let args = [(h, Normal), (w, Normal), (targets, BelowOrIgnored("v"))];
         cases.op(&format!("linear_cross_entropy {op}"), &args, &[]);
+        cases.op(&format!("linear_cross_entropy_step {op}"), &args, &[]);
         let grad = [args[0], args[1], args[2], ("f32[]", Normal)];
         cases.op(&format!("linear_cross_entropy_grad {op}"), &grad, &[]);
     }

@@ -152,6 +152,15 @@ fn quantized_experts_give_loss_and_gradients_of_the_interpreter() {
     check_against_interp(&Tiny120b, 2, 9, Kind::Double, 1e-9);
 }
 
+/// The rewrites of target `sm_90a`, run on libtorch.
+#[test]
+fn code_for_a_gpu_gives_loss_and_gradients_of_the_interpreter() {
+    check_against_interp(&lightc_models::tiny_2b_sm_90a::Tiny2b, 2, 21, Kind::Double, 1e-9);
+    check_against_interp(&lightc_models::tiny_2b_sm_90a::Tiny2b, 1, 1, Kind::Double, 1e-9);
+    // States of a reversible stack are whole numbers: another order of sums moves some by a unit.
+    check_against_interp(&lightc_models::tiny_5b_sm_90a::Tiny5b, 2, 9, Kind::Double, 1e-4);
+}
+
 #[test]
 fn emitted_code_in_f32_stays_near_the_interpreter() {
     check_against_interp(&Tiny2b, 2, 33, Kind::Float, 2e-2);

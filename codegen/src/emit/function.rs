@@ -1,7 +1,7 @@
 //! One block as a Rust module: its tensors, its forward, its backward.
 
 use super::call::{EmitCall, size_variable};
-use super::names::{ident, module_ident, value_names};
+use super::names::{ident, module_ident, stem, value_names};
 use super::replay::tape_takers;
 use crate::ir::{Backward, BackwardId, FuncId, Function, Module, Node, NodeId, Sub, Type, ValueId};
 use crate::ops::{Affine, Op, OpDef};
@@ -35,7 +35,7 @@ pub(crate) fn sub_fields(function: &Function, sub: &Sub) -> Vec<(Ident, FuncId)>
     let members: Vec<Ident> = member_names(function).map(ident).collect();
     let layers = sub.callees.iter().enumerate();
     let field = |layer: usize| {
-        let mut field = format_ident!("{}_{}", sub.name, layer);
+        let mut field = format_ident!("{}_{}", stem(&sub.name), layer);
         while members.contains(&field) {
             field = format_ident!("{field}_");
         }
@@ -47,7 +47,7 @@ pub(crate) fn sub_fields(function: &Function, sub: &Sub) -> Vec<(Ident, FuncId)>
 /// The field of the scales of a quantized parameter.
 fn scale_field(function: &Function, param: &str) -> Ident {
     let members: Vec<Ident> = member_names(function).map(ident).collect();
-    let mut field = format_ident!("{param}_scale");
+    let mut field = format_ident!("{}_scale", stem(param));
     while members.contains(&field) {
         field = format_ident!("{field}_");
     }

@@ -27,14 +27,19 @@ const TAKEN: &[&str] = &[
 /// names that end in one, which keeps different names apart.
 pub(crate) fn ident(name: &str) -> Ident {
     if name.contains('.') {
-        // The path of a stack's gate.
-        return Ident::new(&format!("{}_", name.replace('.', "_")), Span::call_site());
+        // The path of a stack's gate, or of a member of a block that was written out.
+        return Ident::new(&format!("{}_", stem(name)), Span::call_site());
     }
     let plain = !TAKEN.contains(&name) && !name.starts_with("size_") && !name.ends_with('_');
     if plain && syn::parse_str::<Ident>(name).is_ok() {
         return Ident::new(name, Span::call_site());
     }
     Ident::new(&format!("{name}_"), Span::call_site())
+}
+
+/// A source name as part of an identifier: a path has underscores for its dots.
+pub(crate) fn stem(name: &str) -> String {
+    name.replace('.', "_")
 }
 
 /// The module of a block: `GatedDeltaNet_2` is `gated_delta_net_2`.

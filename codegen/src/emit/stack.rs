@@ -1,7 +1,7 @@
 //! Stacks as Rust: layers one after the other, or a reversible run of them.
 
 use super::function::{Emitter, Locals, backward_ident, has_states, scalar, share_of, sub_fields};
-use super::names::module_ident;
+use super::names::{module_ident, stem};
 use crate::ir::{BackwardId, FuncId, Node, NodeId, Sub};
 use crate::ops::{Affine, Binary, BinaryFn, Op, Stack, StackBackward};
 use lightc_dsl::model::{Integrator, Midpoint};
@@ -28,7 +28,7 @@ impl Emitter<'_> {
 
     /// `LAYERS`, with its number where another sub is called so but for capitals.
     fn integrator_ident(&self, sub: usize) -> Ident {
-        let name = |sub: &Sub| sub.name.to_uppercase();
+        let name = |sub: &Sub| stem(&sub.name).to_uppercase();
         let own = self.function.subs.get(sub).map(name).unwrap_or_default();
         let same = self.function.subs.iter().filter(|other| name(other) == own).count();
         if same == 1 { format_ident!("{own}") } else { format_ident!("{own}_{sub}") }
@@ -39,7 +39,8 @@ impl Emitter<'_> {
         let Op::Stack(op) = &node.op else { return None };
         let sub = self.function.subs.get(op.sub)?;
         let suffix = self.call_suffix(id, node);
-        (op.integrator != Integrator::Plain).then(|| format_ident!("{}_call{suffix}", sub.name))
+        (op.integrator != Integrator::Plain)
+            .then(|| format_ident!("{}_call{suffix}", stem(&sub.name)))
     }
 
     pub(super) fn stack_forward(

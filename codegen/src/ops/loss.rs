@@ -49,6 +49,19 @@ pub struct LinearCrossEntropyGrad {
     pub softcap: f64,
 }
 
+/// [`LinearCrossEntropy`] and its gradients for a cotangent of 1, from one set of logits: arguments
+/// h, w and targets; results the loss `f32[]`, and dh and dw of the types of h and w. No gradient
+/// passes: rewrites put it in place of a loss once a module is differentiated.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LinearCrossEntropyStep {
+    /// Axis d.
+    pub channel: String,
+    /// Axis v.
+    pub vocab: String,
+    /// c.
+    pub softcap: f64,
+}
+
 /// Checks h, w and the targets.
 fn check(
     op: &dyn OpDef,
@@ -140,6 +153,40 @@ fn each_row(
     Ok(n)
 }
 
+#[allow(clippy::indexing_slicing, clippy::cast_precision_loss)]
+fn loss(call: &EvalCall<'_>, softcap: f64) -> Result<Array, EvalError> {
+    let mut total = 0.0;
+    let n = each_row(call, softcap, |row| total += row.log_sum - row.z[row.target])?;
+    array(&[], vec![total / n.max(1) as f64])
+}
+
+/// dh and dw for a cotangent.
+#[allow(clippy::indexing_slicing, clippy::cast_precision_loss)]
+fn gradients(call: &EvalCall<'_>, softcap: f64, cotangent: f64) -> Result<Vec<Array>, EvalError> {
+    let w = elements(call.arg(1)?);
+    let mut dh = vec![0.0; call.arg(0)?.len()];
+    let mut dw = vec![0.0; w.len()];
+    let n = each_row(call, softcap, |row| {
+        let n_d = row.h.len();
+        for (v, z) in row.z.iter().enumerate() {
+            let mut dz = (z - row.log_sum).exp() - f64::from(v == row.target);
+            if softcap > 0.0 {
+                dz *= 1.0 - (z / softcap).powi(2);
+            }
+            for d in 0..n_d {
+                dh[row.row * n_d + d] += dz * w[v * n_d + d];
+                dw[v * n_d + d] += dz * row.h[d];
+            }
+        }
+    })?;
+    let scale = cotangent / n.max(1) as f64;
+    let scaled = |index: usize, values: Vec<f64>| {
+        let values = values.into_iter().map(|d| d * scale).collect();
+        array(call.arg(index)?.shape(), values)
+    };
+    Ok(vec![scaled(0, dh)?, scaled(1, dw)?])
+}
+
 fn flops(args: &[&Type], vocab: &str, per_product: i64) -> Size {
     let n = args.first().map(|h| super::count(h)).unwrap_or_default();
     product(&[&n, &size_of(args.get(1), vocab), &Size::constant(per_product)])
@@ -169,11 +216,8 @@ impl OpDef for LinearCrossEntropy {
         order(index, args, &self.channel, &self.vocab)
     }
 
-    #[allow(clippy::indexing_slicing, clippy::cast_precision_loss)]
     fn eval(&self, call: &EvalCall<'_>) -> Result<Vec<Array>, EvalError> {
-        let mut total = 0.0;
-        let n = each_row(call, self.softcap, |row| total += row.log_sum - row.z[row.target])?;
-        Ok(vec![array(&[], vec![total / n.max(1) as f64])?])
+        Ok(vec![loss(call, self.softcap)?])
     }
 
     fn vjp(&self, vjp: &mut Vjp<'_>) -> Result<Vec<Option<ValueId>>, TypeError> {
@@ -238,31 +282,9 @@ impl OpDef for LinearCrossEntropyGrad {
         order(index, args, &self.channel, &self.vocab)
     }
 
-    #[allow(clippy::indexing_slicing, clippy::cast_precision_loss)]
     fn eval(&self, call: &EvalCall<'_>) -> Result<Vec<Array>, EvalError> {
-        let w = elements(call.arg(1)?);
-        let mut dh = vec![0.0; call.arg(0)?.len()];
-        let mut dw = vec![0.0; w.len()];
-        let n = each_row(call, self.softcap, |row| {
-            let n_d = row.h.len();
-            for (v, z) in row.z.iter().enumerate() {
-                let mut dz = (z - row.log_sum).exp() - f64::from(v == row.target);
-                if self.softcap > 0.0 {
-                    dz *= 1.0 - (z / self.softcap).powi(2);
-                }
-                for d in 0..n_d {
-                    dh[row.row * n_d + d] += dz * w[v * n_d + d];
-                    dw[v * n_d + d] += dz * row.h[d];
-                }
-            }
-        })?;
         let cotangent = elements(call.arg(3)?).first().copied().unwrap_or_default();
-        let scale = cotangent / n.max(1) as f64;
-        let scaled = |index: usize, values: Vec<f64>| {
-            let values = values.into_iter().map(|d| d * scale).collect();
-            array(call.arg(index)?.shape(), values)
-        };
-        Ok(vec![scaled(0, dh)?, scaled(1, dw)?])
+        gradients(call, self.softcap, cotangent)
     }
 
     fn vjp(&self, _: &mut Vjp<'_>) -> Result<Vec<Option<ValueId>>, TypeError> {
@@ -286,6 +308,63 @@ impl ParseOp for LinearCrossEntropyGrad {
             return Ok(None);
         }
         Ok(Some(LinearCrossEntropyGrad {
+            channel: attrs.take_word("channel")?,
+            vocab: attrs.take_word("vocab")?,
+            softcap: attrs.take_float("softcap")?,
+        }))
+    }
+}
+
+impl OpDef for LinearCrossEntropyStep {
+    fn mnemonic(&self) -> &'static str {
+        "linear_cross_entropy_step"
+    }
+
+    fn attrs(&self) -> Attrs {
+        Attrs::default()
+            .word("channel", &self.channel)
+            .word("vocab", &self.vocab)
+            .float("softcap", self.softcap)
+    }
+
+    fn infer(&self, args: &[&Type]) -> Result<Vec<Type>, TypeError> {
+        let [h, w, _] = args else {
+            return Err(arity(self.mnemonic(), 3, args.len()));
+        };
+        check(self, args, &self.channel, &self.vocab, self.softcap)?;
+        Ok(vec![Type::scalar(DType::F32), (*h).clone(), (*w).clone()])
+    }
+
+    fn arg_order(&self, index: usize, args: &[&Type]) -> Option<Vec<String>> {
+        order(index, args, &self.channel, &self.vocab)
+    }
+
+    fn eval(&self, call: &EvalCall<'_>) -> Result<Vec<Array>, EvalError> {
+        let mut results = vec![loss(call, self.softcap)?];
+        results.extend(gradients(call, self.softcap, 1.0)?);
+        Ok(results)
+    }
+
+    fn vjp(&self, _: &mut Vjp<'_>) -> Result<Vec<Option<ValueId>>, TypeError> {
+        Err(no_second_derivative("linear_cross_entropy_step"))
+    }
+
+    fn cost(&self, args: &[&Type], results: &[&Type]) -> Cost {
+        Cost::streaming(flops(args, &self.vocab, 6), args, results)
+    }
+
+    fn emit_cpu(&self, call: &EmitCall<'_>) -> TokenStream {
+        let softcap = self.softcap;
+        emit_joined(call, "linear_cross_entropy_step", &[0, 1], quote!(#softcap))
+    }
+}
+
+impl ParseOp for LinearCrossEntropyStep {
+    fn parse(mnemonic: &str, attrs: &mut Attrs) -> Result<Option<Self>, String> {
+        if mnemonic != "linear_cross_entropy_step" {
+            return Ok(None);
+        }
+        Ok(Some(LinearCrossEntropyStep {
             channel: attrs.take_word("channel")?,
             vocab: attrs.take_word("vocab")?,
             softcap: attrs.take_float("softcap")?,

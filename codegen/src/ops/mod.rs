@@ -31,7 +31,7 @@ pub use expert::{ExpertDot, ExpertDotWeightGrad};
 pub use gather::{GatherSum, GatherSumGrad, Lookup, LookupGrad};
 pub use hadamard::Hadamard;
 pub use index::{Below, Count, IndexAffine, IndexBinary, IndexFn, Top};
-pub use loss::{LinearCrossEntropy, LinearCrossEntropyGrad};
+pub use loss::{LinearCrossEntropy, LinearCrossEntropyGrad, LinearCrossEntropyStep};
 pub use pointwise::{
     Affine, Binary, BinaryFn, Cast, Clamp, ClampGrad, Const, SizeValue, StopGradient, Unary,
     UnaryFn, UnaryGrad, Where,
@@ -290,7 +290,7 @@ ops! {
     Broadcast, Permute, Rename, Split, Merge, Slice, Pad, Concat, Place, Pick,
     CausalConv, CausalConvInputGrad, CausalConvWeightGrad, Rotary, Causal, Position,
     GatedDeltaRule, GatedDeltaRuleGrad, SelectTop, MaskedAttention, MaskedAttentionGrad,
-    Sinkhorn, SinkhornGrad, LinearCrossEntropy, LinearCrossEntropyGrad,
+    Sinkhorn, SinkhornGrad, LinearCrossEntropy, LinearCrossEntropyGrad, LinearCrossEntropyStep,
     GatherSum, GatherSumGrad, Lookup, LookupGrad, Take, TakeGrad,
     IndexAffine, IndexBinary, Below, Count, Top,
     ExpertDot, ExpertDotWeightGrad, Hadamard, SumRanks,

@@ -50,7 +50,10 @@ pub enum Arg<'a> {
 /// The kernel does not compile, a tensor is not contiguous or not on the GPU, or the driver refuses.
 pub fn launch(kernel: &'static Kernel, grid: [u32; 3], args: &[Arg<'_>]) -> Result<()> {
     let _ = (grid, args);
-    Err(Error::Op { op: "launch", detail: format!("kernel `{}`: no driver is bound", kernel.entry) })
+    Err(Error::Op {
+        op: "launch",
+        detail: format!("kernel `{}`: no driver is bound", kernel.entry),
+    })
 }
 
 /// A tensor whose elements a kernel is to write, on the device of `like`. Where kernels are checked,
