@@ -1,6 +1,6 @@
 //! Generates the Rust code of the stages in this folder.
 
-use lightc_codegen::emit::{Origin, emit_stage, source_digest};
+use lightc_codegen::emit::{CrateFile, Origin, emit_kernels, emit_stage, source_digest};
 use lightc_codegen::schedule::Target;
 use lightc_dsl::source::MapLoader;
 use std::error::Error;
@@ -13,6 +13,9 @@ const STAGES: &[(&str, &str)] = &[
     ("models/tiny/tiny.llm", "tiny_5b"),
     ("models/tiny/tiny.llm", "tiny_9b"),
     ("models/tiny/tiny.llm", "tiny_120b"),
+    ("models/tiny/tiny.llm", "tiny_2b_midpoint"),
+    ("models/tiny/tiny.llm", "tiny_9b_exact"),
+    ("models/tiny/tiny.llm", "tiny_120b_exact"),
     ("models/lightning/lightning.llm", "lightning_2b"),
 ];
 
@@ -35,11 +38,14 @@ fn main() -> Result<(), Box<dyn Error>> {
         loader = loader.with(name, text);
     }
     for (source, stage) in STAGES {
-        let text = generate(&folder, &loader, source, stage, Target::Cpu)?;
+        let (text, _) = generate(&folder, &loader, source, stage, Target::Cpu)?;
         fs::write(out.join(format!("{stage}.rs")), text)?;
     }
     for (source, stage) in FUSED {
-        let text = generate(&folder, &loader, source, stage, Target::Sm90a)?;
+        let (text, kernels) = generate(&folder, &loader, source, stage, Target::Sm90a)?;
+        if let Some(kernels) = kernels {
+            fs::write(out.join(kernels.path), kernels.text)?;
+        }
         fs::write(out.join(format!("{stage}_sm_90a.rs")), text)?;
     }
     Ok(())
@@ -64,7 +70,7 @@ fn generate(
     source: &str,
     stage: &str,
     target: Target,
-) -> Result<String, Box<dyn Error>> {
+) -> Result<(String, Option<CrateFile>), Box<dyn Error>> {
     let path = folder.join(source.strip_prefix("models/").unwrap_or(source));
     let text = fs::read_to_string(path)?;
     let (program, sources, diags) = lightc_dsl::resolve::load_program(source, &text, loader);
@@ -82,12 +88,12 @@ fn generate(
     let model = program.resolve_stage(stage).map_err(|diags| explain(&diags))?;
     let compiled = lightc_codegen::pipeline::compile_for(&model, target);
     let compiled = compiled.map_err(|diags| explain(&diags))?;
-    let program = lightc_codegen::pipeline::program_for(&compiled, target);
-    let program = program.map_err(|diags| explain(&diags))?;
+    let program =
+        lightc_codegen::pipeline::program_for(&compiled, target).map_err(|diags| explain(&diags))?;
     let origin = Origin {
         source: source.to_owned(),
         source_hash: source_digest(&sources),
         compiler: env::var("CARGO_PKG_VERSION")?,
     };
-    Ok(emit_stage(&program, &origin)?)
+    Ok((emit_stage(&program, &origin)?, emit_kernels(&program)))
 }

@@ -156,11 +156,11 @@ pub enum Error {
         value: f64,
     },
     /// Another stage.
-    #[error("{} holds stage `{found}`, this program is stage `{expected}`", path.display())]
+    #[error("{} holds stage `{found}`, and stage `{expected}` is wanted", path.display())]
     Stage {
         /// The checkpoint.
         path: PathBuf,
-        /// The stage of this program.
+        /// The stage of the program, or of the source of a map.
         expected: String,
         /// The stage in the checkpoint.
         found: String,

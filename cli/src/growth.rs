@@ -1,7 +1,7 @@
 //! Growth maps in `lightc check`: how their claims came out, for people.
 
 use crate::source::Loaded;
-use lightc_codegen::growth::{self, Change, Claim, Decision, Measured, Verdict};
+use lightc_codegen::growth::{self, Change, Claim, Decision, Measured, Routing, Shares, Verdict};
 use lightc_dsl::diag::Diag;
 
 /// Decides the maps of the root file.
@@ -62,25 +62,43 @@ fn changes(out: &mut String, change: &Change) {
         line(out, "measured", &format!("{}, given the same input: {figures}", measured.name));
     }
     for routing in &change.routing {
-        let percent = |share: f64| format!("{:.1}%", 100.0 * share);
-        line(
-            out,
-            "measured",
-            &format!(
-                "{}: {} slots over clones of {} experts; all of one source at {} of positions; {} of \
-                 slots are clones of the first choice, {} of the first two",
-                routing.name,
-                routing.slots,
-                routing.experts,
-                percent(routing.one_source),
-                percent(routing.top1),
-                percent(routing.top2),
-            ),
-        );
+        line(out, "measured", &clones(routing));
     }
 }
 
+/// How the slots of a router fill with clones.
+fn clones(routing: &Routing) -> String {
+    let percent = |share: f64| format!("{:.1}%", 100.0 * share);
+    let whose = |shares: &Shares| {
+        format!(
+            "of the first choice {}, of the first two {}",
+            percent(shares.top1),
+            percent(shares.top2)
+        )
+    };
+    let mut text = format!(
+        "{}: {} slots over clones of {} experts; all of one source at {} of positions; slots that are \
+         clones {}",
+        routing.name,
+        routing.slots,
+        routing.experts,
+        percent(routing.one_source),
+        whose(&routing.slots_of),
+    );
+    if let Some(shares) = &routing.without_dropped {
+        text += &format!(
+            "; by the source's choices without what the map drops of its router: {}",
+            whose(shares)
+        );
+    }
+    text
+}
+
 fn figures(measured: &Measured) -> String {
+    // Below what the ratios show.
+    if measured.error < 5e-4 {
+        return format!("the same to a relative error of {:.1e}", measured.error);
+    }
     format!(
         "norm x{:.3}, projection {:.3}, cosine {:.4}, relative error {:.3}",
         measured.norm, measured.projection, measured.cosine, measured.error
@@ -89,4 +107,43 @@ fn figures(measured: &Measured) -> String {
 
 fn line(out: &mut String, what: &str, text: &str) {
     out.push_str(&format!("    {what:<9} {text}\n"));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_small_error_is_not_shown_as_none() {
+        let of = |error| Measured {
+            name: "y".to_owned(),
+            norm: 1.5,
+            projection: 1.25,
+            cosine: 0.5,
+            error,
+        };
+        assert_eq!(figures(&of(2e-16)), "the same to a relative error of 2.0e-16");
+        let text = figures(&of(0.5));
+        assert_eq!(text, "norm x1.500, projection 1.250, cosine 0.5000, relative error 0.500");
+    }
+
+    #[test]
+    fn shares_of_clones_are_said_with_and_without_what_is_dropped() {
+        let mut routing = Routing {
+            name: "router".to_owned(),
+            slots: 12,
+            experts: 20,
+            one_source: 0.75,
+            slots_of: Shares { top1: 0.5, top2: 0.625 },
+            without_dropped: Some(Shares { top1: 0.875, top2: 1.0 }),
+        };
+        assert_eq!(
+            clones(&routing),
+            "router: 12 slots over clones of 20 experts; all of one source at 75.0% of positions; slots \
+             that are clones of the first choice 50.0%, of the first two 62.5%; by the source's choices \
+             without what the map drops of its router: of the first choice 87.5%, of the first two 100.0%"
+        );
+        routing.without_dropped = None;
+        assert!(clones(&routing).ends_with("of the first two 62.5%"));
+    }
 }

@@ -151,7 +151,9 @@ fn failure_05_experts_are_clones_and_the_router_is_disturbed() {
     assert!(diags.is_empty(), "{diags:#?}");
     let routing = decision.unwrap().change.unwrap().routing;
     assert_eq!((routing[0].slots, routing[0].experts), (1, 2));
-    assert!(routing[0].top1 > 0.3, "{routing:?}");
+    assert!(routing[0].slots_of.top1 > 0.3, "{routing:?}");
+    // Nothing of the router is dropped.
+    assert_eq!(routing[0].without_dropped, None);
 }
 
 #[test]

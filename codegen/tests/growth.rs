@@ -64,8 +64,8 @@ block Norm(d, eps: number = 1e-6) {
     }
 }
 
-block Tower(d, motif: blocks) {
-    stack layers = Keep(inner: m) for m in motif
+block Tower(d, motif: blocks, how: integrator) {
+    stack layers = Keep(inner: m) for m in motif integrate how
 
     forward(x[b, d]) -> (loss[], y[b, d]) {
         y = layers(x)
@@ -78,6 +78,7 @@ stage small {
     f     = 16
     feed  = Feed()
     motif = [feed] * 2
+    how   = plain()
     model = Tower()
     probe {
         d = 4
@@ -164,9 +165,104 @@ fn a_false_claim_is_refuted_with_the_place() {
     let decision = decision.unwrap();
     assert_eq!(decision.verdict, Verdict::Refuted);
     let example = decision.counterexample.unwrap();
-    assert_eq!(example.parted.unwrap().path, "layers.0.body");
+    assert_eq!(example.parted.path, "layers.0.body");
     assert_eq!(diags[0].code, "E0650");
     assert_eq!(diags[0].related.len(), 2);
+}
+
+/// Where a map from `small` to a stage with another integrator is refuted.
+fn parts(to: &str, lines: &str) -> growth::Parted {
+    let text = format!(
+        "
+stage mid extends small {{
+    how = midpoint(h: 1 / 4, a: 1 / 2)
+}}
+stage long extends small {{
+    motif = [feed] * 4
+}}
+grow m: small -> {to} {{
+    preserves exactly
+    moments follow
+{lines}
+}}
+"
+    );
+    decision(&with(&text), "m").counterexample.unwrap().parted
+}
+
+/// States of a midpoint rule are rounded, so nothing after the first layer is given the same bits:
+/// what is told is the integrator, not the first value that is rounded.
+#[test]
+fn another_integrator_is_named_and_not_its_rounding() {
+    let setting = "setting layers.integrator \"a test\"";
+    let parted = parts("mid", &format!("rest = src\n{setting}"));
+    assert_eq!(parted.path, "layers");
+    assert_eq!(parted.source_block, "2 layers joined by plain()");
+    let joined = "2 layers joined by midpoint(h: 0.25, a: [1/2] * 2, bootstrap: half_euler, fraction_bits: 20)";
+    assert_eq!(parted.target_block, joined);
+    assert!(parted.difference > 0.01, "{parted:?}");
+
+    // A rule that is wrong inside comes before, also where it is wrong by less than the rounding.
+    for factor in ["2", "1.0000001"] {
+        let lines = format!(
+            "rest = src\n{setting}\nlayers[1].body.down = {factor} * src.layers[1].body.down"
+        );
+        assert_eq!(parts("mid", &lines).path, "layers.1.body", "{factor}");
+    }
+}
+
+#[test]
+fn more_layers_are_named_by_their_stack() {
+    let lines = "layers[i].** = src.layers[j].** for i, j in zip(0 .. 4, [0 .. 2, 0 .. 2])";
+    let parted = parts("long", lines);
+    assert_eq!(parted.path, "layers");
+    assert_eq!(parted.target_block, "4 layers joined by plain()");
+}
+
+/// Where rounding is all that differs, it is what is told.
+#[test]
+fn a_difference_of_rounding_alone_is_found() {
+    let text = "
+stage mid extends small {
+    how = midpoint(h: 1 / 4, a: 1 / 2)
+}
+stage fine extends mid {
+    how = midpoint(h: 1 / 4, a: 1 / 2, fraction_bits: 22)
+}
+grow m: mid -> fine {
+    preserves exactly
+    moments follow
+    rest = src
+    setting layers.integrator \"a test\"
+}
+";
+    let parted = decision(&with(text), "m").counterexample.unwrap().parted;
+    assert_eq!(parted.path, "layers");
+    assert!(parted.difference < 1e-4, "{parted:?}");
+}
+
+#[test]
+fn a_difference_in_the_root_itself_is_named() {
+    let text = "
+block Out(d) {
+    param scale[d] ~ ones
+    forward(x[b, d]) -> (loss[], y[b, d]) {
+        y = x * scale
+        (mean(square(y), over (b, d)), y)
+    }
+}
+stage out {
+    d = 4
+    model = Out()
+}
+grow m: out -> out {
+    preserves exactly
+    moments follow
+    scale = 2 * src.scale
+}
+";
+    let parted = decision(&with(text), "m").counterexample.unwrap().parted;
+    assert_eq!((parted.path.as_str(), parted.source_block.as_str()), ("", "Out"));
 }
 
 #[test]
@@ -282,6 +378,29 @@ fn what_is_wrong_with_a_map_is_said() {
         found.sort_unstable();
         assert_eq!(found, *wanted, "{to}: {lines}");
     }
+}
+
+/// A rule that is wrong for every layer is not told for every layer, nor are the layers that it was
+/// not tried for left to `rest`.
+#[test]
+fn a_rule_that_is_wrong_for_many_layers_is_told_alone() {
+    let text = "
+stage tall extends small {
+    motif = [feed] * 8
+}
+stage tall_wide extends tall {
+    f = 20
+}
+grow m: tall -> tall_wide {
+    changes \"a test\"
+    moments follow
+    rest = src
+    layers[l].body.gate = tile(src.layers[l].body.gate, over f) for l in 0 .. 8
+    layers[l].body.up   = tile(src.layers[l].body.up, over f) for l in 0 .. 8
+    layers[l].body.down = tile(src.layers[l].body.down, over f) for l in 0 .. 8
+}
+";
+    assert_eq!(codes(&with(text), "m"), ["E0634"; 3]);
 }
 
 /// The bad example of each page on growth, and what is said of it.

@@ -107,6 +107,9 @@ impl Error {
     /// How to mend it.
     pub fn help(&self) -> String {
         let text = match self {
+            Error::Checkpoint(lightc_checkpoint::Error::Stage { found, .. }) => {
+                return format!("use a map that grows `{found}`, or another checkpoint");
+            }
             Error::Checkpoint(error) => return error.help(),
             Error::TargetExists { .. } => "give another `--to`, or remove the folder",
             Error::Busy { .. } => "wait for it to end, or give another `--to`",

@@ -1,8 +1,11 @@
 //! The streamed evaluation against the meaning of each rule, element by element.
 
 use super::*;
+use crate::node::{Keeps, Lazy, Rest};
 use crate::testing::InMemory;
+use lightc_numerics::draw::{Law, Stream};
 use lightc_numerics::hadamard::Hadamard;
+use lightc_numerics::int8::{Format, quantize};
 use std::sync::{Arc, OnceLock};
 
 /// Numbers without a pattern, from a seed.

@@ -17,6 +17,12 @@ stages! {
     tiny_9b,
     /// Generated from `models/tiny/tiny.llm`.
     tiny_120b,
+    /// Generated from `models/tiny/tiny.llm`.
+    tiny_2b_midpoint,
+    /// Generated from `models/tiny/tiny.llm`.
+    tiny_9b_exact,
+    /// Generated from `models/tiny/tiny.llm`.
+    tiny_120b_exact,
     /// Generated from `models/lightning/lightning.llm`.
     lightning_2b,
     /// `tiny_2b` as target `sm_90a` gets it.

@@ -7,10 +7,11 @@ use lightc_codegen::pipeline::{Compiled, compile};
 use lightc_dsl::diag::Diag;
 use lightc_dsl::source::{MapLoader, Sources};
 use lightc_numerics::int8;
-use lightc_runtime::{Format, Init, ParamSpec, StateSpec, Storage};
+use lightc_runtime::{Format, Init, ParamSpec, Stage, StateSpec, Storage, program};
 use ndarray::ArrayD;
 use rand_chacha::ChaCha8Rng;
 use rand_core::{RngCore, SeedableRng};
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
 
@@ -197,4 +198,36 @@ pub fn start_states(specs: &[StateSpec]) -> Tensors {
         (spec.path.to_owned(), ArrayD::from_elem(shape, spec.start))
     };
     specs.iter().map(array).collect()
+}
+
+/// Runs the program of a stage with arguments, as its generated crate does.
+pub fn run(stage: &dyn Stage, args: &[&str]) {
+    let name = stage.name();
+    let words = std::iter::once(name).chain(args.iter().copied()).map(OsString::from);
+    assert_eq!(program::run(stage, words), 0, "{name} {}", args.join(" "));
+}
+
+/// Shards of real text in `folder/shards`, with the vocabulary of a stage: every `.llm` source, every
+/// page of the book, and the compiler.
+pub fn prepare(stage: &dyn Stage, folder: &Path) {
+    let mut documents = Vec::new();
+    let mut folders = vec![root().join("models"), root().join("docs"), root().join("codegen/src")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).expect("a folder is readable") {
+            let path = entry.expect("an entry").path();
+            let extension = path.extension().and_then(|e| e.to_str());
+            if path.is_dir() {
+                folders.push(path);
+            } else if matches!(extension, Some("llm" | "md" | "rs")) {
+                documents.push(path.display().to_string());
+            }
+        }
+    }
+    documents.sort();
+    let list = folder.join("files.txt");
+    std::fs::write(&list, documents.join("\n")).expect("the list is written");
+    let text = |path: &Path| path.to_str().expect("the path is UTF-8").to_owned();
+    let (list, shards) = (text(&list), text(&folder.join("shards")));
+    let words = ["prepare", "--files-from", &list, "--out", &shards, "--held-out-every", "10"];
+    run(stage, &words);
 }

@@ -3,49 +3,17 @@
 
 use lightc_checkpoint::Store;
 use lightc_models::tiny_2b::{PARAMS, Tiny2b};
-use lightc_runtime::{Storage, program};
-use lightc_tests::root;
+use lightc_runtime::Storage;
+use lightc_tests::{prepare, root};
 use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::path::Path;
 
 fn run(args: &[&str]) {
-    let args = std::iter::once("tiny_2b").chain(args.iter().copied()).map(OsString::from);
-    assert_eq!(program::run(&Tiny2b, args), 0, "the program succeeds");
+    lightc_tests::run(&Tiny2b, args);
 }
 
 fn text(path: &Path) -> &str {
     path.to_str().expect("the path is UTF-8")
-}
-
-/// Every `.llm` source and every page of the book.
-fn prepare(folder: &Path) {
-    let mut documents = Vec::new();
-    let mut folders = vec![root().join("models"), root().join("docs"), root().join("codegen/src")];
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(folder).expect("a folder is readable") {
-            let path = entry.expect("an entry").path();
-            let extension = path.extension().and_then(|e| e.to_str());
-            if path.is_dir() {
-                folders.push(path);
-            } else if matches!(extension, Some("llm" | "md" | "rs")) {
-                documents.push(path.display().to_string());
-            }
-        }
-    }
-    documents.sort();
-    let list = folder.join("files.txt");
-    std::fs::write(&list, documents.join("\n")).expect("the list is written");
-    let shards = folder.join("shards");
-    run(&[
-        "prepare",
-        "--files-from",
-        text(&list),
-        "--out",
-        text(&shards),
-        "--held-out-every",
-        "10",
-    ]);
 }
 
 fn configuration(folder: &Path) -> std::path::PathBuf {
@@ -80,7 +48,7 @@ fn digests(run: &Path) -> (BTreeMap<String, String>, String) {
 #[test]
 fn twenty_steps_are_ten_and_ten() {
     let folder = tempfile::tempdir().expect("a folder");
-    prepare(folder.path());
+    prepare(&Tiny2b, folder.path());
     let config = configuration(folder.path());
     let (whole, parts) = (folder.path().join("whole"), folder.path().join("parts"));
     run(&["train", "--config", text(&config), "--out", text(&whole)]);

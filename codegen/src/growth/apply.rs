@@ -3,8 +3,9 @@
 use super::codes;
 use super::numbers::{Names, Value};
 use super::pattern::{self, Pattern};
-use super::resolve::{Frame, port_tensor};
+use super::resolve::Frame;
 use super::tree::{Side, Tensor};
+use crate::ir::Type;
 use lightc_dsl::ast::{Arg, BinaryOp, Expr, ExprKind, FormalKind, RuleArg, RuleExpr, RuleExprKind};
 use lightc_dsl::diag::Diag;
 use lightc_dsl::model::Instance;
@@ -251,4 +252,9 @@ impl Fit<'_> {
         }
         Ok(())
     }
+}
+
+/// The type of a port of a block as a tensor.
+fn port_tensor(path: &str, ty: &Type, span: Option<Span>) -> Tensor {
+    Tensor { path: path.to_owned(), ty: ty.clone(), storage: None, span }
 }

@@ -1,6 +1,7 @@
 //! What a map does to the function: refuted by an example, measured, or proved.
 
 use super::measure::{Change, Meter};
+use super::part::{Parted, parted};
 use super::resolve::{self, Resolved};
 use super::trial::{Compared, Trial, is_training};
 use super::{Claim, GrowthMap, Proof, codes, prove};
@@ -16,7 +17,7 @@ use serde::Serialize;
 const TRIALS: [(u64, f64); 3] = [(1, 1.0), (2, 3.0), (3, 0.3)];
 /// Relative difference below which two values are equal: above what the order of 64-bit sums
 /// makes, far below what a wrong rule does.
-const EQUAL: f64 = 1e-9;
+pub(super) const EQUAL: f64 = 1e-9;
 /// More parameters than this are not tried.
 const MAX_PARAMS: i64 = 4_000_000;
 
@@ -75,25 +76,8 @@ pub struct Counterexample {
     pub target: f64,
     /// The largest difference over the largest value.
     pub difference: f64,
-    /// The first call, in order of execution, that returns something else.
-    pub parted: Option<Parted>,
-}
-
-/// Where two runs part.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Parted {
-    /// Path of the block, the same in both stages.
-    pub path: String,
-    /// The block in the source.
-    pub source_block: String,
-    /// The block in the target.
-    pub target_block: String,
-    /// A value that it returns in the source.
-    pub source: f64,
-    /// And in the target.
-    pub target: f64,
-    /// The largest difference over the largest value.
-    pub difference: f64,
+    /// The first place, in order of execution, that returns something else on the same input.
+    pub parted: Parted,
 }
 
 /// Resolves a map at its own sizes, tries it at those of the probe, and decides its claim.
@@ -221,7 +205,7 @@ fn trial(
 }
 
 /// The largest difference over the largest value. A value that is no number differs.
-fn difference(compared: &Compared) -> f64 {
+pub(super) fn difference(compared: &Compared) -> f64 {
     let largest = compared.source.iter().fold(0.0_f64, |most, v| most.max(v.abs()));
     let pairs = compared.source.iter().zip(&compared.target);
     let differs = pairs.fold(0.0_f64, |most, (a, b)| {
@@ -231,7 +215,7 @@ fn difference(compared: &Compared) -> f64 {
 }
 
 /// Where the difference is largest: the two values.
-fn worst_pair(compared: &Compared) -> (f64, f64) {
+pub(super) fn worst_pair(compared: &Compared) -> (f64, f64) {
     let pairs = compared.source.iter().zip(&compared.target);
     let worst = pairs.max_by(|a, b| (a.0 - a.1).abs().total_cmp(&(b.0 - b.1).abs()));
     worst.map_or((0.0, 0.0), |(a, b)| (*a, *b))
@@ -242,23 +226,7 @@ fn counterexample(
     trial: &Trial,
     worst: &Compared,
 ) -> Result<Counterexample, EvalError> {
-    let (source, target) = (&probe.source, &probe.target);
-    let calls = trial.calls(source, target)?;
-    let parted = calls.iter().filter(|c| !c.name.is_empty()).find(|c| difference(c) > EQUAL);
-    let block = |side: &super::tree::Side, path: &str| {
-        side.instance(path).map_or(String::new(), |i| i.block.clone())
-    };
-    let parted = parted.map(|call| {
-        let (a, b) = worst_pair(call);
-        Parted {
-            path: call.name.clone(),
-            source_block: block(source, &call.name),
-            target_block: block(target, &call.name),
-            source: a,
-            target: b,
-            difference: difference(call),
-        }
-    });
+    let parted = parted(&probe.source, &probe.target, trial, worst)?;
     let (a, b) = worst_pair(worst);
     Ok(Counterexample {
         seed: trial.seed,
@@ -351,19 +319,11 @@ fn complaint(def: &MapDef, map: &GrowthMap, decision: &Decision) -> Option<Diag>
                 map.name,
                 example_text(example)
             );
-            let mut diag = Diag::error(codes::REFUTED, message, span, "claimed here");
-            if let Some(parted) = &example.parted {
-                let name = parted.path.rsplit('.').next().unwrap_or("");
-                let help = format!(
-                    "the stages part at `{}` ({}): correct the rules for it, or write `changes \"the reason\"`",
-                    parted.path,
-                    if name.is_empty() { "the root" } else { name }
-                );
-                diag = diag.with_help(help);
-            } else {
-                diag = diag.with_help("correct the rules, or write `changes \"the reason\"`");
-            }
-            diag
+            let help = format!(
+                "the stages part {}: correct the rules for it, or write `changes \"the reason\"`",
+                place(&example.parted)
+            );
+            Diag::error(codes::REFUTED, message, span, "claimed here").with_help(help)
         }
         (Verdict::Unknown, Claim::Exactly) => {
             let why = decision.why.clone().unwrap_or_else(|| "no proof was found".to_owned());
@@ -395,20 +355,23 @@ fn complaint(def: &MapDef, map: &GrowthMap, decision: &Decision) -> Option<Diag>
 }
 
 fn example_text(example: &Counterexample) -> String {
-    let place = match &example.parted {
-        Some(parted) => format!(
-            "; they part first in `{}` ({} of the source, {} of the target), which returns {:.6} and {:.6}",
-            parted.path, parted.source_block, parted.target_block, parted.source, parted.target
-        ),
-        None => String::new(),
-    };
+    let Parted { source_block, target_block, source, target, .. } = &example.parted;
     format!(
-        "with random weights of seed {} and {}, `{}` is {:.6} in the source and {:.6} in the target, a difference of {:.1e}{place}",
+        "with random weights of seed {} and {}, `{}` is {:.6} in the source and {:.6} in the target, a difference of {:.1e}; \
+         they part first {} ({source_block} in the source, {target_block} in the target), which returns {source:.6} and {target:.6}",
         example.seed,
         example.input,
         example.output,
         example.source,
         example.target,
-        example.difference
+        example.difference,
+        place(&example.parted)
     )
+}
+
+fn place(parted: &Parted) -> String {
+    match parted.path.as_str() {
+        "" => "in the root block".to_owned(),
+        path => format!("in `{path}`"),
+    }
 }

@@ -4,9 +4,11 @@ use super::GrowthMap;
 use super::settings;
 use super::tree::Side;
 use super::trial::{Compared, Trial, same_place};
-use crate::interp;
+use crate::interp::{self, Store};
 use crate::ops::{Array, EvalError};
 use lightc_dsl::ast::DType;
+use lightc_dsl::model::InitLaw;
+use ndarray::ArrayView1;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -47,9 +49,20 @@ pub struct Routing {
     pub experts: usize,
     /// Share of positions whose slots are all clones of one source expert.
     pub one_source: f64,
-    /// Share of slots that are clones of the source's first choice.
+    /// Whose clones the slots are, by the choices of the source.
+    #[serde(flatten)]
+    pub slots_of: Shares,
+    /// The same by the choices that the source makes without what the map drops of its router, such
+    /// as a learned bias: what is lost is not counted as a wrong clone.
+    pub without_dropped: Option<Shares>,
+}
+
+/// Shares of slots.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Shares {
+    /// Clones of the source's first choice.
     pub top1: f64,
-    /// Share of slots that are clones of one of the source's first two.
+    /// Clones of one of the source's first two.
     pub top2: f64,
 }
 
@@ -98,6 +111,13 @@ struct RoutingSums {
     experts: usize,
     positions: usize,
     one_source: usize,
+    as_it_is: ChoiceSums,
+    without_dropped: Option<ChoiceSums>,
+}
+
+/// How many slots are clones of what the source chose.
+#[derive(Default)]
+struct ChoiceSums {
     real: usize,
     top1: usize,
     top2: usize,
@@ -179,9 +199,16 @@ impl Meter {
             let (module, store) = (&target.module, &trial.target_store);
             let run = interp::run_at(module, function, &visit.path, &inputs, store)?;
             let outputs = visit.outputs(&source.module)?;
-            if let (Some(from), Some(to)) = (outputs.first(), run.outputs.first()) {
-                let name = settings::without_indices(target, &visit.path);
-                self.routing.entry(name).or_default().add(from, to, n_source);
+            let (Some(from), Some(to)) = (outputs.first(), run.outputs.first()) else { continue };
+            let name = settings::without_indices(target, &visit.path);
+            let sums = self.routing.entry(name).or_default();
+            sums.add(from, to, n_source);
+            if let Some(store) = without_dropped(map, source, trial, &visit.path) {
+                let (module, id) = (&source.module, visit.function);
+                let run = interp::run_at(module, id, &visit.path, &inputs, &store)?;
+                if let Some(from) = run.outputs.first() {
+                    sums.without_dropped.get_or_insert_default().add(from, to, n_source);
+                }
             }
         }
         Ok(())
@@ -202,35 +229,81 @@ impl Meter {
 
 impl RoutingSums {
     fn add(&mut self, from: &Array, to: &Array, experts: usize) {
-        let last = |array: &Array| array.ndim().saturating_sub(1);
         self.experts = experts;
         self.slots = to.shape().last().copied().unwrap_or(0);
-        let rows = from.lanes(ndarray::Axis(last(from)));
-        for (source, target) in rows.into_iter().zip(to.lanes(ndarray::Axis(last(to)))) {
-            let picks: Vec<usize> =
-                source.iter().filter(|v| **v >= 0.0).map(|v| *v as usize).collect();
-            let Some(first) = picks.first() else { continue };
-            let clones: Vec<usize> =
-                target.iter().filter(|v| **v >= 0.0).map(|v| *v as usize % experts).collect();
+        for slots in lanes(to) {
+            let clones: Vec<usize> = real(slots).map(|expert| expert % experts).collect();
             self.positions += 1;
-            self.real += clones.len();
             self.one_source += usize::from(clones.iter().all(|c| Some(c) == clones.first()));
-            self.top1 += clones.iter().filter(|c| *c == first).count();
-            self.top2 += clones.iter().filter(|c| picks.iter().take(2).any(|p| p == *c)).count();
         }
+        self.as_it_is.add(from, to, experts);
     }
 
     fn measured(&self, name: &str) -> Routing {
-        let share = |n: usize, of: usize| n as f64 / of.max(1) as f64;
         Routing {
             name: name.to_owned(),
             slots: self.slots,
             experts: self.experts,
             one_source: share(self.one_source, self.positions),
-            top1: share(self.top1, self.real),
-            top2: share(self.top2, self.real),
+            slots_of: self.as_it_is.shares(),
+            without_dropped: self.without_dropped.as_ref().map(ChoiceSums::shares),
         }
     }
+}
+
+impl ChoiceSums {
+    fn add(&mut self, from: &Array, to: &Array, experts: usize) {
+        for (source, target) in lanes(from).zip(lanes(to)) {
+            let picks: Vec<usize> = real(source).take(2).collect();
+            for clone in real(target).map(|expert| expert % experts) {
+                self.real += 1;
+                self.top1 += usize::from(picks.first() == Some(&clone));
+                self.top2 += usize::from(picks.contains(&clone));
+            }
+        }
+    }
+
+    fn shares(&self) -> Shares {
+        Shares { top1: share(self.top1, self.real), top2: share(self.top2, self.real) }
+    }
+}
+
+fn share(n: usize, of: usize) -> f64 {
+    n as f64 / of.max(1) as f64
+}
+
+/// The slots of each position.
+fn lanes(ids: &Array) -> impl Iterator<Item = ArrayView1<'_, f64>> {
+    ids.lanes(ndarray::Axis(ids.ndim().saturating_sub(1))).into_iter()
+}
+
+/// Experts of the slots that are not null, in order.
+fn real(slots: ArrayView1<'_, f64>) -> impl Iterator<Item = usize> {
+    slots.into_iter().filter(|id| **id >= 0.0).map(|id| *id as usize)
+}
+
+/// What the source stores, with what the map drops of the block at a path at the value that it
+/// starts with; `None` where nothing is dropped there.
+fn without_dropped(map: &GrowthMap, source: &Side, trial: &Trial, path: &str) -> Option<Store> {
+    let prefix = format!("{path}.");
+    let mut store = None;
+    for placed in source.module.placed_params() {
+        let dropped = map.drops.iter().any(|(dropped, _)| *dropped == placed.path);
+        let start = match placed.item.init {
+            InitLaw::Zeros => 0.0,
+            InitLaw::Ones => 1.0,
+            InitLaw::Constant { value } => value,
+            // A drawn tensor is not learned from nothing: it has no value without it.
+            _ => continue,
+        };
+        if dropped && placed.path.starts_with(&prefix) {
+            let store = store.get_or_insert_with(|| trial.source_store.clone());
+            if let Some(array) = store.params.get_mut(&placed.path) {
+                array.fill(start);
+            }
+        }
+    }
+    store
 }
 
 /// Places of both trees where one block replaced another, and no place below does.
@@ -285,7 +358,7 @@ fn inputs_at(side: &Side, path: &str) -> Option<Vec<Shape>> {
 }
 
 /// The function of the block at a path.
-fn function_at(side: &Side, path: &str) -> Option<crate::ir::FuncId> {
+pub(super) fn function_at(side: &Side, path: &str) -> Option<crate::ir::FuncId> {
     let mut at = side.module.entry;
     let mut parts = path.split('.').filter(|p| !p.is_empty());
     while let Some(part) = parts.next() {

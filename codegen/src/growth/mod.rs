@@ -8,6 +8,7 @@ pub mod eval;
 mod expr;
 mod measure;
 mod numbers;
+mod part;
 mod pattern;
 mod prove;
 mod resolve;
@@ -16,8 +17,9 @@ mod settings;
 mod tree;
 mod trial;
 
-pub use decide::{Counterexample, Decision, Parted, Verdict, decide};
-pub use measure::{Change, Measured, Routing};
+pub use decide::{Counterexample, Decision, Verdict, decide};
+pub use measure::{Change, Measured, Routing, Shares};
+pub use part::Parted;
 pub use prove::{Verdict as Proof, proof_rules, prove};
 pub use rule::{Factor, Rule, RuleKind};
 

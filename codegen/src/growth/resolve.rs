@@ -1,15 +1,16 @@
 //! A map as written to one rule per target tensor.
 
-use super::codes;
+mod head;
+mod port;
+mod total;
+
 use super::expr::Builder;
 use super::numbers::Names;
 use super::pattern::{self, Captures, Pattern};
-use super::settings;
 use super::tree::Side;
-use super::{Claim, GrowthMap, Moments, Port, Rule, TargetRule, apply};
-use crate::ir::Type;
-use lightc_dsl::ast::{ClauseKind, Expr, ExprKind, Loop, Path, RuleExpr, RuleExprKind, Text};
-use lightc_dsl::diag::{self, Diag};
+use super::{GrowthMap, Port, Rule, apply, codes};
+use lightc_dsl::ast::{ClauseKind, Expr, ExprKind, Loop, Path, RuleExpr, RuleExprKind};
+use lightc_dsl::diag::Diag;
 use lightc_dsl::names::closest;
 use lightc_dsl::resolve::{FormalValues, MapDef, Program, Sizes};
 use lightc_dsl::source::Span;
@@ -218,7 +219,10 @@ impl<'a> Work<'a> {
         for Wild { pattern, value, frame } in std::mem::take(&mut self.wild) {
             self.matching(&pattern, &value, &frame);
         }
-        self.rest();
+        // Where a rule could not be read, its tensors are not left for `rest`.
+        if !self.lost {
+            self.rest();
+        }
     }
 
     /// The rules and drops of a map, also of one that is applied.
@@ -276,14 +280,15 @@ impl<'a> Work<'a> {
     fn rule_clause(&mut self, target: &Path, value: &RuleExpr, loops: &[Loop], frame: &Frame) {
         let n_before = self.diags.len();
         for names in self.rounds(loops, frame) {
+            // What is wrong in one round is most often wrong in all.
+            if self.diags.len() >= n_before + 4 {
+                self.lost = true;
+                break;
+            }
             let frame = Frame { names, ..frame.clone() };
             match Pattern::new(&frame.target, target, &frame.names) {
                 Ok(pattern) => self.rule_round(&pattern, value, &frame),
                 Err(diag) => self.lose(*diag, &frame),
-            }
-            // What is wrong in one round is most often wrong in all.
-            if self.diags.len() >= n_before + 4 {
-                break;
             }
         }
     }
@@ -455,324 +460,6 @@ impl<'a> Work<'a> {
         }
         None
     }
-
-    fn drop_clause(&mut self, path: &Path, reason: &Text, loops: &[Loop], frame: &Frame) {
-        if reason.value.trim().is_empty() {
-            let diag = Diag::error(
-                codes::BAD_DROP,
-                "a drop has no reason",
-                reason.span,
-                "say why it goes nowhere",
-            );
-            self.report(diag.with_help("write `drop src.path \"the reason\"`"), frame);
-        }
-        for names in self.rounds(loops, frame) {
-            let pattern = match Pattern::new(&frame.source, path, &names) {
-                Ok(pattern) => pattern,
-                Err(diag) => {
-                    self.lose(*diag, frame);
-                    continue;
-                }
-            };
-            let paths = self.source.tensors.iter().map(|t| t.path.clone());
-            let found: Vec<String> = paths.filter(|p| pattern.matches(p).is_some()).collect();
-            if found.is_empty() {
-                let diag = pattern::unknown(self.source, &pattern.text(), path.span);
-                self.lose(diag, frame);
-            }
-            for path in found {
-                self.drops.insert(path, (reason.value.clone(), pattern.span));
-            }
-        }
-    }
-
-    /// How inputs or outputs correspond: a rule whose sources are the other side's ports.
-    fn port(
-        &mut self,
-        name: Option<&str>,
-        value: &RuleExpr,
-        is_input: bool,
-        frame: &Frame,
-    ) -> Option<Port> {
-        let target = apply::ports(self.target, is_input);
-        let wanted = name.map_or_else(|| apply::RESULT.to_owned(), str::to_owned);
-        let Some(tensor) = target.iter().find(|port| port.path == wanted) else {
-            let what = if is_input { "input" } else { "output" };
-            let message = format!("`{}` has no {what} `{wanted}`", self.target.model.name);
-            let names: Vec<String> = target.iter().map(|p| format!("`{}`", p.path)).collect();
-            let diag = Diag::error(codes::UNKNOWN_PATH, message, value.span, "unknown");
-            self.report(diag.with_help(format!("there are {}", names.join(", "))), frame);
-            return None;
-        };
-        let mut source = self.source.clone();
-        source.replace_tensors(apply::ports(self.source, is_input));
-        let none = Vec::new();
-        let (names, stage) = (&frame.names, &self.target.model.name);
-        let mut builder = Builder::new(&source, "", "", names, &none, tensor, stage);
-        let rule = builder.rule(value);
-        let diags = builder.diags;
-        diags.into_iter().for_each(|diag| self.report(diag, frame));
-        Some(Port { name: wanted, rule: rule? })
-    }
-
-    /// `rest = src`: what has no rule is copied from the same path.
-    fn rest(&mut self) {
-        let rests = std::mem::take(&mut self.rests);
-        for tensor in &self.target.tensors {
-            if self.entries.contains_key(&tensor.path) {
-                continue;
-            }
-            for rest in &rests {
-                let Some(below) = below(&tensor.path, &rest.target) else { continue };
-                let path = crate::ir::paths::join(&rest.source, below);
-                if self.source.tensor(&path).is_none() {
-                    continue;
-                }
-                let value = RuleExpr {
-                    kind: RuleExprKind::Source(Path {
-                        segments: named(&path, rest.span),
-                        span: rest.span,
-                    }),
-                    span: rest.span,
-                };
-                let frame = Frame {
-                    target: String::new(),
-                    source: String::new(),
-                    names: Names::default(),
-                    chain: Vec::new(),
-                };
-                let index = self.target.position(&tensor.path).unwrap_or_default();
-                self.tensor_rule(index, &Vec::new(), &value, (rest.span, false), &frame);
-                break;
-            }
-        }
-    }
-
-    fn missing(&mut self) {
-        let mut groups: BTreeMap<(Option<Span>, String), Vec<String>> = BTreeMap::new();
-        for tensor in &self.target.tensors {
-            if !self.entries.contains_key(&tensor.path) {
-                let kind = tensor.kind().to_owned();
-                groups.entry((tensor.span, kind)).or_default().push(tensor.path.clone());
-            }
-        }
-        let (map, stage) = (self.def.ast.name.clone(), &self.target.model.name);
-        for ((declared, kind), paths) in groups {
-            let mut diag = Diag::error(
-                codes::MISSING,
-                format!("{kind} {} of `{stage}` has no rule in map `{}`", listed(&paths), map.name),
-                map.span,
-                "not every tensor of the target has a rule",
-            );
-            if let Some(declared) = declared {
-                diag = diag.with_related(declared, format!("declared here in `{stage}`"));
-            }
-            let source = &self.source.model;
-            diag =
-                diag.with_related(source.span, format!("`{}` has none at that path", source.name));
-            let first = paths.first().map_or("", String::as_str);
-            self.diags.push(diag.with_help(format!(
-                "add a rule such as `{first} = zeros`, or `rest = src` for what stays the same"
-            )));
-        }
-    }
-
-    fn unused(&mut self) {
-        let mut groups: BTreeMap<Option<Span>, Vec<String>> = BTreeMap::new();
-        for tensor in &self.source.tensors {
-            if !self.used.contains(&tensor.path) && !self.drops.contains_key(&tensor.path) {
-                groups.entry(tensor.span).or_default().push(tensor.path.clone());
-            }
-        }
-        let (map, stage) = (self.def.ast.name.clone(), &self.source.model.name);
-        for (declared, paths) in groups {
-            let mut diag = Diag::error(
-                codes::UNUSED,
-                format!("{} of `{stage}` goes nowhere in map `{}`", listed(&paths), map.name),
-                map.span,
-                "not every tensor of the source is used",
-            );
-            if let Some(declared) = declared {
-                diag = diag.with_related(declared, format!("declared here in `{stage}`"));
-            }
-            let target = &self.target.model;
-            diag = diag.with_related(target.span, "no rule of this stage reads it");
-            let first = paths.first().map_or("", String::as_str);
-            self.diags.push(diag.with_help(format!(
-                "use it in a rule, or say why not: `drop src.{first} \"the reason\"`"
-            )));
-        }
-        for (path, (_, span)) in &self.drops {
-            if self.used.contains(path) {
-                let message = format!("`{path}` of `{stage}` is dropped and used");
-                let diag = Diag::error(codes::BAD_DROP, message, *span, "dropped here");
-                self.diags.push(diag.with_help("remove the drop, or the rule that reads it"));
-            }
-        }
-    }
-
-    fn finish(mut self) -> Result<GrowthMap, Vec<Diag>> {
-        let stage_map = self.program.stage(&self.source.model.name).is_some();
-        let head = Head::read(self.def, stage_map, self.draws, &mut self.diags);
-        if !self.lost {
-            self.missing();
-        }
-        if !self.lost && !self.partial {
-            self.unused();
-        }
-        let rules: BTreeMap<&str, &Rule> = self
-            .entries
-            .iter()
-            .filter_map(|(path, entry)| Some((path.as_str(), entry.rule.as_ref()?)))
-            .collect();
-        let settings = settings::check(self.def, self.source, self.target, &rules, &mut self.diags);
-        if !self.diags.is_empty() {
-            diag::normalize(&mut self.diags);
-            return Err(self.diags);
-        }
-        let (mut params, mut states) = (Vec::new(), Vec::new());
-        for tensor in &self.target.tensors {
-            let Some(rule) = self.entries.remove(&tensor.path).and_then(|entry| entry.rule) else {
-                continue;
-            };
-            let (path, ty) = (tensor.path.clone(), tensor.ty.clone());
-            let rule = TargetRule { path, ty, rule, moments: head.moments.clone() };
-            if tensor.storage.is_some() { params.push(rule) } else { states.push(rule) }
-        }
-        Ok(GrowthMap {
-            name: self.def.ast.name.name.clone(),
-            doc: self.def.ast.doc.clone(),
-            span: self.def.ast.name.span,
-            source: self.source.model.clone(),
-            target: self.target.model.clone(),
-            sizes: self.sizes,
-            claim: head.claim,
-            seed: head.seed,
-            params,
-            states,
-            drops: self.drops.into_iter().map(|(path, (reason, _))| (path, reason)).collect(),
-            settings,
-            inputs: self.inputs,
-            outputs: self.outputs,
-        })
-    }
-}
-
-/// What a map says once.
-struct Head {
-    claim: Claim,
-    seed: u64,
-    moments: Moments,
-}
-
-impl Head {
-    fn read(def: &MapDef, stage_map: bool, draws: Option<Span>, diags: &mut Vec<Diag>) -> Head {
-        let names = Names::default();
-        let (mut claim, mut seed, mut moments) = (None, None, None);
-        for clause in &def.ast.clauses {
-            let span = clause.span;
-            match &clause.kind {
-                ClauseKind::Exactly => once(&mut claim, Claim::Exactly, span, "claim", diags),
-                ClauseKind::Within(bound) => match names.number(bound) {
-                    Ok(bound) if bound > 0.0 => {
-                        once(&mut claim, Claim::Within { bound }, span, "claim", diags);
-                    }
-                    Ok(bound) => {
-                        let message = format!("a bound is above 0, and this is {bound}");
-                        let diag = Diag::error(codes::CLAIMS, message, span, "no bound");
-                        diags.push(
-                            diag.with_help("`preserves exactly` claims that nothing changes"),
-                        );
-                        claim = claim.or(Some((Claim::Exactly, span)));
-                    }
-                    Err(diag) => diags.push(*diag),
-                },
-                ClauseKind::Changes(reason) => {
-                    let stated = !reason.value.trim().is_empty();
-                    if !stated {
-                        let message = "a claim that the function changes has no reason";
-                        let diag = Diag::error(codes::CLAIMS, message, reason.span, "empty");
-                        diags.push(diag.with_help("write `changes \"what changes, and why\"`"));
-                    }
-                    let reason = reason.value.clone();
-                    once(&mut claim, Claim::Changes { reason }, span, "claim", diags);
-                }
-                ClauseKind::Seed(value) => match names.index(value) {
-                    Ok(value) => once(&mut seed, value, span, "seed", diags),
-                    Err(diag) => diags.push(*diag),
-                },
-                ClauseKind::Moments { reset } => {
-                    let rule = match reset {
-                        Some(reason) => Moments::Reset { reason: reason.value.clone() },
-                        None => Moments::Follow,
-                    };
-                    if reset.as_ref().is_some_and(|reason| reason.value.trim().is_empty()) {
-                        let message = "a reset of the moments has no reason";
-                        let diag = Diag::error(codes::NO_MOMENTS, message, span, "empty reason");
-                        diags.push(diag.with_help("write `moments reset \"the reason\"`"));
-                    }
-                    once(&mut moments, rule, span, "rule of moments", diags);
-                }
-                _ => {}
-            }
-        }
-        let name = &def.ast.name;
-        if claim.is_none() {
-            diags.push(
-                Diag::error(
-                    codes::CLAIMS,
-                    format!("map `{}` does not say what it does to the function", name.name),
-                    name.span,
-                    "no claim",
-                )
-                .with_help(
-                    "add `preserves exactly`, `preserves within 1e-3` or `changes \"the reason\"`",
-                ),
-            );
-        }
-        if moments.is_none() && stage_map {
-            diags.push(
-                Diag::error(
-                    codes::NO_MOMENTS,
-                    format!(
-                        "map `{}` does not say what becomes of the optimizer's moments",
-                        name.name
-                    ),
-                    name.span,
-                    "no rule of moments",
-                )
-                .with_help("add `moments follow`, or `moments reset \"the reason\"`"),
-            );
-        }
-        if let (None, Some(span), true) = (&seed, draws, stage_map) {
-            diags.push(
-                Diag::error(
-                    codes::NO_SEED,
-                    format!("map `{}` draws numbers and has no seed", name.name),
-                    span,
-                    "drawn here",
-                )
-                .with_related(name.span, "in this map")
-                .with_help("add a line `seed 42`: with it the result is the same on every machine"),
-            );
-        }
-        Head {
-            claim: claim.map_or(Claim::Exactly, |(claim, _)| claim),
-            seed: seed.map_or(0, |(seed, _)| seed),
-            moments: moments.map_or(Moments::Follow, |(moments, _)| moments),
-        }
-    }
-}
-
-fn once<T>(slot: &mut Option<(T, Span)>, value: T, span: Span, what: &str, diags: &mut Vec<Diag>) {
-    match slot {
-        Some((_, first)) => diags.push(
-            Diag::error(codes::CLAIMS, format!("the map has two {what}s"), span, "second")
-                .with_related(*first, "first")
-                .with_help("remove one of them"),
-        ),
-        None => *slot = Some((value, span)),
-    }
 }
 
 /// What a path is called below another; itself below the root.
@@ -795,9 +482,4 @@ fn listed(paths: &[String]) -> String {
         n if n > 3 => format!("{} and {} more", shown.join(", "), n - 3),
         _ => shown.join(", "),
     }
-}
-
-/// The type of a port of a block as a tensor.
-pub(super) fn port_tensor(path: &str, ty: &Type, span: Option<Span>) -> super::tree::Tensor {
-    super::tree::Tensor { path: path.to_owned(), ty: ty.clone(), storage: None, span }
 }

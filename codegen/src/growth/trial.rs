@@ -22,6 +22,7 @@ pub(super) struct Trial {
     pub(super) inputs: Vec<(String, Array)>,
     pub(super) source: Run,
     pub(super) target: Run,
+    pub(super) source_store: Store,
     pub(super) target_store: Store,
 }
 
@@ -58,7 +59,7 @@ impl Trial {
         let target_store = Store { params, states, tables };
         let target_run = interp::run(&target.module, &target_inputs, &target_store)?;
         let (source, target) = (source_run, target_run);
-        Ok(Trial { seed, inputs, source, target, target_store })
+        Ok(Trial { seed, inputs, source, target, source_store: store, target_store })
     }
 
     /// Outputs of the root that say what is computed: not the loss and its penalties, which belong

@@ -51,15 +51,17 @@ impl Trace {
     }
 }
 
-/// One call of a function in a run: where it stands in the tree, and its values.
+/// One call of a function in a run, or one stack: where it stands in the tree, and its values.
 #[derive(Clone, Debug)]
 pub struct Visit<'t> {
-    /// Path of the instance; empty for the entry.
+    /// Path of the instance, empty for the entry; of a stack its own, without a layer.
     pub path: String,
-    /// The function that ran.
+    /// The function that ran; of a stack the one that holds it.
     pub function: FuncId,
     /// Its values.
     pub trace: &'t Trace,
+    /// The node that joins the layers, for a stack.
+    pub stack: Option<NodeId>,
 }
 
 impl Visit<'_> {
@@ -69,7 +71,10 @@ impl Visit<'_> {
     /// If the trace is of another module.
     pub fn inputs(&self, module: &Module) -> Result<Vec<Array>, EvalError> {
         let function = module.function(self.function);
-        function.inputs().map(|(_, value)| self.trace.value(value).cloned()).collect()
+        match self.stack {
+            Some(node) => arguments(self.trace, &function.node(node).args),
+            None => function.inputs().map(|(_, v)| self.trace.value(v).cloned()).collect(),
+        }
     }
 
     /// What it returned.
@@ -77,12 +82,23 @@ impl Visit<'_> {
     /// # Errors
     /// If the trace is of another module.
     pub fn outputs(&self, module: &Module) -> Result<Vec<Array>, EvalError> {
-        results(module.function(self.function), self.trace)
+        let function = module.function(self.function);
+        match self.stack {
+            Some(node) => arguments(self.trace, &function.node(node).results),
+            None => results(function, self.trace),
+        }
     }
 }
 
 /// All calls of a run in the order in which they ended, the entry last.
 pub fn visits<'t>(module: &Module, trace: &'t Trace) -> Vec<Visit<'t>> {
+    let mut found = visits_and_stacks(module, trace);
+    found.retain(|visit| visit.stack.is_none());
+    found
+}
+
+/// As [`visits`], and each stack after its layers.
+pub fn visits_and_stacks<'t>(module: &Module, trace: &'t Trace) -> Vec<Visit<'t>> {
     let mut found = Vec::new();
     visit(module, module.entry, String::new(), trace, &mut found);
     found
@@ -97,9 +113,9 @@ fn visit<'t>(
 ) {
     let function = module.function(id);
     for (node, traces) in &trace.calls {
-        let sub = match &function.node(*node).op {
-            Op::Call(op) => op.sub,
-            Op::Stack(op) => op.sub,
+        let (sub, is_stack) = match &function.node(*node).op {
+            Op::Call(op) => (op.sub, false),
+            Op::Stack(op) => (op.sub, true),
             _ => continue,
         };
         for (layer, trace) in traces.iter().enumerate() {
@@ -107,8 +123,12 @@ fn visit<'t>(
                 visit(module, callee, below, trace, found);
             }
         }
+        if let (true, Some(sub)) = (is_stack, function.subs.get(sub)) {
+            let (path, stack) = (join(&path, &sub.name), Some(*node));
+            found.push(Visit { path, function: id, trace, stack });
+        }
     }
-    found.push(Visit { path, function: id, trace });
+    found.push(Visit { path, function: id, trace, stack: None });
 }
 
 /// Runs one function as if it stood at a path: its parameters are those below that path.

@@ -13,8 +13,11 @@ use tch::{Device, Kind, Tensor};
 
 /// What the child is to run: a stage and how.
 const PROBE: &str = "LIGHTC_MEMORY_PROBE";
-/// Positions in a row; two rows.
-const POSITIONS: i64 = 3072;
+/// Positions in a row; two rows. `LIGHTC_MEMORY_POSITIONS` sets another number.
+fn n_positions() -> i64 {
+    std::env::var("LIGHTC_MEMORY_POSITIONS")
+        .map_or(3072, |text| text.parse().expect("LIGHTC_MEMORY_POSITIONS is a whole number"))
+}
 
 /// A line of `/proc/self/status`, in bytes.
 fn status(line: &str) -> i64 {
@@ -37,7 +40,7 @@ fn probe(stage: &dyn Stage, store_everything: bool) {
     let params: Vec<Tensor> =
         stage.params().iter().map(|s| to_tensor(&params[s.path], Kind::Float)).collect();
     let vocab = stage.vocab() as usize;
-    let tokens = random.array(&[2, POSITIONS as usize + 1], |r| r.below(vocab) as f64);
+    let tokens = random.array(&[2, n_positions() as usize + 1], |r| r.below(vocab) as f64);
     let tokens = to_tensor(&tokens, Kind::Int64);
     let continues = Tensor::zeros([2], (Kind::Float, Device::Cpu));
     let inputs = Inputs {
@@ -117,6 +120,7 @@ fn the_probe() {
 
 #[test]
 fn the_peak_of_64_layers_is_that_of_8() {
+    println!("2 rows of {} positions", n_positions());
     println!("MiB           peak  gradients  kept bits  replay  two states  activations");
     let table = ["8", "64", "8 stored", "16 stored"].map(|what| {
         let m = measure(what);
@@ -140,6 +144,6 @@ fn the_peak_of_64_layers_is_that_of_8() {
     let per_layer = (more_stored.activations() - few_stored.activations()) / 8.0;
     assert!(per_layer > 1e7, "a stored layer takes {per_layer} bytes");
     // A state more per layer would be seen too.
-    let state = 4.0 * 2.0 * POSITIONS as f64 * 64.0;
+    let state = 4.0 * 2.0 * n_positions() as f64 * 64.0;
     assert!(56.0 * state > 0.2 * few.activations());
 }

@@ -105,7 +105,7 @@ pub(crate) struct Row {
 /// The table of one lineage; `change` is what growing alone did to the loss.
 pub(crate) fn table(rows: &[Row]) -> String {
     let mut text = format!(
-        "  {:<18} {:<19} {:>10} {:>6} {:>9} {:>9} {:>9}\n",
+        "  {:<18} {:<24} {:>10} {:>6} {:>9} {:>9} {:>9}\n",
         "stage", "grown by", "parameters", "steps", "change", "before", "after"
     );
     let mut last: Option<f64> = None;
@@ -115,7 +115,7 @@ pub(crate) fn table(rows: &[Row]) -> String {
             None => "-".to_owned(),
         };
         text += &format!(
-            "  {:<18} {:<19} {:>10} {:>6} {:>9} {:>9.4} {:>9.4}\n",
+            "  {:<18} {:<24} {:>10} {:>6} {:>9} {:>9.4} {:>9.4}\n",
             row.stage,
             row.map.as_deref().unwrap_or("-"),
             row.n_params,
