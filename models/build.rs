@@ -88,8 +88,8 @@ fn generate(
     let model = program.resolve_stage(stage).map_err(|diags| explain(&diags))?;
     let compiled = lightc_codegen::pipeline::compile_for(&model, target);
     let compiled = compiled.map_err(|diags| explain(&diags))?;
-    let program =
-        lightc_codegen::pipeline::program_for(&compiled, target).map_err(|diags| explain(&diags))?;
+    let program = lightc_codegen::pipeline::program_for(&compiled, target)
+        .map_err(|diags| explain(&diags))?;
     let origin = Origin {
         source: source.to_owned(),
         source_hash: source_digest(&sources),
