@@ -10,6 +10,8 @@ pub const HEADERS: &[(&str, &str)] = &[
 
 /// The gated delta rule and its gradient, heads of 128 x 128.
 pub const GATED_DELTA_RULE: &str = include_str!("../gated_delta_rule.cu");
+/// Sums of gathered rows and their gradient.
+pub const GATHER: &str = include_str!("../gather.cu");
 /// Row passes of linear cross entropy.
 pub const LINEAR_CROSS_ENTROPY: &str = include_str!("../linear_cross_entropy.cu");
 /// AdamW and sums of squares over many tensors.
@@ -34,6 +36,7 @@ pub const MASKED_ATTENTION_256: &str = with_macro!("ATTENTION_DIM", "256", "mask
 /// Every source of this crate with the name it is compiled under.
 pub const SOURCES: &[(&str, &str)] = &[
     ("gated_delta_rule.cu", GATED_DELTA_RULE),
+    ("gather.cu", GATHER),
     ("linear_cross_entropy.cu", LINEAR_CROSS_ENTROPY),
     ("masked_attention_64.cu", MASKED_ATTENTION_64),
     ("masked_attention_128.cu", MASKED_ATTENTION_128),

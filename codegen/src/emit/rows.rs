@@ -2,12 +2,13 @@
 
 use super::call::size_expression;
 use super::function::{Locals, compute};
-use crate::ir::{Module, Type, ValueId};
+use crate::ir::{Module, NodeId, Type, ValueId};
 use crate::rows::{Kernel, Plans, is_literal};
 use lightc_dsl::ast::DType;
 use lightc_dsl::size::Size;
 use proc_macro2::{Ident, Literal, Span, TokenStream};
 use quote::{format_ident, quote};
+use std::collections::BTreeSet;
 
 /// The name of a kernel's static.
 fn static_ident(entry: &str) -> Ident {
@@ -174,13 +175,30 @@ fn fused(kernel: &Kernel, locals: &Locals<'_>) -> TokenStream {
 }
 
 /// The calls that say what a kernel computes.
+/// The nodes of a kernel that its results are made of. Others are there for the kernel's own sake, such as a
+/// value in a shape that only another kernel reads.
+fn needed(kernel: &Kernel, outputs: &[ValueId], locals: &Locals<'_>) -> Vec<NodeId> {
+    let function = locals.function();
+    let mut read: BTreeSet<ValueId> = outputs.iter().copied().collect();
+    let mut nodes = Vec::new();
+    for id in kernel.group.nodes.iter().rev() {
+        let node = function.node(*id);
+        if node.results.iter().any(|result| read.contains(result)) {
+            read.extend(&node.args);
+            nodes.push(*id);
+        }
+    }
+    nodes.reverse();
+    nodes
+}
+
 fn reference(kernel: &Kernel, outputs: &[ValueId], locals: &Locals<'_>) -> TokenStream {
     let function = locals.function();
     let mut inner = locals.inside(&kernel.group.inputs, outputs);
     let mut statements = Vec::new();
     let mut literals: Vec<ValueId> = Vec::new();
-    for id in &kernel.group.nodes {
-        let node = function.node(*id);
+    for id in needed(kernel, outputs, locals) {
+        let node = function.node(id);
         for arg in node.args.iter().filter(|arg| is_literal(function, **arg)) {
             if !literals.contains(arg) {
                 literals.push(*arg);

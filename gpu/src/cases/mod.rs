@@ -2,6 +2,7 @@
 
 mod attention;
 mod delta;
+mod gather;
 mod harness;
 mod indexer;
 mod loss;
@@ -20,6 +21,7 @@ pub fn all() -> Vec<Box<dyn Case>> {
         Box::new(indexer::Indexer),
         Box::new(attention::Attention),
         Box::new(loss::Loss),
+        Box::new(gather::Gather),
         Box::new(optimizer::Optimizer),
         Box::new(stage::Dense),
         Box::new(stage::Reversible),

@@ -3,6 +3,7 @@
 
 use lightc_runtime::cuda::{self, Mode, Names, Time};
 use lightc_runtime::reversible::{Options, take_report, take_states, with_options};
+use lightc_runtime::watch::{OpTime, op_times};
 use lightc_runtime::{Inputs, Kind, ParamSpec, Result, Stage, Tensor, random};
 
 use super::chosen;
@@ -235,7 +236,25 @@ impl Case for Dense {
             peers: &[],
         }];
         measured.extend(rows.iter().map(row));
+        let (done, times) = op_times(|| data.step(full));
+        let _ = done?;
+        measured.extend(times.iter().take(LONGEST).map(op_row));
         Ok(measured)
+    }
+}
+
+/// So many ops of a step are listed.
+const LONGEST: usize = 40;
+
+/// What the calls of one op took together; the host's part is in it.
+fn op_row(time: &OpTime) -> Measured {
+    Measured {
+        name: format!("all calls of {}", time.op),
+        shape: format!("{}x {}", time.calls, time.inputs),
+        spread: cuda::Spread { median_ms: time.ms, min_ms: time.ms, max_ms: time.ms },
+        flops: 0.0,
+        bytes: 0.0,
+        peers: &[],
     }
 }
 

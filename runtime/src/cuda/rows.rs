@@ -1,8 +1,8 @@
 //! What generated row kernels need around their launch.
 
 use super::{Arg, Kernel, launch};
+use crate::Tensor;
 use crate::error::{Error, Result};
-use crate::{Kind, Tensor};
 
 /// Bytes that the address of an input is a multiple of: what a thread reads at once.
 const ALIGNED: usize = 16;

@@ -1,7 +1,7 @@
 //! Rows gathered by index, and the sums that carry their gradients back.
 //!
-//! Gradients accumulate in the order of the index tensor: natively on the CPU,
-//! by libtorch's sorted `index_put` elsewhere; both are deterministic.
+//! Gradients accumulate in the order of the index tensor: natively on the CPU, by a kernel of
+//! `kernels/gather.cu` on a GPU, by libtorch's sorted `index_put` elsewhere; all are deterministic.
 //! An index beyond the table is an error. It is found by reading the indices,
 //! which on a GPU would wait for the device: there libtorch's device-side
 //! assertion reports it.
@@ -12,6 +12,7 @@ use super::native::{Host, Output, Real, by_kind, parallel_fill, runs_native};
 use super::support::{
     cast, ensure, ensure_dim, ensure_kind, ensure_shape, is_float, op_error, scalar, shape_of,
 };
+use super::tile;
 use crate::Result;
 
 /// `w[j, d]`, `index[.., p]` -> `[.., d]`: the sum over p of the rows
@@ -22,6 +23,9 @@ pub fn gather_sum(w: &Tensor, index: &Tensor) -> Result<Tensor> {
     check_index("gather_sum", index, rows, true)?;
     if runs_native(&[w]) {
         return by_kind!(w.kind(), gather_sum_native(w, index, p, &[lead, vec![d]].concat()));
+    }
+    if tile::takes_gather(w, index) {
+        return tile::gather(w, index);
     }
     gather_sum_composite(w, index)
 }
@@ -78,6 +82,16 @@ pub fn gather_sum_grad(index: &Tensor, dy: &Tensor, rows: i64) -> Result<Tensor>
     if runs_native(&[dy]) {
         return by_kind!(dy.kind(), scatter_native(index, p, dy, &[rows, d]));
     }
+    if tile::takes_gather(dy, index) && rows > 0 {
+        return tile::gather_grad(index, dy, rows);
+    }
+    gather_sum_grad_composite(index, dy, rows)
+}
+
+/// [`gather_sum_grad`] composed of libtorch calls.
+pub fn gather_sum_grad_composite(index: &Tensor, dy: &Tensor, rows: i64) -> Result<Tensor> {
+    let (lead, p) = slots_of("gather_sum_grad", index)?;
+    let d = dy.size().last().copied().unwrap_or(0);
     let spread = dy.f_unsqueeze(-2)?.f_expand([lead, vec![p, d]].concat(), false)?;
     scatter_composite(index, &spread.f_reshape([-1, d])?, &[rows, d])
 }

@@ -51,5 +51,5 @@ pub use select::*;
 pub use sequence::*;
 pub use shape::*;
 pub use sinkhorn::*;
-pub(crate) use support::{is_float, op_error};
+pub(crate) use support::{describe, is_float, op_error};
 pub(crate) use tile::LIMITS as TILE_LIMITS;

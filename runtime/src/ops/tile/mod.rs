@@ -7,11 +7,13 @@
 
 mod attention;
 mod delta;
+mod gather;
 mod indexer;
 mod loss;
 
 pub(super) use attention::{attention, attention_grad, takes_attention};
 pub(super) use delta::{delta_rule, delta_rule_grad, takes_delta_rule};
+pub(super) use gather::{gather, gather_grad, takes_gather};
 pub(super) use indexer::{index, select, takes_index, takes_select};
 pub(super) use loss::{Loss, cross_entropy, takes_cross_entropy};
 
