@@ -1,6 +1,8 @@
 //! What a step takes as polynomials, which programs for a GPU hold, against the ledger in numbers and
 //! against what is known of the stages.
 
+#![allow(clippy::expect_used, reason = "a failed step is a failed test")]
+
 use lightc_codegen::analysis::{
     BATCH, Live, MemorySetup, SEQUENCE, at_rest, contraction_flops, live, memory,
 };

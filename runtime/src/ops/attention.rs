@@ -4,7 +4,7 @@ use tch::{Kind, Tensor};
 
 use super::native::{Host, Output, Real, by_kind, parallel_fill, runs_native};
 use super::support::{
-    cast, ensure, ensure_kind, ensure_same_kind, ensure_shape, is_float, scalar, shape_of,
+    cast, ensure, ensure_kind, ensure_same_kind, ensure_shape, is_float, scalar, shape_of, watched,
     wide_kind,
 };
 use super::tile;
@@ -14,11 +14,13 @@ use crate::Result;
 /// `[b, t, h, m]`: softmax of `q.k` (no scale) over the allowed s. A query
 /// that may see nothing gives 0.
 pub fn masked_attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: &Tensor) -> Result<Tensor> {
-    check("masked_attention", q, k, v, mask)?;
-    if tile::takes_attention(q, k, v) {
-        return tile::attention(q, k, v, mask);
-    }
-    masked_attention_composite(q, k, v, mask)
+    watched("masked_attention", &[q, k, v], || {
+        check("masked_attention", q, k, v, mask)?;
+        if tile::takes_attention(q, k, v) {
+            return tile::attention(q, k, v, mask);
+        }
+        masked_attention_composite(q, k, v, mask)
+    })
 }
 
 /// [`masked_attention`] composed of libtorch calls. It takes any mask, also where [`masked_attention`]

@@ -11,6 +11,7 @@ use tch::{Device, Kind, Tensor};
 use super::native::{Host, Output, Real, by_kind, parallel_fill, runs_native};
 use super::support::{
     cast, ensure, ensure_dim, ensure_kind, ensure_shape, is_float, op_error, scalar, shape_of,
+    watched,
 };
 use super::tile;
 use crate::Result;
@@ -18,6 +19,7 @@ use crate::Result;
 /// `w[j, d]`, `index[.., p]` -> `[.., d]`: the sum over p of the rows
 /// `w[index]`; a negative index stands for no row.
 pub fn gather_sum(w: &Tensor, index: &Tensor) -> Result<Tensor> {
+<<<<<<< HEAD
     let [rows, d] = shape_of("gather_sum", "w", w)?;
     let (lead, p) = slots_of("gather_sum", index)?;
     check_index("gather_sum", index, rows, true)?;
@@ -28,6 +30,17 @@ pub fn gather_sum(w: &Tensor, index: &Tensor) -> Result<Tensor> {
         return tile::gather(w, index);
     }
     gather_sum_composite(w, index)
+=======
+    watched("gather_sum", &[w], || {
+        let [rows, d] = shape_of("gather_sum", "w", w)?;
+        let (lead, p) = slots_of("gather_sum", index)?;
+        check_index("gather_sum", index, rows, true)?;
+        if runs_native(&[w]) {
+            return by_kind!(w.kind(), gather_sum_native(w, index, p, &[lead, vec![d]].concat()));
+        }
+        gather_sum_composite(w, index)
+    })
+>>>>>>> train90
 }
 
 /// [`gather_sum`] composed of libtorch calls.
@@ -75,6 +88,7 @@ fn add_row<T: Real>(to: &mut [T], from: &[T]) {
 /// The gradient of [`gather_sum`] for `w` of `rows` rows: `index[.., p]`,
 /// `dy[.., d]` -> `[rows, d]`.
 pub fn gather_sum_grad(index: &Tensor, dy: &Tensor, rows: i64) -> Result<Tensor> {
+<<<<<<< HEAD
     let (lead, p) = slots_of("gather_sum_grad", index)?;
     let d = dy.size().last().copied().unwrap_or(0);
     ensure_shape("gather_sum_grad", "dy", dy, &[&lead[..], &[d]].concat())?;
@@ -94,6 +108,19 @@ pub fn gather_sum_grad_composite(index: &Tensor, dy: &Tensor, rows: i64) -> Resu
     let d = dy.size().last().copied().unwrap_or(0);
     let spread = dy.f_unsqueeze(-2)?.f_expand([lead, vec![p, d]].concat(), false)?;
     scatter_composite(index, &spread.f_reshape([-1, d])?, &[rows, d])
+=======
+    watched("gather_sum_grad", &[dy], || {
+        let (lead, p) = slots_of("gather_sum_grad", index)?;
+        let d = dy.size().last().copied().unwrap_or(0);
+        ensure_shape("gather_sum_grad", "dy", dy, &[&lead[..], &[d]].concat())?;
+        check_index("gather_sum_grad", index, rows, true)?;
+        if runs_native(&[dy]) {
+            return by_kind!(dy.kind(), scatter_native(index, p, dy, &[rows, d]));
+        }
+        let spread = dy.f_unsqueeze(-2)?.f_expand([lead, vec![p, d]].concat(), false)?;
+        scatter_composite(index, &spread.f_reshape([-1, d])?, &[rows, d])
+    })
+>>>>>>> train90
 }
 
 /// `table[v, ..]`, `ids[..]` -> `[ids.., ..]`: row `ids` of the table, which
@@ -109,17 +136,19 @@ pub fn lookup(table: &Tensor, ids: &Tensor) -> Result<Tensor> {
 /// The gradient of [`lookup`] for a table of `rows` rows: `ids[..]`,
 /// `dy[ids.., ..]` -> `[rows, ..]`.
 pub fn lookup_grad(ids: &Tensor, dy: &Tensor, rows: i64) -> Result<Tensor> {
-    let (ids_size, dy_size) = (ids.size(), dy.size());
-    ensure(dy_size.starts_with(&ids_size), "lookup_grad", || {
-        format!("dy has shape {dy_size:?}, which does not begin with that of ids, {ids_size:?}")
-    })?;
-    check_index("lookup_grad", ids, rows, false)?;
-    let shape = [&[rows][..], &dy_size[ids_size.len()..]].concat();
-    if runs_native(&[dy]) {
-        return by_kind!(dy.kind(), scatter_native(ids, 1, dy, &shape));
-    }
-    let width: i64 = shape[1..].iter().product();
-    scatter_composite(ids, &dy.f_reshape([ids.numel() as i64, width])?, &shape)
+    watched("lookup_grad", &[dy], || {
+        let (ids_size, dy_size) = (ids.size(), dy.size());
+        ensure(dy_size.starts_with(&ids_size), "lookup_grad", || {
+            format!("dy has shape {dy_size:?}, which does not begin with that of ids, {ids_size:?}")
+        })?;
+        check_index("lookup_grad", ids, rows, false)?;
+        let shape = [&[rows][..], &dy_size[ids_size.len()..]].concat();
+        if runs_native(&[dy]) {
+            return by_kind!(dy.kind(), scatter_native(ids, 1, dy, &shape));
+        }
+        let width: i64 = shape[1..].iter().product();
+        scatter_composite(ids, &dy.f_reshape([ids.numel() as i64, width])?, &shape)
+    })
 }
 
 /// Adds row i of `dy` to the rows that slots `i*p .. (i+1)*p` of `index` name.

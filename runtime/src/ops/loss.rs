@@ -7,7 +7,7 @@ use tch::{Kind, Tensor};
 
 use super::gather::check_targets;
 use super::support::{
-    cast, ensure, ensure_same_kind, ensure_shape, op_error, scalar, shape_of, wide_kind,
+    cast, ensure, ensure_same_kind, ensure_shape, op_error, scalar, shape_of, watched, wide_kind,
 };
 use super::tile;
 use crate::{Result, cuda};
@@ -32,18 +32,20 @@ pub fn linear_cross_entropy(
     targets: &Tensor,
     softcap: f64,
 ) -> Result<Tensor> {
-    let rows = Rows::new("linear_cross_entropy", h, w, targets)?;
-    if tile::takes_cross_entropy(h, w) {
-        let reference: cuda::Way<'_> = &|args, _| {
-            let [h, w, targets] = three(args)?;
-            Ok(vec![linear_cross_entropy_composite(h, w, targets, softcap)?])
-        };
-        let inputs = [&rows.h, w, &rows.targets];
-        let results = tile::cross_entropy(&inputs, tile::Loss::Value, softcap, reference)?;
-        let [loss] = exactly(results)?;
-        return Ok(loss);
-    }
-    linear_cross_entropy_composite(h, w, targets, softcap)
+    watched("linear_cross_entropy", &[h, w], || {
+        let rows = Rows::new("linear_cross_entropy", h, w, targets)?;
+        if tile::takes_cross_entropy(h, w) {
+            let reference: cuda::Way<'_> = &|args, _| {
+                let [h, w, targets] = three(args)?;
+                Ok(vec![linear_cross_entropy_composite(h, w, targets, softcap)?])
+            };
+            let inputs = [&rows.h, w, &rows.targets];
+            let results = tile::cross_entropy(&inputs, tile::Loss::Value, softcap, reference)?;
+            let [loss] = exactly(results)?;
+            return Ok(loss);
+        }
+        linear_cross_entropy_composite(h, w, targets, softcap)
+    })
 }
 
 /// [`linear_cross_entropy`] composed of libtorch calls.

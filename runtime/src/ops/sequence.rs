@@ -6,7 +6,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::native::{Host, Kernel, Output, Real, by_kind, parallel_fill, runs_native, vectorized};
 use super::support::{
-    ensure, ensure_dim, ensure_same_kind, ensure_shape, op_error, shape_of, wide_kind,
+    ensure, ensure_dim, ensure_same_kind, ensure_shape, op_error, shape_of, watched, wide_kind,
 };
 use crate::Result;
 
@@ -25,11 +25,13 @@ pub fn position(t: i64, like: &Tensor) -> Result<Tensor> {
 /// `x[b, t, e]`, `w[e, j]` -> `[b, t, e]`: the sum over taps i of
 /// `w[e, i] x[t - J + 1 + i, e]`; before the start there are zeros.
 pub fn causal_conv(x: &Tensor, w: &Tensor) -> Result<Tensor> {
-    let (shape, taps) = conv_shape("causal_conv", x, w)?;
-    if runs_native(&[x, w]) {
-        return by_kind!(x.kind(), conv_native(x, w, shape, taps, false));
-    }
-    causal_conv_composite(x, w)
+    watched("causal_conv", &[x, w], || {
+        let (shape, taps) = conv_shape("causal_conv", x, w)?;
+        if runs_native(&[x, w]) {
+            return by_kind!(x.kind(), conv_native(x, w, shape, taps, false));
+        }
+        causal_conv_composite(x, w)
+    })
 }
 
 /// [`causal_conv`] composed of libtorch calls.
@@ -42,12 +44,14 @@ pub fn causal_conv_composite(x: &Tensor, w: &Tensor) -> Result<Tensor> {
 /// The gradient of [`causal_conv`] for x: `dy[b, t, e]`, `w[e, j]` ->
 /// `[b, t, e]`.
 pub fn causal_conv_input_grad(dy: &Tensor, w: &Tensor) -> Result<Tensor> {
-    let (shape, taps) = conv_shape("causal_conv_input_grad", dy, w)?;
-    if runs_native(&[dy, w]) {
-        return by_kind!(dy.kind(), conv_native(dy, w, shape, taps, true));
-    }
-    let padded = super::pad(dy, 1, 0, (taps - 1).max(0))?;
-    weighted_sum(&padded, w, shape[1], (0..taps).map(|i| (taps - 1 - i, i)), dy)
+    watched("causal_conv_input_grad", &[dy, w], || {
+        let (shape, taps) = conv_shape("causal_conv_input_grad", dy, w)?;
+        if runs_native(&[dy, w]) {
+            return by_kind!(dy.kind(), conv_native(dy, w, shape, taps, true));
+        }
+        let padded = super::pad(dy, 1, 0, (taps - 1).max(0))?;
+        weighted_sum(&padded, w, shape[1], (0..taps).map(|i| (taps - 1 - i, i)), dy)
+    })
 }
 
 /// The sum over `(start, tap)` of the `t` steps from `start`, times the tap.
@@ -71,25 +75,27 @@ fn weighted_sum(
 
 /// The gradient of [`causal_conv`] for w: `x`, `dy[b, t, e]` -> `[e, taps]`.
 pub fn causal_conv_weight_grad(x: &Tensor, dy: &Tensor, taps: i64) -> Result<Tensor> {
-    const OP: &str = "causal_conv_weight_grad";
-    let _ = ensure_same_kind(OP, &[x, dy])?;
-    let shape: [i64; 3] = shape_of(OP, "x", x)?;
-    ensure_shape(OP, "dy", dy, &shape)?;
-    ensure(taps >= 0, OP, || format!("{taps} taps"))?;
-    if runs_native(&[x, dy]) {
-        return by_kind!(x.kind(), conv_weight_native(x, dy, shape, taps));
-    }
-    let [_, t, e] = shape;
-    let padded = super::pad(x, 1, (taps - 1).max(0), 0)?;
-    let mut columns = Vec::new();
-    for i in 0..taps {
-        let product = padded.f_narrow(1, i, t)?.f_mul(dy)?;
-        columns.push(product.f_sum_dim_intlist(&[0i64, 1][..], false, None::<Kind>)?);
-    }
-    if columns.is_empty() {
-        return Ok(Tensor::f_zeros([e, 0], (x.kind(), x.device()))?);
-    }
-    Ok(Tensor::f_stack(&columns, 1)?)
+    watched("causal_conv_weight_grad", &[x, dy], || {
+        const OP: &str = "causal_conv_weight_grad";
+        let _ = ensure_same_kind(OP, &[x, dy])?;
+        let shape: [i64; 3] = shape_of(OP, "x", x)?;
+        ensure_shape(OP, "dy", dy, &shape)?;
+        ensure(taps >= 0, OP, || format!("{taps} taps"))?;
+        if runs_native(&[x, dy]) {
+            return by_kind!(x.kind(), conv_weight_native(x, dy, shape, taps));
+        }
+        let [_, t, e] = shape;
+        let padded = super::pad(x, 1, (taps - 1).max(0), 0)?;
+        let mut columns = Vec::new();
+        for i in 0..taps {
+            let product = padded.f_narrow(1, i, t)?.f_mul(dy)?;
+            columns.push(product.f_sum_dim_intlist(&[0i64, 1][..], false, None::<Kind>)?);
+        }
+        if columns.is_empty() {
+            return Ok(Tensor::f_zeros([e, 0], (x.kind(), x.device()))?);
+        }
+        Ok(Tensor::f_stack(&columns, 1)?)
+    })
 }
 
 fn conv_shape(op: &'static str, x: &Tensor, w: &Tensor) -> Result<([i64; 3], i64)> {
@@ -178,12 +184,14 @@ fn conv_weight_native<T: Real>(
 /// dimension: `e' = e cos - o sin`, `o' = e sin + o cos`; `inverse` rotates
 /// back (which is also the gradient). Angles are taken in f64.
 pub fn rotary(x: &Tensor, time_dim: i64, base: f64, inverse: bool) -> Result<Tensor> {
-    let shape = rotary_shape(x, time_dim)?;
-    let table = rotary_table(shape, base, x)?;
-    if runs_native(&[x]) {
-        return by_kind!(x.kind(), rotary_native(x, &table, shape, inverse));
-    }
-    rotate(x, &table, time_dim, inverse)
+    watched("rotary", &[x], || {
+        let shape = rotary_shape(x, time_dim)?;
+        let table = rotary_table(shape, base, x)?;
+        if runs_native(&[x]) {
+            return by_kind!(x.kind(), rotary_native(x, &table, shape, inverse));
+        }
+        rotate(x, &table, time_dim, inverse)
+    })
 }
 
 /// [`rotary`] composed of libtorch calls.

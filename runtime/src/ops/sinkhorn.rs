@@ -12,7 +12,7 @@
 use tch::{Kind, Tensor};
 
 use super::native::{Host, Kernel, Output, Real, by_kind, parallel_fill, runs_native, vectorized};
-use super::support::{ensure, ensure_same_kind, ensure_shape};
+use super::support::{ensure, ensure_same_kind, ensure_shape, watched};
 use crate::Result;
 
 /// Matrices side by side in one native task.
@@ -20,24 +20,28 @@ const LANES: usize = 16;
 
 /// `x[.., s, j]` -> the same shape, nearly doubly stochastic. See the module.
 pub fn sinkhorn(x: &Tensor, iterations: i64, eps: f64) -> Result<Tensor> {
-    let sizes = sizes("sinkhorn", x, iterations)?;
-    if runs_native(&[x]) {
-        return by_kind!(x.kind(), sinkhorn_native(x, None, sizes, eps));
-    }
-    sinkhorn_composite(x, iterations, eps)
+    watched("sinkhorn", &[x], || {
+        let sizes = sizes("sinkhorn", x, iterations)?;
+        if runs_native(&[x]) {
+            return by_kind!(x.kind(), sinkhorn_native(x, None, sizes, eps));
+        }
+        sinkhorn_composite(x, iterations, eps)
+    })
 }
 
 /// The gradient of [`sinkhorn`] for `x`; `dy` has its shape. The row maximum
 /// passes its share to the first maximal element of its row.
 pub fn sinkhorn_grad(x: &Tensor, dy: &Tensor, iterations: i64, eps: f64) -> Result<Tensor> {
-    const OP: &str = "sinkhorn_grad";
-    let sizes = sizes(OP, x, iterations)?;
-    let _ = ensure_same_kind(OP, &[x, dy])?;
-    ensure_shape(OP, "dy", dy, &x.size())?;
-    if runs_native(&[x, dy]) {
-        return by_kind!(x.kind(), sinkhorn_native(x, Some(dy), sizes, eps));
-    }
-    sinkhorn_grad_composite(x, dy, iterations, eps)
+    watched("sinkhorn_grad", &[x, dy], || {
+        const OP: &str = "sinkhorn_grad";
+        let sizes = sizes(OP, x, iterations)?;
+        let _ = ensure_same_kind(OP, &[x, dy])?;
+        ensure_shape(OP, "dy", dy, &x.size())?;
+        if runs_native(&[x, dy]) {
+            return by_kind!(x.kind(), sinkhorn_native(x, Some(dy), sizes, eps));
+        }
+        sinkhorn_grad_composite(x, dy, iterations, eps)
+    })
 }
 
 /// Rows, columns and iterations.

@@ -34,6 +34,17 @@ impl Named for std::result::Result<Tensor, TchError> {
     }
 }
 
+/// Runs the body of an op, and shows its result to who watches the step.
+pub(crate) fn watched(
+    op: &str,
+    inputs: &[&Tensor],
+    body: impl FnOnce() -> Result<Tensor>,
+) -> Result<Tensor> {
+    let result = body()?;
+    crate::watch::shown(op, inputs, &result);
+    Ok(result)
+}
+
 /// Kinds and shapes, for a message: `Float[2, 3], Double[3]`.
 pub(crate) fn describe(inputs: &[&Tensor]) -> String {
     let all: Vec<String> = inputs.iter().map(|x| format!("{:?}{:?}", x.kind(), x.size())).collect();
