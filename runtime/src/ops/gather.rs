@@ -19,18 +19,6 @@ use crate::Result;
 /// `w[j, d]`, `index[.., p]` -> `[.., d]`: the sum over p of the rows
 /// `w[index]`; a negative index stands for no row.
 pub fn gather_sum(w: &Tensor, index: &Tensor) -> Result<Tensor> {
-<<<<<<< HEAD
-    let [rows, d] = shape_of("gather_sum", "w", w)?;
-    let (lead, p) = slots_of("gather_sum", index)?;
-    check_index("gather_sum", index, rows, true)?;
-    if runs_native(&[w]) {
-        return by_kind!(w.kind(), gather_sum_native(w, index, p, &[lead, vec![d]].concat()));
-    }
-    if tile::takes_gather(w, index) {
-        return tile::gather(w, index);
-    }
-    gather_sum_composite(w, index)
-=======
     watched("gather_sum", &[w], || {
         let [rows, d] = shape_of("gather_sum", "w", w)?;
         let (lead, p) = slots_of("gather_sum", index)?;
@@ -38,9 +26,11 @@ pub fn gather_sum(w: &Tensor, index: &Tensor) -> Result<Tensor> {
         if runs_native(&[w]) {
             return by_kind!(w.kind(), gather_sum_native(w, index, p, &[lead, vec![d]].concat()));
         }
+        if tile::takes_gather(w, index) {
+            return tile::gather(w, index);
+        }
         gather_sum_composite(w, index)
     })
->>>>>>> train90
 }
 
 /// [`gather_sum`] composed of libtorch calls.
@@ -88,27 +78,6 @@ fn add_row<T: Real>(to: &mut [T], from: &[T]) {
 /// The gradient of [`gather_sum`] for `w` of `rows` rows: `index[.., p]`,
 /// `dy[.., d]` -> `[rows, d]`.
 pub fn gather_sum_grad(index: &Tensor, dy: &Tensor, rows: i64) -> Result<Tensor> {
-<<<<<<< HEAD
-    let (lead, p) = slots_of("gather_sum_grad", index)?;
-    let d = dy.size().last().copied().unwrap_or(0);
-    ensure_shape("gather_sum_grad", "dy", dy, &[&lead[..], &[d]].concat())?;
-    check_index("gather_sum_grad", index, rows, true)?;
-    if runs_native(&[dy]) {
-        return by_kind!(dy.kind(), scatter_native(index, p, dy, &[rows, d]));
-    }
-    if tile::takes_gather(dy, index) && rows > 0 {
-        return tile::gather_grad(index, dy, rows);
-    }
-    gather_sum_grad_composite(index, dy, rows)
-}
-
-/// [`gather_sum_grad`] composed of libtorch calls.
-pub fn gather_sum_grad_composite(index: &Tensor, dy: &Tensor, rows: i64) -> Result<Tensor> {
-    let (lead, p) = slots_of("gather_sum_grad", index)?;
-    let d = dy.size().last().copied().unwrap_or(0);
-    let spread = dy.f_unsqueeze(-2)?.f_expand([lead, vec![p, d]].concat(), false)?;
-    scatter_composite(index, &spread.f_reshape([-1, d])?, &[rows, d])
-=======
     watched("gather_sum_grad", &[dy], || {
         let (lead, p) = slots_of("gather_sum_grad", index)?;
         let d = dy.size().last().copied().unwrap_or(0);
@@ -117,10 +86,19 @@ pub fn gather_sum_grad_composite(index: &Tensor, dy: &Tensor, rows: i64) -> Resu
         if runs_native(&[dy]) {
             return by_kind!(dy.kind(), scatter_native(index, p, dy, &[rows, d]));
         }
-        let spread = dy.f_unsqueeze(-2)?.f_expand([lead, vec![p, d]].concat(), false)?;
-        scatter_composite(index, &spread.f_reshape([-1, d])?, &[rows, d])
+        if tile::takes_gather(dy, index) && rows > 0 {
+            return tile::gather_grad(index, dy, rows);
+        }
+        gather_sum_grad_composite(index, dy, rows)
     })
->>>>>>> train90
+}
+
+/// [`gather_sum_grad`] composed of libtorch calls.
+pub fn gather_sum_grad_composite(index: &Tensor, dy: &Tensor, rows: i64) -> Result<Tensor> {
+    let (lead, p) = slots_of("gather_sum_grad", index)?;
+    let d = dy.size().last().copied().unwrap_or(0);
+    let spread = dy.f_unsqueeze(-2)?.f_expand([lead, vec![p, d]].concat(), false)?;
+    scatter_composite(index, &spread.f_reshape([-1, d])?, &[rows, d])
 }
 
 /// `table[v, ..]`, `ids[..]` -> `[ids.., ..]`: row `ids` of the table, which
