@@ -483,3 +483,21 @@ fn what_is_generated_from_the_tiny_stage_is_what_is_pinned() {
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
 }
+
+#[test]
+fn the_schedule_of_a_gpu_lists_row_kernels_with_their_bound() {
+    let place = Place::new();
+    let arguments = ["inspect", LIGHTNING, "--stage", "lightning_2b", "--emit", "schedule"];
+    let arguments = [&arguments[..], &["--target", "sm_90a", "--seq", "8192"]].concat();
+    let text = place.stdout(&arguments);
+    assert!(text.contains("predicted for 1 x 8192 tokens"), "{text}");
+    let value = json(&place.stdout(&[&arguments[..], &["--format", "json"]].concat()));
+    let kernels = value["kernels"].as_array().unwrap();
+    assert!(kernels.len() > 100, "{} kernels", kernels.len());
+    for kernel in kernels {
+        let name = kernel["kernel"].as_str().unwrap();
+        assert!(text.contains(name), "{name}");
+        assert!(kernel["microseconds"].as_f64().unwrap() >= 3.0, "{kernel}");
+        assert!(["memory", "arithmetic", "launch"].contains(&kernel["bound"].as_str().unwrap()));
+    }
+}

@@ -3,6 +3,8 @@
 use crate::failure::{Failure, Fault, codes};
 use crate::generated::{self, Functions};
 use crate::source::{Loaded, name_of, read_text};
+use crate::table::Table;
+use crate::target::Target;
 use crate::terminal::{self, Format};
 use clap::ValueEnum;
 use lightc_codegen::emit::emit_stage;
@@ -30,6 +32,16 @@ pub(crate) struct Arguments {
     /// Show one function alone: a name in `ir`, `backward` and `schedule`, a block in `model`.
     #[arg(long)]
     function: Option<String>,
+    /// As this target has it: for `sm_90a`, `ir`, `backward` and `rust` are those of the rewritten module,
+    /// and `schedule` lists its row kernels.
+    #[arg(long, value_enum, default_value_t = Target::Cpu)]
+    target: Target,
+    /// Sequences of a step, for the predicted times of `schedule` for `sm_90a`.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(i64).range(1..))]
+    micro_batch: i64,
+    /// Tokens of a sequence, likewise.
+    #[arg(long, default_value_t = 8192, value_parser = clap::value_parser!(i64).range(3..))]
+    seq: i64,
     /// How to print it.
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
@@ -101,16 +113,26 @@ fn text(
     Ok(match arguments.emit {
         Emit::Ast | Emit::Model => model_text(arguments, model),
         Emit::Ir => {
-            let module = pipeline::lower(model)?;
+            let module = match arguments.target {
+                Target::Cpu => pipeline::lower(model)?,
+                Target::Sm90a => fused(model)?,
+            };
             functions(arguments, &module, generated::forward_functions(&module))
         }
         Emit::Backward => {
-            let module = pipeline::compile(model)?.module;
+            let module = pipeline::compile_for(model, arguments.target.into())?.module;
             functions(arguments, &module, generated::backward_functions(&module))
         }
-        Emit::Schedule => schedule(arguments.format, wanted, &differentiated(model)?),
+        Emit::Schedule => match arguments.target {
+            Target::Cpu => schedule(arguments.format, wanted, &differentiated(model)?),
+            Target::Sm90a => row_schedule(arguments, &fused(model)?),
+        },
         Emit::Cuda => cuda(arguments.format, &fused(model)?),
-        Emit::Rust => rust(arguments, loaded, &pipeline::program(&pipeline::compile(model)?)?),
+        Emit::Rust => {
+            let target = arguments.target.into();
+            let compiled = pipeline::compile_for(model, target)?;
+            rust(arguments, loaded, &pipeline::program_for(&compiled, target)?)
+        }
     })
 }
 
@@ -191,6 +213,51 @@ fn schedule(format: Format, wanted: Option<&str>, module: &Module) -> Result<Str
         Format::Text => Ok(found.map(generated::steps_text).unwrap_or_default()),
         Format::Json => line(&found),
     }
+}
+
+/// The row kernels of a module, what each moves and computes, and how long that takes by a simple model
+/// of an H200.
+fn row_schedule(arguments: &Arguments, module: &Module) -> Result<String, Failure> {
+    if arguments.function.is_some() {
+        let message = "--function does not apply to the schedule of `sm_90a`, which lists kernels";
+        return Err(Fault::new(codes::UNKNOWN_FUNCTION, message).into());
+    }
+    // Tokens of a sequence, positions that learn, and embedded positions, as the standard model names them.
+    let sizes = [
+        ("b", arguments.micro_batch),
+        ("u", arguments.seq),
+        ("t", arguments.seq - 2),
+        ("w", arguments.seq - 1),
+    ];
+    let sizes = sizes.map(|(name, size)| (name.to_owned(), size)).into_iter().collect();
+    let rows = lightc_codegen::rows::schedule_table(module, &sizes);
+    if arguments.format == Format::Json {
+        return line(&json!({ "stage": module.name, "kernels": rows }));
+    }
+    let mut table =
+        Table::new(&["kernel", ">nodes", "rows", ">lane", ">MB", ">MFLOP", ">us", "bound"]);
+    let millions = |size: &lightc_dsl::size::Size| match size.evaluate(&sizes) {
+        Some(n) => format!("{:.1}", n as f64 / 1e6),
+        None => size.to_string(),
+    };
+    for row in &rows {
+        table.row(vec![
+            row.kernel.clone(),
+            row.nodes.to_string(),
+            row.rows.to_string(),
+            row.lane.to_string(),
+            millions(&row.bytes),
+            millions(&row.flops),
+            row.microseconds.map_or("-".to_owned(), |us| format!("{us:.1}")),
+            row.bound.to_owned(),
+        ]);
+    }
+    let (b, seq) = (arguments.micro_batch, arguments.seq);
+    Ok(format!(
+        "stage {}, target sm_90a: row kernels, predicted for {b} x {seq} tokens on an H200\n\n{}",
+        module.name,
+        table.text()
+    ))
 }
 
 fn rust(arguments: &Arguments, loaded: &Loaded, program: &Program<'_>) -> Result<String, Failure> {
