@@ -533,11 +533,15 @@ impl<'a> Writer<'a> {
         let shape = self.shape;
         let mut head = Text::default();
         self.header(&mut head, entry);
+        let needed = super::shape::registers(self.function, self.group, &self.phases, &self.shape);
         let resident = match (shape.block, self.halo() > 0) {
             // Enough loads on their way where a block has many rows.
             (128, true) => 5,
             _ => (512 / shape.block).max(1),
         };
+        // Beyond what shapes are chosen for, a thread gets the registers of a block less.
+        let resident =
+            if needed > super::shape::REGISTERS { (resident - 1).max(1) } else { resident };
         if self.scratch > 0 {
             head.line(format!("#define SCRATCH {}", self.scratch));
         }

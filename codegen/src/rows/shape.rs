@@ -93,6 +93,15 @@ fn resident(function: &Function, group: &Group, phases: &Phases, vector: i64, ch
     kept.sum::<i64>() + grows.sum::<i64>() + pending.sum::<i64>()
 }
 
+/// What of a thread's registers may be taken beside what one node computes with.
+pub(super) const REGISTERS: i64 = 72;
+
+/// Registers that a thread of a shape needs beside what one node computes with: an estimate.
+pub(super) fn registers(function: &Function, group: &Group, phases: &Phases, shape: &Shape) -> i64 {
+    resident(function, group, phases, shape.vector, shape.chunks)
+        + beside(function, group, phases, shape.vector)
+}
+
 /// Registers of what is read before all rows, and of steps that are handed from row to row.
 fn beside(function: &Function, group: &Group, phases: &Phases, vector: i64) -> i64 {
     let hoisted = phases.hoisted.iter().map(|value| held(&group.layout, *value, vector));
@@ -145,7 +154,7 @@ pub(super) fn shape(function: &Function, group: &Group, phases: &Phases) -> Shap
         while vector > 2
             && resident(function, group, phases, vector, 1)
                 + beside(function, group, phases, vector)
-                > 72
+                > REGISTERS
             && !(segments && inner / vector * 2 > 32)
         {
             vector /= 2;
