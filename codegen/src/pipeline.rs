@@ -104,11 +104,15 @@ fn fused(model: &StageModel, lowered: &Module) -> Result<Compiled, Vec<Diag>> {
     verified(&module, "inlining", model.span)?;
     rewrite::fold::fold(&mut module).map_err(failed)?;
     verified(&module, "folding norms", model.span)?;
+    rewrite::experts::group(&mut module).map_err(failed)?;
+    verified(&module, "grouping experts", model.span)?;
     let backward = autodiff::differentiate(&mut module, LOSS)
         .map_err(|error| vec![no_backward(model, &module, error)])?;
     verified(&module, "differentiation", model.span)?;
     rewrite::loss::share_logits(&mut module).map_err(failed)?;
     verified(&module, "sharing logits", model.span)?;
+    rewrite::experts::join_cotangents(&mut module).map_err(failed)?;
+    verified(&module, "joining cotangents of experts", model.span)?;
     rewrite::recompute::recompute(&mut module).map_err(failed)?;
     verified(&module, "recomputation", model.span)?;
     Ok(Compiled { module, backward })

@@ -43,7 +43,7 @@ pub struct ExpertDotWeightGrad {
 }
 
 /// The axes of x that are not summed, which ids must have, in the order of ids.
-fn batch_of(x: &Type, ids: &Type, over: &str) -> Vec<String> {
+pub(super) fn batch_of(x: &Type, ids: &Type, over: &str) -> Vec<String> {
     ids.names().into_iter().filter(|name| x.has(name) && name != over).collect()
 }
 
@@ -55,7 +55,7 @@ fn x_order(x: &Type, ids: &Type, over: &str) -> Option<Vec<String>> {
 }
 
 /// Checks that x has nothing but d and axes of ids.
-fn check_rows(what: &str, x: &Type, ids: &Type, over: &str) -> Result<(), TypeError> {
+pub(super) fn check_rows(what: &str, x: &Type, ids: &Type, over: &str) -> Result<(), TypeError> {
     need_dtype(what, "its ids", ids, DType::Index)?;
     need_axis(what, x, over)?;
     if ids.has(over) {

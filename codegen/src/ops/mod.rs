@@ -17,6 +17,7 @@ mod loss;
 mod pointwise;
 mod ranks;
 mod reduce;
+mod routed;
 mod sequence;
 mod shape;
 mod sinkhorn;
@@ -38,6 +39,7 @@ pub use pointwise::{
 };
 pub use ranks::SumRanks;
 pub use reduce::{LogSumExp, Mean, Sum};
+pub use routed::{ExpertOrder, RoutedCombine, RoutedDot, RoutedSwiglu, RoutedWeightGrad};
 pub use sequence::{
     Causal, CausalConv, CausalConvInputGrad, CausalConvWeightGrad, Position, Rotary,
 };
@@ -294,6 +296,7 @@ ops! {
     GatherSum, GatherSumGrad, Lookup, LookupGrad, Take, TakeGrad,
     IndexAffine, IndexBinary, Below, Count, Top,
     ExpertDot, ExpertDotWeightGrad, Hadamard, SumRanks,
+    ExpertOrder, RoutedDot, RoutedSwiglu, RoutedCombine, RoutedWeightGrad,
 }
 
 impl Op {

@@ -5,9 +5,11 @@
 //! |---|---|---|
 //! | [`inline`](mod@inline) | lowered module | writes calls out, so that a layer is one function |
 //! | [`fold`](mod@fold) | the same | takes the scale of a norm out of narrow contractions that read it |
+//! | [`experts`](mod@experts) | the same, then the differentiated one | makes grouped products of products with chosen weights |
 //! | [`loss`](mod@loss) | differentiated module | has the gradients of a fused loss from its forward |
 //! | [`recompute`](mod@recompute) | the same | has cheap values again in the backward instead of keeping them |
 
+pub mod experts;
 pub mod fold;
 pub mod inline;
 pub mod loss;
