@@ -1116,7 +1116,7 @@ fn emitted(op: &Op, args: &str) -> String {
     let results: Vec<&Type> = results.iter().collect();
     let names: Vec<proc_macro2::TokenStream> =
         (0..types.len()).map(|i| format!("a{i}").parse().unwrap()).collect();
-    let call = EmitCall { args: &names, arg_types: &types, result_types: &results };
+    let call = EmitCall { args: &names, arg_types: &types, result_types: &results, scales: &[] };
     let text = op.def().emit_cpu(&call).to_string();
     text.split_whitespace().collect()
 }

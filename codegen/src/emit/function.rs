@@ -452,8 +452,8 @@ impl Emitter<'_> {
         }
     }
 
-    /// A parameter is read where it is used; a quantized one is made of its codes and scales there,
-    /// and is gone with the function.
+    /// A parameter is read where it is used. A quantized one is made of its codes and scales there, and is
+    /// gone with the function, unless all that read it take the codes themselves.
     fn param(&self, index: usize, node: &Node, locals: &mut Locals<'_>) -> TokenStream {
         let param = self.function.params.get(index);
         let quantized = param.and_then(|param| match param.storage {
@@ -464,6 +464,10 @@ impl Emitter<'_> {
             return locals.set_member(node, param.map(|p| &p.name));
         };
         let (codes, scale) = (ident(&param.name), scale_field(self.function, &param.name));
+        if format == Format::Int8 && is_read_as_codes(locals.function, *result) {
+            let _ = locals.scales.insert(*result, quote!(weights.#scale));
+            return locals.set_member(node, Some(&param.name));
+        }
         let read = match format {
             Format::Int8 => quote!(dequantize),
             Format::Quantile8 => quote!(dequantize_quantiles),
@@ -667,7 +671,7 @@ impl Emitter<'_> {
 pub(super) fn scalar(op: &impl OpDef, args: &[TokenStream]) -> TokenStream {
     let number = Type::scalar(DType::F32);
     let arg_types: Vec<&Type> = args.iter().map(|_| &number).collect();
-    op.emit_cpu(&EmitCall { args, arg_types: &arg_types, result_types: &[&number] })
+    op.emit_cpu(&EmitCall { args, arg_types: &arg_types, result_types: &[&number], scales: &[] })
 }
 
 pub(super) fn share_of(total: &Ident, n: usize) -> TokenStream {
@@ -712,6 +716,15 @@ fn without_question(expression: TokenStream) -> TokenStream {
     }
 }
 
+/// Whether everything that reads a value can take it as codes.
+fn is_read_as_codes(function: &Function, value: ValueId) -> bool {
+    let readers = function.nodes.iter().flat_map(|node| {
+        let args = node.args.iter().enumerate();
+        args.filter(|(_, arg)| **arg == value).map(|(index, _)| node.op.def().takes_codes(index))
+    });
+    readers.fold(None, |all, takes| Some(all.unwrap_or(true) && takes)).unwrap_or(false)
+}
+
 /// The steps of a function: those of its plan, or every node by itself.
 fn steps<'p>(function: &Function, plan: Option<&'p Vec<Step>>) -> Cow<'p, [Step]> {
     match plan {
@@ -731,7 +744,14 @@ pub(super) fn compute(
     let args: Vec<TokenStream> = node.args.iter().map(|arg| locals.by_ref(*arg)).collect();
     let arg_types: Vec<&Type> = node.args.iter().map(|arg| function.ty(*arg)).collect();
     let result_types: Vec<&Type> = node.results.iter().map(|r| function.ty(*r)).collect();
-    let call = EmitCall { args: &args, arg_types: &arg_types, result_types: &result_types };
+    let scales: Vec<Option<TokenStream>> =
+        node.args.iter().map(|arg| locals.scales.get(arg).cloned()).collect();
+    let call = EmitCall {
+        args: &args,
+        arg_types: &arg_types,
+        result_types: &result_types,
+        scales: &scales,
+    };
     let mut expression = op.def().emit_cpu(&call);
     if replayed {
         let fallible = without_question(expression);
@@ -753,6 +773,8 @@ pub(super) struct Locals<'a> {
     /// How often each local is still handed over at the end of the function: the last time it
     /// is moved.
     remaining: BTreeMap<ValueId, usize>,
+    /// The scales of values that are handed over as 8-bit codes.
+    scales: BTreeMap<ValueId, TokenStream>,
 }
 
 impl<'a> Locals<'a> {
@@ -762,7 +784,7 @@ impl<'a> Locals<'a> {
             let name = &names[&value];
             others.insert(value, (quote!(#name), quote!(#name.shallow_clone())));
         }
-        Locals { function, names, others, remaining: BTreeMap::new() }
+        Locals { function, names, others, remaining: BTreeMap::new(), scales: BTreeMap::new() }
     }
 
     /// The locals of a closure that takes some values as `args`.

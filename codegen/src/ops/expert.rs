@@ -43,7 +43,7 @@ pub struct ExpertDotWeightGrad {
 }
 
 /// The axes of x that are not summed, which ids must have, in the order of ids.
-pub(super) fn batch_of(x: &Type, ids: &Type, over: &str) -> Vec<String> {
+fn batch_of(x: &Type, ids: &Type, over: &str) -> Vec<String> {
     ids.names().into_iter().filter(|name| x.has(name) && name != over).collect()
 }
 

@@ -238,6 +238,13 @@ pub trait OpDef {
         false
     }
 
+    /// Whether argument `index` is a weight that it also takes as 8-bit codes with the scales of their
+    /// rows ([`EmitCall::scale`]), so that no such weight has to be made of them.
+    fn takes_codes(&self, index: usize) -> bool {
+        let _ = index;
+        false
+    }
+
     /// Work and compulsory traffic.
     fn cost(&self, args: &[&Type], results: &[&Type]) -> Cost {
         Cost::pointwise(1, args, results)

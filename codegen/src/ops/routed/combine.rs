@@ -2,8 +2,8 @@
 
 use super::dot::places;
 use super::{
-    ROUTING, emit_routing, emit_terms, eval_sum, expert_axis, ids_order, routing, sum_of,
-    term_order, terms, terms_cost,
+    ROUTING, emit_routing, emit_terms, eval_sum, expert_axis, ids_order, is_weight, routing, sum_of,
+    terms, terms_cost,
 };
 use crate::autodiff::Vjp;
 use crate::emit::EmitCall;
@@ -78,16 +78,14 @@ impl OpDef for RoutedCombine {
     fn arg_order(&self, index: usize, args: &[&Type]) -> Option<Vec<String>> {
         let (ids, rest) = (args.get(IDS)?, args.get(TERMS..)?);
         let terms = terms("routed_combine", rest, &self.over).ok()?;
+        let mut places = ids_order(&terms, ids);
+        places.retain(|name| *name != self.slots);
+        places.push(self.slots.clone());
         match index {
-            0 => Some(ids.names()),
-            IDS => {
-                let mut order = ids_order(&terms, ids)?;
-                order.retain(|name| *name != self.slots);
-                order.push(self.slots.clone());
-                Some(order)
-            }
+            0 | IDS => Some(places),
             2 | 3 => None,
-            _ => term_order(&terms, index - TERMS, ids),
+            _ if (index - TERMS) % 2 == 0 => terms.get((index - TERMS) / 2)?.x_order(&places),
+            _ => None,
         }
     }
 
@@ -123,6 +121,10 @@ impl OpDef for RoutedCombine {
             *slot = Some(vjp.reduce_to_arg(0, dweights)?);
         }
         Ok(cotangents)
+    }
+
+    fn takes_codes(&self, index: usize) -> bool {
+        is_weight(index, TERMS)
     }
 
     fn cost(&self, args: &[&Type], results: &[&Type]) -> Cost {
@@ -187,7 +189,11 @@ impl Own<'_> {
             let (x, weights) = (vjp.arg(self.x)?, vjp.arg(0)?);
             let x = vjp.push(Cast { to: DType::F32 }, &[x])?;
             // In the order of the ids: rows, then the summed axis.
-            let weighed = vjp.push(mul(), &[x, weights])?;
+            let outer = !vjp.arg_type(IDS)?.names().iter().all(|name| x_type.has(name));
+            let weighed = match outer {
+                true => vjp.push(crate::ops::Contract { over: vec![] }, &[x, weights])?,
+                false => vjp.push(mul(), &[x, weights])?,
+            };
             let weighed = vjp.push(Cast { to: x_type.dtype }, &[weighed])?;
             let ids_type = vjp.arg_type(IDS)?;
             let order_of = [ids_type.names(), vec![self.over.to_owned()]].concat();

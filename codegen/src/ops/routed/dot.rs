@@ -1,7 +1,7 @@
 //! A sum of products with chosen weights.
 
 use super::{
-    ROUTING, emit_routing, emit_terms, eval_sum, expert_axis, ids_order, routing, sum_of,
+    ROUTING, emit_routing, emit_terms, eval_sum, expert_axis, ids_order, is_weight, routing, sum_of,
     term_order, terms, terms_cost,
 };
 use crate::autodiff::Vjp;
@@ -54,7 +54,7 @@ impl OpDef for RoutedDot {
         let (ids, rest) = (args.first()?, args.get(ROUTING..)?);
         let terms = terms("routed_dot", rest, &self.over).ok()?;
         match index {
-            0 => ids_order(&terms, ids),
+            0 => Some(ids_order(&terms, ids)),
             1 | 2 => None,
             _ => term_order(&terms, index - ROUTING, ids),
         }
@@ -79,6 +79,10 @@ impl OpDef for RoutedDot {
             }
         }
         Ok(cotangents)
+    }
+
+    fn takes_codes(&self, index: usize) -> bool {
+        is_weight(index, ROUTING)
     }
 
     fn cost(&self, args: &[&Type], results: &[&Type]) -> Cost {

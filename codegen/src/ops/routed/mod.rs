@@ -17,8 +17,7 @@ pub use order::ExpertOrder;
 pub use swiglu::RoutedSwiglu;
 pub use weight_grad::RoutedWeightGrad;
 
-use super::expert::{batch_of, check_rows};
-use super::gather::with_first;
+use super::expert::check_rows;
 use super::{
     Array, EvalCall, EvalError, ExpertDot, OpDef, TypeError, arity, exactly, need_axis, need_dtype,
     product, same_size, size_of,
@@ -115,9 +114,10 @@ impl Term<'_> {
         })
     }
 
-    /// The order of x: batch as in the ids, then the summed axis.
-    fn x_order(&self, ids: &Type) -> Option<Vec<String>> {
-        let mut order = batch_of(self.x, ids, self.over);
+    /// The order of x: batch as in `ids`, then the summed axis.
+    fn x_order(&self, ids: &[String]) -> Option<Vec<String>> {
+        let mut order: Vec<String> =
+            ids.iter().filter(|name| self.x.has(name) && **name != self.over).cloned().collect();
         order.push(self.over.to_owned());
         (self.x.has(self.over) && order.len() == self.x.axes.len()).then_some(order)
     }
@@ -130,6 +130,7 @@ fn sum_of<'a>(
     expert: &str,
     ids: &Type,
 ) -> Result<(&'a Axis, DType), TypeError> {
+    check_runs(what, terms, ids)?;
     let mut found: Option<(&Axis, DType)> = None;
     for term in terms {
         let free = term.check(what, expert, ids)?;
@@ -161,14 +162,31 @@ fn expert_axis(what: &str, args: &[&Type], expert: &str) -> Result<Axis, TypeErr
 /// The order of argument `index` of a list of terms.
 fn term_order(terms: &[Term<'_>], index: usize, ids: &Type) -> Option<Vec<String>> {
     let term = terms.get(index / 2)?;
-    if index % 2 == 0 { term.x_order(ids) } else { None }
+    if index % 2 == 0 { term.x_order(&ids_order(terms, ids)) } else { None }
 }
 
-/// The order of the ids: the axes that are batches of the first x, then their own.
-fn ids_order(terms: &[Term<'_>], ids: &Type) -> Option<Vec<String>> {
-    let longest = terms.iter().map(|term| batch_of(term.x, ids, term.over));
-    let longest = longest.max_by_key(Vec::len)?;
-    with_first(ids, &longest)
+/// The order of the ids: the more x have an axis, the earlier it comes. So the rows of each x are runs of
+/// places, if what one x has another has too.
+fn ids_order(terms: &[Term<'_>], ids: &Type) -> Vec<String> {
+    let lacking = |name: &String| terms.iter().filter(|term| !term.x.has(name)).count();
+    let mut order = ids.names();
+    order.sort_by_key(lacking);
+    order
+}
+
+/// Checks that the axes of the ids that each x lacks are the last ones.
+fn check_runs(what: &str, terms: &[Term<'_>], ids: &Type) -> Result<(), TypeError> {
+    for term in terms {
+        let lacks = ids.axes.iter().map(|axis| !term.x.has(&axis.name));
+        if !lacks.is_sorted() {
+            let message = format!(
+                "`{what}` reads rows {} by places {ids}: axes that the rows lack come before others",
+                term.x
+            );
+            return Err(TypeError::new("E0401", message));
+        }
+    }
+    Ok(())
 }
 
 /// Operations of a sum of products into `result`.
@@ -222,14 +240,23 @@ fn emit_routing(call: &EmitCall<'_>, from: usize) -> TokenStream {
     quote!(&ops::Routing { ids: #ids, order: #order, bounds: #bounds })
 }
 
-/// `&[ops::Term::new(x, w, turned), ..]` of the arguments from `from` on.
+/// Whether argument `index` is the weight of a term, terms starting at `from`.
+fn is_weight(index: usize, from: usize) -> bool {
+    index >= from && (index - from) % 2 == 1
+}
+
+/// `&[ops::Term::plain(x, w), ..]` of the arguments from `from` on.
 fn emit_terms(call: &EmitCall<'_>, from: usize, over: &[String]) -> TokenStream {
     let terms = over.iter().enumerate().map(|(position, over)| {
         let (at, of) = (from + 2 * position, from + 2 * position + 1);
         let (x, w) = (call.arg(at), call.arg(of));
         let last = call.arg_types.get(of).and_then(|w| w.axes.last());
         let turned = last.is_some_and(|axis| axis.name != *over);
-        quote!(ops::Term::new(#x, #w, #turned))
+        let term = if turned { quote!(ops::Term::turned(#x, #w)) } else { quote!(ops::Term::plain(#x, #w)) };
+        match call.scale(of) {
+            Some(scale) => quote!(#term.scaled(#scale)),
+            None => term,
+        }
     });
     quote!(&[#(#terms),*])
 }

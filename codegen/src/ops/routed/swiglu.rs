@@ -2,7 +2,7 @@
 
 use super::dot::{cotangents_of_term, places};
 use super::{
-    ROUTING, emit_routing, emit_terms, eval_sum, expert_axis, ids_order, routing, sum_of,
+    ROUTING, emit_routing, emit_terms, eval_sum, expert_axis, ids_order, is_weight, routing, sum_of,
     term_order, terms, terms_cost,
 };
 use crate::autodiff::Vjp;
@@ -75,7 +75,7 @@ impl OpDef for RoutedSwiglu {
         let over = self.over();
         let terms = terms("routed_swiglu", rest, &over).ok()?;
         match index {
-            0 => ids_order(&terms, ids),
+            0 => Some(ids_order(&terms, ids)),
             1 | 2 => None,
             _ => term_order(&terms, index - ROUTING, ids),
         }
@@ -105,6 +105,10 @@ impl OpDef for RoutedSwiglu {
             }
         }
         Ok(cotangents)
+    }
+
+    fn takes_codes(&self, index: usize) -> bool {
+        is_weight(index, ROUTING)
     }
 
     fn cost(&self, args: &[&Type], results: &[&Type]) -> Cost {
