@@ -8,6 +8,8 @@ pub const HEADERS: &[(&str, &str)] = &[
     ("wgmma.cuh", include_str!("../include/wgmma.cuh")),
 ];
 
+/// Weighed sums over the choices of each row.
+pub const COMBINE: &str = include_str!("../combine.cu");
 /// The gated delta rule and its gradient, heads of 128 x 128.
 pub const GATED_DELTA_RULE: &str = include_str!("../gated_delta_rule.cu");
 /// Sums of gathered rows and their gradient.
@@ -35,6 +37,7 @@ pub const MASKED_ATTENTION_256: &str = with_macro!("ATTENTION_DIM", "256", "mask
 
 /// Every source of this crate with the name it is compiled under.
 pub const SOURCES: &[(&str, &str)] = &[
+    ("combine.cu", COMBINE),
     ("gated_delta_rule.cu", GATED_DELTA_RULE),
     ("gather.cu", GATHER),
     ("linear_cross_entropy.cu", LINEAR_CROSS_ENTROPY),

@@ -233,6 +233,17 @@ pub fn train(
     run.drive(end, stop)
 }
 
+/// One rank's share has no checkpoints.
+fn check_share(stage: &dyn Stage, options: &RunOptions) -> Result<()> {
+    match stage.share() {
+        Some(share) if !options.no_checkpoints || options.start != Start::New => {
+            let (stage, ranks) = (stage.name(), share.ranks);
+            Err(TrainError::ShareCheckpoint { stage, ranks }.into())
+        }
+        _ => Ok(()),
+    }
+}
+
 /// What MFU is made of.
 fn rate(session: &Session<'_>) -> Result<Option<Rate>> {
     let named = session.config.metrics.peak_tflops.map(|tera| tera * 1e12);

@@ -321,11 +321,13 @@ impl Emitter<'_> {
         let returned = self.function.outputs.iter().map(|output| output.value);
         locals.handed_over(updated.chain(kept.iter().copied()).chain(returned));
         let plan = self.plans.and_then(|plans| plans.forward.get(self.id.0 as usize));
-        for step in steps(self.function, plan).iter() {
+        let steps = steps(self.function, plan);
+        for (position, step) in steps.iter().enumerate() {
             statements.push(match step {
                 Step::Node(id) => self.forward_node(*id, self.function.node(*id), &mut locals),
                 Step::Kernel(kernel) => row_kernel(kernel, &locals),
             });
+            statements.extend(locals.dropped(&steps, position));
         }
         for (index, value) in &self.function.updates {
             let Some(state) = self.function.states.get(*index) else { continue };
@@ -507,11 +509,13 @@ impl Emitter<'_> {
         let added = backward.grads.iter().map(|(_, value)| *value);
         locals.handed_over(added.chain(body.outputs.iter().map(|output| output.value)));
         let plan = self.plans.and_then(|plans| plans.backward.get(id.0 as usize));
-        for step in steps(body, plan).iter() {
+        let steps = steps(body, plan);
+        for (position, step) in steps.iter().enumerate() {
             statements.push(match step {
                 Step::Node(id) => self.backward_node(body.node(*id), &forward_names, &mut locals),
                 Step::Kernel(kernel) => row_kernel(kernel, &locals),
             });
+            statements.extend(locals.dropped(&steps, position));
         }
         for (index, value) in &backward.grads {
             let Some(param) = self.function.params.get(*index) else { continue };
@@ -733,6 +737,9 @@ fn steps<'p>(function: &Function, plan: Option<&'p Vec<Step>>) -> Cow<'p, [Step]
     }
 }
 
+/// Values of less than so many elements are not worth a statement that drops them.
+const SMALL: i64 = 1 << 16;
+
 /// The statement of an op that computes.
 pub(super) fn compute(
     op: &Op,
@@ -838,6 +845,33 @@ impl<'a> Locals<'a> {
         }
         let name = &self.names[&value];
         quote!(&#name)
+    }
+
+    /// A statement that drops the locals whose last use is a step, so that their memory serves what comes
+    /// after. What is small, and what the end of the function gives away, stays.
+    fn dropped(&self, steps: &[Step], position: usize) -> Option<TokenStream> {
+        let step = steps.get(position).filter(|_| position + 1 < steps.len())?;
+        let used = step.reads(self.function).into_iter().chain(step.makes(self.function));
+        let later: BTreeSet<ValueId> = steps
+            .iter()
+            .skip(position + 1)
+            .flat_map(|step| step.reads(self.function))
+            .collect();
+        let is_local = |value: &ValueId| {
+            let is_bound = !self.others.contains_key(value) && !self.binding(*value).is_empty();
+            is_bound && self.binding(*value).to_string() != "_"
+        };
+        let is_large = |value: &ValueId| {
+            let count = self.function.ty(*value).count();
+            count.is_none_or(|count| count.as_constant().is_none_or(|n| n >= SMALL))
+        };
+        let done: BTreeSet<ValueId> = used
+            .filter(|value| !later.contains(value) && !self.remaining.contains_key(value))
+            .filter(|value| is_local(value) && is_large(value))
+            .collect();
+        let names = done.into_iter().map(|value| self.name(value));
+        let drops: Vec<TokenStream> = names.map(|name| quote!(drop(#name);)).collect();
+        (!drops.is_empty()).then(|| quote!(#(#drops)*))
     }
 
     /// Announces the values that the end of the function gives away, each as often as it does.

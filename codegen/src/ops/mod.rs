@@ -9,6 +9,7 @@ mod attention;
 mod attrs;
 mod contract;
 mod delta;
+mod exchange;
 mod expert;
 mod gather;
 mod hadamard;
@@ -28,6 +29,7 @@ pub use attention::{MaskedAttention, MaskedAttentionGrad, SelectTop};
 pub use attrs::{Attr, Attrs};
 pub use contract::Contract;
 pub use delta::{GatedDeltaRule, GatedDeltaRuleGrad};
+pub use exchange::{Exchange, LocalExpert};
 pub use expert::{ExpertDot, ExpertDotWeightGrad};
 pub use gather::{GatherSum, GatherSumGrad, Lookup, LookupGrad};
 pub use hadamard::Hadamard;
@@ -303,7 +305,7 @@ ops! {
     GatherSum, GatherSumGrad, Lookup, LookupGrad, Take, TakeGrad,
     IndexAffine, IndexBinary, Below, Count, Top,
     ExpertDot, ExpertDotWeightGrad, Hadamard, SumRanks,
-    ExpertOrder, RoutedDot, RoutedSwiglu, RoutedCombine, RoutedWeightGrad,
+    ExpertOrder, RoutedDot, RoutedSwiglu, RoutedCombine, RoutedWeightGrad, Exchange, LocalExpert,
 }
 
 impl Op {

@@ -5,6 +5,7 @@
 //! |---|---|---|
 //! | [`inline`](mod@inline) | lowered module | writes calls out, so that a layer is one function |
 //! | [`fold`](mod@fold) | the same | takes the scale of a norm out of narrow contractions that read it |
+//! | [`share`](mod@share) | lowered module | has one rank's share of the experts |
 //! | [`experts`](mod@experts) | the same, then the differentiated one | makes grouped products of products with chosen weights |
 //! | [`loss`](mod@loss) | differentiated module | has the gradients of a fused loss from its forward |
 //! | [`recompute`](mod@recompute) | the same | has cheap values again in the backward instead of keeping them |
@@ -14,6 +15,7 @@ pub mod fold;
 pub mod inline;
 pub mod loss;
 pub mod recompute;
+pub mod share;
 
 use crate::ir::{Function, Node, Output, Type, ValueId};
 use crate::ops::{Attr, Op, TypeError, parse_op};

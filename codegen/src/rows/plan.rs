@@ -24,6 +24,27 @@ pub(crate) enum Step {
     Kernel(Box<Kernel>),
 }
 
+impl Step {
+    /// The values that it reads.
+    pub(crate) fn reads(&self, function: &Function) -> Vec<ValueId> {
+        match self {
+            Step::Node(id) => function.node(*id).args.clone(),
+            Step::Kernel(kernel) => kernel.group.inputs.clone(),
+        }
+    }
+
+    /// The values that it makes.
+    pub(crate) fn makes(&self, function: &Function) -> Vec<ValueId> {
+        match self {
+            Step::Node(id) => function.node(*id).results.clone(),
+            Step::Kernel(kernel) => {
+                let sums = kernel.sums.iter().map(|sum| sum.value);
+                kernel.writes.iter().copied().chain(sums).collect()
+            }
+        }
+    }
+}
+
 /// The steps of a function in the order in which they run. Values in `kept` are read after it.
 pub(crate) fn plan(function: &Function, kept: BTreeSet<ValueId>, prefix: &str) -> Vec<Step> {
     let mut planner = Planner {

@@ -16,8 +16,10 @@
 //! shapes are ones that it has.
 
 mod attention;
+mod combine;
 mod contract;
 mod delta;
+mod exchange;
 mod expert;
 mod fixed;
 mod gather;
@@ -37,8 +39,10 @@ mod support;
 mod tile;
 
 pub use attention::*;
+pub use combine::routed_combine;
 pub use contract::*;
 pub use delta::*;
+pub use exchange::{exchange, local_expert};
 pub use expert::*;
 pub use fixed::*;
 pub use gather::*;

@@ -6,12 +6,14 @@
 //! [`crate::cuda::Mode`] alone.
 
 mod attention;
+mod combine;
 mod delta;
 mod gather;
 mod indexer;
 mod loss;
 
 pub(super) use attention::{attention, attention_grad, takes_attention};
+pub(super) use combine::{takes_weigh, weigh};
 pub(super) use delta::{delta_rule, delta_rule_grad, takes_delta_rule};
 pub(super) use gather::{gather, gather_grad, takes_gather};
 pub(super) use indexer::{index, select, takes_index, takes_select};
