@@ -213,6 +213,7 @@ pub fn train(
     options: &RunOptions,
     stop: &AtomicBool,
 ) -> Result<Summary> {
+    check_share(stage, options)?;
     let session = Session::open_on(stage, config, options.target)?;
     let _lock = lock(&options.out)?;
     let store = Store::new(options.out.join("checkpoints"));

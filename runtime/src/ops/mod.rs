@@ -12,8 +12,7 @@
 //! takes no part in libtorch autograd; otherwise the composition runs. Both
 //! give one meaning and are tested against each other.
 //!
-//! On a GPU some ops have a tile kernel (`tile`), which runs where activations are bf16 and the
-//! shapes are ones that it has.
+//! On a GPU some ops have a tile kernel (`tile`), which runs where kinds and shapes are ones that it has.
 
 mod attention;
 mod combine;

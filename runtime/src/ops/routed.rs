@@ -17,6 +17,7 @@ use super::support::{
     cast, ensure, ensure_kind, ensure_same_kind, ensure_shape, op_error, shape_of, watched,
     wide_kind,
 };
+use super::tile;
 use crate::Result;
 
 /// Which expert each place goes to, and the places by expert.
@@ -72,14 +73,14 @@ pub fn expert_order(ids: &Tensor, experts: i64) -> Result<(Tensor, Tensor)> {
     ensure(experts >= 0, OP, || format!("{experts} experts"))?;
     check_index(OP, ids, experts, true)?;
     let ids = cast(ids, Kind::Int64)?;
+    if tile::takes_order(&ids, experts) {
+        return tile::order(&ids, experts);
+    }
     expert_order_composite(&ids, experts)
 }
 
-/// [`expert_order`] composed of libtorch calls.
-///
-/// # Errors
-/// As [`expert_order`].
-pub fn expert_order_composite(ids: &Tensor, experts: i64) -> Result<(Tensor, Tensor)> {
+/// [`expert_order`] composed of libtorch calls, which on a GPU wait for the device.
+pub(super) fn expert_order_composite(ids: &Tensor, experts: i64) -> Result<(Tensor, Tensor)> {
     const OP: &str = "expert_order";
     let flat = ids.f_reshape([-1i64])?;
     let counts = counted(OP, &flat, experts)?.f_narrow(0, 1, experts)?;
@@ -100,7 +101,37 @@ pub fn expert_order_composite(ids: &Tensor, experts: i64) -> Result<(Tensor, Ten
 pub fn routed_dot(routing: &Routing<'_>, terms: &[Term<'_>]) -> Result<Tensor> {
     const OP: &str = "routed_dot";
     let (_, kind) = fitting(OP, routing, terms)?;
-    watched(OP, &shown(terms), || cast(&sum_of(routing, terms)?, kind))
+    if let [_] = terms
+        && tile::takes_low(routing.ids, terms)
+    {
+        return first_of(OP, tile::low(routing, terms)?);
+    }
+    match tile::routed_dot(routing, terms) {
+        Some(result) => result,
+        None => watched(OP, &shown(terms), || cast(&sum_of(routing, terms)?, kind)),
+    }
+}
+
+/// [`routed_dot`] of each of two terms by itself. Where both are adapters of 16 columns on the same rows, these
+/// are read once.
+///
+/// # Errors
+/// As [`routed_dot`].
+pub fn routed_dot_pair(
+    routing: &Routing<'_>,
+    first: Term<'_>,
+    second: Term<'_>,
+) -> Result<(Tensor, Tensor)> {
+    const OP: &str = "routed_dot";
+    let terms = [first, second];
+    let same_rows = first.x.data_ptr() == second.x.data_ptr()
+        && first.x.size() == second.x.size()
+        && first.x.stride() == second.x.stride();
+    if same_rows && tile::takes_low(routing.ids, &terms) {
+        let _ = (fitting(OP, routing, &terms[..1])?, fitting(OP, routing, &terms[1..])?);
+        return two_of(OP, tile::low(routing, &terms)?);
+    }
+    Ok((routed_dot(routing, &terms[..1])?, routed_dot(routing, &terms[1..])?))
 }
 
 /// `gated` and `lifted`, which are [`routed_dot`] of `gate` and of `up`, and `hidden = silu(gated) * lifted`
@@ -115,6 +146,11 @@ pub fn routed_swiglu(
 ) -> Result<(Tensor, Tensor, Tensor)> {
     const OP: &str = "routed_swiglu";
     let kind = fitting_pair(OP, routing, gate, up)?;
+    if let Some(result) = tile::routed_swiglu(routing, gate, up, true) {
+        let (others, hidden) = result?;
+        let (gated, lifted) = others.ok_or_else(|| op_error(OP, "a kernel gave too little"))?;
+        return Ok((gated, lifted, hidden));
+    }
     let (gated, lifted, hidden) = swiglu_of(routing, gate, up)?;
     let result = |x: &Tensor| watched(OP, &shown(gate), || cast(x, kind));
     Ok((result(&gated)?, result(&lifted)?, result(&hidden)?))
@@ -131,6 +167,9 @@ pub fn routed_swiglu_hidden(
 ) -> Result<Tensor> {
     const OP: &str = "routed_swiglu_hidden";
     let kind = fitting_pair(OP, routing, gate, up)?;
+    if let Some(result) = tile::routed_swiglu(routing, gate, up, false) {
+        return result.map(|(_, hidden)| hidden);
+    }
     let (_, _, hidden) = swiglu_of(routing, gate, up)?;
     watched(OP, &shown(gate), || cast(&hidden, kind))
 }
@@ -148,12 +187,48 @@ pub fn routed_weight_grad(
     experts: i64,
 ) -> Result<Tensor> {
     const OP: &str = "routed_weight_grad";
-    ensure_routing(OP, routing, experts)?;
-    let _ = ensure_same_kind(OP, &[x, dy])?;
-    let _ = (width(OP, "x", x, routing.ids)?, width(OP, "dy", dy, routing.ids)?);
-    watched(OP, &[x, dy], || {
-        expert_dot_weight_grad(x, &at_places(dy, routing.ids)?, routing.ids, experts)
-    })
+    fitting_grad(OP, routing, x, &[dy], experts)?;
+    if tile::takes_low_grad(routing.ids, x, &[dy]) {
+        return first_of(OP, tile::low_grad(routing, x, &[dy])?);
+    }
+    if tile::takes_weight_grad(routing, x, dy) {
+        return tile::weight_grad(routing, x, dy);
+    }
+    watched(OP, &[x, dy], || grad_of(x, dy, routing.ids, experts))
+}
+
+/// [`routed_weight_grad`] of `x` with each of two `dy`. Where these have 16 columns, the rows of `x` are read once.
+///
+/// # Errors
+/// As [`routed_weight_grad`].
+pub fn routed_weight_grad_pair(
+    routing: &Routing<'_>,
+    x: &Tensor,
+    dy: [&Tensor; 2],
+    experts: i64,
+) -> Result<(Tensor, Tensor)> {
+    const OP: &str = "routed_weight_grad";
+    fitting_grad(OP, routing, x, &dy, experts)?;
+    if tile::takes_low_grad(routing.ids, x, &dy) {
+        return two_of(OP, tile::low_grad(routing, x, &dy)?);
+    }
+    let [first, second] = dy;
+    Ok((
+        routed_weight_grad(routing, x, first, experts)?,
+        routed_weight_grad(routing, x, second, experts)?,
+    ))
+}
+
+fn first_of(op: &'static str, results: Vec<Tensor>) -> Result<Tensor> {
+    results.into_iter().next().ok_or_else(|| op_error(op, "a kernel gave too little"))
+}
+
+fn two_of(op: &'static str, results: Vec<Tensor>) -> Result<(Tensor, Tensor)> {
+    let mut results = results.into_iter();
+    match (results.next(), results.next()) {
+        (Some(first), Some(second)) => Ok((first, second)),
+        _ => Err(op_error(op, "a kernel gave too little")),
+    }
 }
 
 // ------------------------------------------------------------------------------------------------
@@ -183,6 +258,22 @@ fn width(op: &'static str, name: &str, x: &Tensor, ids: &Tensor) -> Result<i64> 
         format!("ids have shape {ids_size:?}, which does not begin with {lead:?} as {name} has")
     })?;
     Ok(*d)
+}
+
+fn fitting_grad(
+    op: &'static str,
+    routing: &Routing<'_>,
+    x: &Tensor,
+    dy: &[&Tensor],
+    experts: i64,
+) -> Result<()> {
+    ensure_routing(op, routing, experts)?;
+    let _ = width(op, "x", x, routing.ids)?;
+    for dy in dy {
+        let _ = ensure_same_kind(op, &[x, dy])?;
+        let _ = width(op, "dy", dy, routing.ids)?;
+    }
+    Ok(())
 }
 
 /// The width of the sum of terms, and the kind of its first row.
@@ -248,7 +339,7 @@ fn fitting_pair(
 // ------------------------------------------------------------------------------------------------
 
 /// The sum of terms, in f32 or f64.
-fn sum_of(routing: &Routing<'_>, terms: &[Term<'_>]) -> Result<Tensor> {
+pub(super) fn sum_of(routing: &Routing<'_>, terms: &[Term<'_>]) -> Result<Tensor> {
     let mut sum: Option<Tensor> = None;
     for term in terms {
         let weight = weight_of(term)?;
@@ -272,7 +363,7 @@ fn weight_of(term: &Term<'_>) -> Result<Tensor> {
 }
 
 /// The sums of gate and up, and what is made of them, in f32 or f64.
-fn swiglu_of(
+pub(super) fn swiglu_of(
     routing: &Routing<'_>,
     gate: &[Term<'_>],
     up: &[Term<'_>],
@@ -280,6 +371,11 @@ fn swiglu_of(
     let (gated, lifted) = (sum_of(routing, gate)?, sum_of(routing, up)?);
     let hidden = gated.f_silu()?.f_mul(&lifted)?;
     Ok((gated, lifted, hidden))
+}
+
+/// [`routed_weight_grad`] composed of libtorch calls.
+pub(super) fn grad_of(x: &Tensor, dy: &Tensor, ids: &Tensor, experts: i64) -> Result<Tensor> {
+    expert_dot_weight_grad(x, &at_places(dy, ids)?, ids, experts)
 }
 
 /// Rows with all axes of the ids.

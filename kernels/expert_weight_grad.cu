@@ -1,0 +1,162 @@
+// Weight gradient of routed experts: rows gathered on load, ragged contraction.
+//
+// Shapes   P, order, bounds as in expert_products.cu. x [ceil(P / run_x), d] bf16, dy [ceil(P / run_dy), f] bf16: place p takes
+//          rows p / run_x and p / run_dy. dw [experts, f, d] bf16.
+// Sizes    d and f multiples of 64; experts >= 1; P 1..2^31 - 1; every pointer 16-byte aligned. Any imbalance.
+// Meaning  dw[e] = sum over the places p of expert e, in their order, of dy[p / run_dy, :]^T x[p / run_x, :]; an expert without places gets zeros.
+// Numerics bf16 operands, fp32 accumulators, rounded once.
+// Outputs  `=`, every byte. No atomics, no host sync: a fixed order of every sum whatever the grid.
+//
+//   experts_weight_grad (x, dy, order, bounds, dw, int run_x, int run_dy, int P, int experts, int d, int f)
+//
+// Launch   grid (G, 1, 1), G = the number of multiprocessors (any G >= 1 is right), 384 threads, EXPERTS_GRAD_SMEM.
+//
+// A block computes 128 rows (of f) x 256 columns (of d) of one expert and walks its tiles by itself; the contraction runs down both
+// panels. One expert's tiles come one after another, so that its rows stay in L2.
+#include "experts.cuh"
+
+#ifndef EXPERTS_FENCE
+#define EXPERTS_FENCE 1
+#endif
+#ifndef EXPERTS_STAGGER
+#define EXPERTS_STAGGER 1
+#endif
+
+constexpr int STAGES = 4;
+constexpr int EXPERTS_GRAD_SMEM = STAGES * STAGE_BYTES + STAGING_BYTES + 2 * STAGES * 8;  // 229440
+static_assert(EXPERTS_GRAD_SMEM == 229440, "the launch states it");
+
+/// Steps of 64 places through the tiles of a block.
+struct Walk {
+    const i64* bounds;
+    int experts, tiles, high, wide;      // tiles of an expert, high x wide of them
+    int at, expert, step = 0, steps;     // steps of this tile, 0 for an expert without places
+    int first, end, row, column;
+    DEVICE Walk(const i64* bounds, int experts, int d, int f) : bounds(bounds), experts(experts), high((f + ROWS - 1) / ROWS), wide((d + COLUMNS - 1) / COLUMNS), at(blockIdx.x) {
+        tiles = high * wide;
+        locate();
+    }
+    DEVICE void locate() {
+        expert = at / tiles;
+        if (!more()) return;
+        const int i = at - expert * tiles;
+        column = i / high, row = (i - column * high) * ROWS, column *= COLUMNS;
+        first = int(bounds[expert]), end = int(bounds[expert + 1]);
+        steps = (end - first + DEPTH - 1) / DEPTH;
+    }
+    DEVICE bool more() const { return expert < experts; }
+    DEVICE void next_tile() {
+        at += gridDim.x, step = 0;
+        locate();
+    }
+    /// To a tile that has steps.
+    DEVICE void skip_empty() {
+        while (more() && step >= steps) next_tile();
+    }
+};
+
+extern "C" __global__ void __launch_bounds__(384, 1)
+experts_weight_grad(const bf16* x, const bf16* dy, const i64* order, const i64* bounds, bf16* dw, int run_x, int run_dy, int P, int experts, int d, int f) {
+    u8* staging = smem + STAGES * STAGE_BYTES;
+    u64 *full = (u64*)(staging + STAGING_BYTES), *empty = full + STAGES;
+    const int warp = __shfl_sync(~0u, threadIdx.x >> 5, 0), lane = threadIdx.x & 31, group = warp >> 2;
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < STAGES; i++) barrier_init(&full[i], 128), barrier_init(&empty[i], 8);
+        barrier_init_done();
+    }
+    __syncthreads();
+    Walk walk(bounds, experts, d, f);
+    Ring<STAGES> ring;
+    if (group == 0) {
+        registers_drop<56>();
+        // Warp w copies places 16 w .. 16 w + 15 of a step; lane i < 16 keeps the i-th, and that of the step after.
+        const int mine = warp * 16 + (lane & 15);
+        u32 ahead = 0;
+        auto fetch = [&] {
+            const int i = walk.first + walk.step * DEPTH + mine;
+            if (walk.more()) ahead = i < walk.end ? load_early_word(order + i) : ~0u;
+        };
+        const u32 to = smem_u32(smem) + warp * 16 * 128;
+        const u32 to_x = to + A_BYTES + (lane >> 3) * PANEL, to_dy = to + ((lane & 15) >> 3) * PANEL + (lane >> 4) * 128;
+        walk.skip_empty();
+        fetch();
+        while (walk.more()) {
+            const u32 place = ahead;
+            const int column = walk.column + lane * 8, row = walk.row + (lane & 15) * 8;
+            walk.step++;
+            walk.skip_empty();
+            fetch();
+            const u32 bytes = place == ~0u ? 0 : 16;  // past the last place: zeros
+            const u32 row_x = bytes ? (run_x == 1 ? place : place / u32(run_x)) : 0, row_dy = bytes ? (run_dy == 1 ? place : place / u32(run_dy)) : 0;
+            barrier_wait(&empty[ring.at], ring.parity ^ 1);
+            const u32 stage = ring.at * STAGE_BYTES;
+            const bf16* from_dy = dy + row;
+#pragma unroll
+            for (int i = 0; i < 8; i++) {
+                const int r = 2 * i + (lane >> 4);
+                const u32 at = __shfl_sync(~0u, row_dy, r), size = __shfl_sync(~0u, bytes, r);
+                if (row < f) copy_async(to_dy + stage + i * 256 + (((lane & 7) ^ (r & 7)) << 4), from_dy + u64(at) * f, size);
+            }
+            const bf16* from_x = x + column;
+#pragma unroll
+            for (int i = 0; i < 16; i++) {
+                const u32 at = __shfl_sync(~0u, row_x, i), size = __shfl_sync(~0u, bytes, i);
+                if (column < d) copy_async(to_x + stage + i * 128 + (((lane & 7) ^ (i & 7)) << 4), from_x + u64(at) * d, size);
+            }
+            copy_async_arrive(&full[ring.at]);
+            ring.next();
+        }
+    } else {
+        registers_raise<224>();
+        const int part = group - 1;
+        const u64 a_desc = panel_descriptor(smem_u32(smem) + part * PANEL, PANEL), b_desc = panel_descriptor(smem_u32(smem) + A_BYTES, PANEL);
+        u8* my_staging = staging + (part * 4 + (warp & 3)) * STAGING_WARP;
+        float acc[128];
+        auto release = [&](u32 stage) {
+            if (lane == 0) barrier_arrive(&empty[stage]);
+        };
+        bool behind = EXPERTS_STAGGER;
+        for (; walk.more(); walk.next_tile()) {
+            const int row = walk.row + part * 64;
+            const bool active = row < f;
+            if (behind && walk.steps > 0) {
+                if (part) named_barrier(1, 256);  // two steps behind, so that one half stores while the other computes
+                else if (!active) asm volatile("bar.arrive 1, 256;" ::: "memory");
+                if (part || !active) behind = false;
+            }
+            if (!active) {
+                for (int s = 0; s < walk.steps; s++, ring.next()) {
+                    barrier_wait(&full[ring.at], ring.parity);
+                    release(ring.at);
+                }
+                continue;
+            }
+            u32 before = 0;
+            for (int s = 0; s < walk.steps; s++, ring.next()) {
+                barrier_wait(&full[ring.at], ring.parity);
+                if (EXPERTS_FENCE) fence_async();
+                const u64 a = advance(a_desc, ring.at * STAGE_BYTES), b = advance(b_desc, ring.at * STAGE_BYTES);
+                wgmma_fence();
+#pragma unroll
+                for (int j = 0; j < 4; j++) wgmma_ss<1, 1>(acc, advance(a, j * 2048), advance(b, j * 2048), s + j > 0);
+                wgmma_commit();
+                if (s > 0) {
+                    wgmma_wait<1>();
+                    release(before);
+                }
+                before = ring.at;
+                if (behind && !part && (s == 1 || s == walk.steps - 1)) {
+                    asm volatile("bar.arrive 1, 256;" ::: "memory");
+                    behind = false;
+                }
+            }
+            wgmma_wait<0>();
+            if (walk.steps > 0) release(before);
+            const bool any = walk.steps > 0;
+            const int index = walk.expert * f + row + (warp & 3) * 16 + lane;
+#pragma unroll
+            for (int h = 0; h < 2; h++)
+                store_rows(my_staging, dw, index, d, walk.column + 128 * h, [&](int i) { return any ? pack_bf16(acc[64 * h + 2 * i], acc[64 * h + 2 * i + 1]) : 0u; });
+        }
+    }
+}
