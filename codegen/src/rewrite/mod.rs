@@ -5,10 +5,12 @@
 //! |---|---|---|
 //! | [`inline`](mod@inline) | lowered module | writes calls out, so that a layer is one function |
 //! | [`fold`](mod@fold) | the same | takes the scale of a norm out of narrow contractions that read it |
+//! | [`indexer`](mod@indexer) | the same | puts one op in place of the ops of an indexer |
 //! | [`loss`](mod@loss) | differentiated module | has the gradients of a fused loss from its forward |
 //! | [`recompute`](mod@recompute) | the same | has cheap values again in the backward instead of keeping them |
 
 pub mod fold;
+pub mod indexer;
 pub mod inline;
 pub mod loss;
 pub mod recompute;
