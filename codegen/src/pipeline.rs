@@ -167,6 +167,8 @@ fn fused(model: &StageModel, lowered: &Module) -> Result<Compiled, Vec<Diag>> {
     verified(&module, "folding norms", model.span)?;
     rewrite::experts::group(&mut module).map_err(failed)?;
     verified(&module, "grouping experts", model.span)?;
+    let _ = rewrite::indexer::indexers(&mut module).map_err(failed)?;
+    verified(&module, "finding indexers", model.span)?;
     let backward = autodiff::differentiate(&mut module, LOSS)
         .map_err(|error| vec![no_backward(model, &module, error)])?;
     verified(&module, "differentiation", model.span)?;

@@ -762,7 +762,8 @@ pub(super) fn compute(
     let mut expression = op.def().emit_cpu(&call);
     if replayed {
         let fallible = without_question(expression);
-        expression = quote!(tape.keep(|| #fallible)?);
+        let keep = if node.results.len() == 1 { quote!(keep) } else { quote!(keep_pair) };
+        expression = quote!(tape.#keep(|| #fallible)?);
     }
     let results: Vec<TokenStream> = node.results.iter().map(|r| locals.binding(*r)).collect();
     match results.as_slice() {

@@ -14,6 +14,7 @@ mod expert;
 mod gather;
 mod hadamard;
 mod index;
+mod indexer;
 mod loss;
 mod pointwise;
 mod ranks;
@@ -34,6 +35,8 @@ pub use expert::{ExpertDot, ExpertDotWeightGrad};
 pub use gather::{GatherSum, GatherSumGrad, Lookup, LookupGrad};
 pub use hadamard::Hadamard;
 pub use index::{Below, Count, IndexAffine, IndexBinary, IndexFn, Top};
+pub use indexer::Indexer;
+pub(crate) use indexer::LEAST_MEAN;
 pub use loss::{LinearCrossEntropy, LinearCrossEntropyGrad, LinearCrossEntropyStep};
 pub use pointwise::{
     Affine, Binary, BinaryFn, Cast, Clamp, ClampGrad, Const, SizeValue, StopGradient, Unary,
@@ -234,8 +237,8 @@ pub trait OpDef {
     /// A rule that builds ill-typed IR: a fault of this compiler.
     fn vjp(&self, vjp: &mut Vjp<'_>) -> Result<Vec<Option<ValueId>>, TypeError>;
 
-    /// Whether its one result is a selection or a draw: something that a second pass over a layer
-    /// takes over from the first instead of making it anew.
+    /// Whether its results are a selection or a draw, and what belongs to it: something that a second
+    /// pass over a layer takes over from the first instead of making it anew.
     fn is_replayed(&self) -> bool {
         false
     }
@@ -300,7 +303,7 @@ ops! {
     Sum, Mean, LogSumExp, Contract,
     Broadcast, Permute, Rename, Split, Merge, Slice, Pad, Concat, Place, Pick,
     CausalConv, CausalConvInputGrad, CausalConvWeightGrad, Rotary, Causal, Position,
-    GatedDeltaRule, GatedDeltaRuleGrad, SelectTop, MaskedAttention, MaskedAttentionGrad,
+    GatedDeltaRule, GatedDeltaRuleGrad, SelectTop, Indexer, MaskedAttention, MaskedAttentionGrad,
     Sinkhorn, SinkhornGrad, LinearCrossEntropy, LinearCrossEntropyGrad, LinearCrossEntropyStep,
     GatherSum, GatherSumGrad, Lookup, LookupGrad, Take, TakeGrad,
     IndexAffine, IndexBinary, Below, Count, Top,

@@ -326,12 +326,9 @@ impl Walk<'_> {
         let function = self.module.function(id);
         let mut total = Size::default();
         for node in &function.nodes {
-            if matches!(node.op, Op::Top(_) | Op::SelectTop(_)) {
+            if node.op.def().is_replayed() {
                 for result in &node.results {
-                    let ty = function.ty(*result);
-                    if !ty.is_float() {
-                        total = plus(&total, &bytes_of(ty, sizes)?)?;
-                    }
+                    total = plus(&total, &bytes_of(function.ty(*result), sizes)?)?;
                 }
             }
             for (callee, sizes) in self.callees(function, node, sizes)? {
