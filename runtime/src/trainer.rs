@@ -225,7 +225,10 @@ impl TrainState {
         for (master, part) in self.master.iter_mut().zip(&self.part) {
             if let Some(n) = part {
                 // A copy, so that the rest is given back.
-                *master = master.f_reshape([-1i64])?.f_narrow(0, 0, *n)?.f_copy()?;
+                let own = master.f_reshape([-1i64])?.f_narrow(0, 0, *n)?;
+                let mut copy = own.f_empty_like()?;
+                copy.f_copy_(&own)?;
+                *master = copy;
             }
         }
         Ok(())

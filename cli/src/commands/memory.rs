@@ -84,20 +84,13 @@ fn ledger(
     })
 }
 
-/// How a layout is called in print.
-fn title(name: &str) -> &str {
-    match name {
-        "zero_1" => "ZeRO-1",
-        "expert_parallel" => "expert parallel",
-        name => name,
-    }
-}
-
 fn text(ledger: &Ledger) -> String {
-    let mut head = vec!["GB per GPU".to_owned()];
-    head.extend(ledger.layouts.iter().map(|layout| format!(">{}", title(layout.name))));
-    let head: Vec<&str> = head.iter().map(String::as_str).collect();
-    let mut table = Table::new(&head);
+    let head: &[&'static str] = match ledger.layouts.first().map(|layout| layout.name) {
+        Some("run") => &["GB per GPU", ">run"],
+        Some("share") => &["GB per GPU", ">share"],
+        _ => &["GB per GPU", ">plain", ">ZeRO-1", ">expert parallel"],
+    };
+    let mut table = Table::new(head);
     let gigabytes = |bytes: u64| match bytes {
         0 => "-".to_owned(),
         bytes => format!("{:.3}", bytes as f64 / 1e9),

@@ -8,13 +8,14 @@
 
 mod live;
 
-pub(crate) use live::live;
+use live::live;
 pub use live::{BATCH, Live, SEQUENCE};
 pub(super) use live::{bound, callee_sizes, root_sizes, unshifted};
 
 use crate::ir::paths::Placed;
 use crate::pipeline::Compiled;
 use crate::rows::Plans;
+use crate::schedule::Target;
 use crate::ir::{BackwardId, Module};
 use lightc_dsl::ast::DType;
 use lightc_dsl::model::Storage;
@@ -125,13 +126,20 @@ pub fn memory(module: &Module, backward: BackwardId, setup: Setup) -> Option<Led
     Some(Ledger { stage: module.name.clone(), setup, layouts })
 }
 
+/// What is live within a step of a compiled stage, as its target computes it; `None` as for [`memory`].
+pub fn live_for(compiled: &Compiled, target: Target) -> Option<Live> {
+    let plans = match target {
+        Target::Cpu => None,
+        Target::Sm90a => Some(Plans::of(&compiled.module)),
+    };
+    live(&compiled.module, compiled.backward, plans.as_ref())
+}
+
 /// What the one GPU of a run of target `sm_90a` holds: of a whole stage, or of one rank's share. `None` as
 /// for [`memory`].
 pub fn of_run(compiled: &Compiled, setup: Setup) -> Option<Ledger> {
     let module = &compiled.module;
-    let plans = Plans::of(module);
-    let live = live(module, compiled.backward, Some(&plans))?;
-    let bytes = live.at(&at_rest(compiled)?, setup.micro_batch, setup.seq)?;
+    let bytes = live_for(compiled, Target::Sm90a)?.at(&at_rest(compiled)?, setup.micro_batch, setup.seq)?;
     let name = if compiled.share.is_some() { "share" } else { "run" };
     let layouts = vec![Layout { name, bytes, total: bytes.total() }];
     Some(Ledger { stage: module.name.clone(), setup, layouts })

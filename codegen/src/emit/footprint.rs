@@ -3,7 +3,6 @@
 
 use crate::analysis::{self, BATCH, SEQUENCE};
 use crate::pipeline::Program;
-use crate::rows::Plans;
 use crate::schedule::Target;
 use lightc_dsl::size::Size;
 use proc_macro2::{Literal, TokenStream};
@@ -17,9 +16,7 @@ pub(super) fn footprint_items(program: &Program<'_>) -> Result<(TokenStream, Tok
     let uncounted = || "compiler fault: the memory of a step cannot be counted".to_owned();
     let compiled = program.compiled;
     let rest = analysis::at_rest(compiled).ok_or_else(uncounted)?;
-    let plans = Plans::of(&compiled.module);
-    let live = analysis::live(&compiled.module, compiled.backward, Some(&plans));
-    let live = live.ok_or_else(uncounted)?;
+    let live = analysis::live_for(compiled, program.target).ok_or_else(uncounted)?;
     let flops = analysis::contraction_flops(&compiled.module).ok_or_else(uncounted)?;
     let mut rows = Vec::new();
     for (class, bytes) in rest.rows().into_iter().filter(|(_, bytes)| *bytes > 0) {
