@@ -17,4 +17,12 @@ stages! {
     narrow_deep,
     /// From `gpu/stages.llm`.
     deep_2b,
+    /// From `gpu/stages.llm`.
+    narrow_5b,
+    /// The first mixture at full width.
+    lightning_5b,
+    /// One rank's share, of eight, of a stage of `gpu/stages.llm`.
+    narrow_120b,
+    /// One rank's share, of eight, of the last stage at full width.
+    lightning_120b,
 }

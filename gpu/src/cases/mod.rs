@@ -8,6 +8,7 @@ mod harness;
 mod indexer;
 mod loss;
 mod mixture;
+mod moe_stage;
 mod optimizer;
 mod routing;
 mod stage;
@@ -32,6 +33,7 @@ pub fn all() -> Vec<Box<dyn Case>> {
         Box::new(optimizer::Optimizer),
         Box::new(stage::Dense),
         Box::new(stage::Reversible),
+        Box::new(moe_stage::Mixtures),
     ]
 }
 
