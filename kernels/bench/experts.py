@@ -175,7 +175,7 @@ def differs(torch, got, want, terms=1.0):
     if bad_nan.any():
         return f"{int(bad_nan.sum())} NaN differ of {got.numel()}"
     size = want.nan_to_num().square().mean(1, keepdim=True).sqrt() * 1e-3 * terms
-    off = ((got - want).abs() - want.abs() * 2**-8.9 - size).nan_to_num()
+    off = ((got - want).abs() - want.abs() * 2**-7.98 - size).nan_to_num()
     if (off > 0).any():
         at = int(off.argmax())
         row, column = divmod(at, got.shape[1])
