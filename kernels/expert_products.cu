@@ -45,10 +45,11 @@
 //          code. 384 threads; dynamic shared memory EXPERTS_SMEM, for int8 EXPERTS_INT8_SMEM.
 //
 // A cluster of two blocks computes 256 rows x 256 columns (swiglu: 128 of gate and 128 of up): each block gathers its own 128 rows with
-// 16-byte copies and loads half of B by the copy engine for both. The same warpgroup turns codes, loaded likewise, into bf16 panels.
+// 16-byte copies and loads half of B by the copy engine for both. Codes are loaded likewise, and the computing warpgroups turn
+// those of the next step into bf16 panels while the tensor cores work on this one.
 // A block walks its tiles by itself; one expert's tiles come one after another, in groups of 8 x all columns, so that what runs at
 // one time shares rows and weights in L2. A block whose 64-row half is empty skips its products, so rows cost in steps of 128.
-#include "experts.cuh"
+#include "experts_int8.cuh"
 
 // How the kernels were tuned; see the table in README.md.
 #ifndef EXPERTS_FENCE
@@ -57,114 +58,40 @@
 #ifndef EXPERTS_STAGGER
 #define EXPERTS_STAGGER 1
 #endif
-#ifndef EXPERTS_GROUP
-#define EXPERTS_GROUP 8
+#ifndef EXPERTS_PREFETCH
+#define EXPERTS_PREFETCH 0
 #endif
 
-constexpr int PAIR_ROWS = 2 * ROWS;
-constexpr int BF16_STAGES = 4, INT8_STAGES = 3, CODE_STAGES = 2;
-constexpr int CODE_BYTES = COLUMNS * DEPTH;
-constexpr int TABLE_BYTES = (MAX_EXPERTS + 4) * 4;
-constexpr int EXPERTS_SMEM = BF16_STAGES * STAGE_BYTES + STAGING_BYTES + TABLE_BYTES + 2 * BF16_STAGES * 8;  // 231504
-constexpr int EXPERTS_INT8_SMEM = INT8_STAGES * (STAGE_BYTES + COLUMNS * 4) + CODE_STAGES * CODE_BYTES + STAGING_BYTES + TABLE_BYTES +
-                                  2 * (INT8_STAGES + CODE_STAGES) * 8;  // 218208
-static_assert(EXPERTS_SMEM == 231504 && EXPERTS_INT8_SMEM == 218208, "the launch states them");
+constexpr int CLUSTER = 2, STAGES = 4;
+constexpr int EXPERTS_SMEM = STAGES * STAGE_BYTES + 8 * 32 * 128 + TABLE_BYTES + 2 * STAGES * 8;
+static_assert(EXPERTS_SMEM == 231504, "the launch states it");
 
-enum Form { PLAIN, TURNED, SWIGLU };
-
-/// What a block computes: `rows` (0 to 128) rows from `first` of the order, columns from `column`, for one expert.
-struct Tile {
-    int expert, column, first, rows;
-};
-
-/// prefix[e] = pairs of tiles of the experts before e. One warp.
-DEVICE void count_pairs(int* prefix, const i64* bounds, int experts) {
-    const int lane = threadIdx.x & 31;
-    int before = 0;
-    for (int e0 = 0; e0 < experts; e0 += 32) {
-        const int e = e0 + lane;
-        int n = e < experts ? (int(bounds[e + 1]) - int(bounds[e]) + PAIR_ROWS - 1) / PAIR_ROWS : 0;
-#pragma unroll
-        for (int o = 1; o < 32; o <<= 1) {
-            const int below = __shfl_up_sync(~0u, n, o);
-            if (lane >= o) n += below;
+/// The 16 rows of a warp to their places, 128 columns at a time.
+template <Form FORM> DEVICE void store_tile(u8* staging, const float (&acc)[128], bf16* y0, bf16* y1, bf16* y2, int place, int n, int column) {
+    if (FORM == SWIGLU) {
+        if (y1) {
+            store_rows<128>(staging, y1, place, n, column, [&](int i) { return pack_bf16(acc[2 * i], acc[2 * i + 1]); });
+            store_rows<128>(staging, y2, place, n, column, [&](int i) { return pack_bf16(acc[64 + 2 * i], acc[64 + 2 * i + 1]); });
         }
-        if (e < experts) prefix[e + 1] = before + n;
-        before += __shfl_sync(~0u, n, 31);
-    }
-    if (lane == 0) prefix[0] = 0;
-}
-
-/// The tiles of this cluster, in order.
-struct List {
-    const int* prefix;
-    const i64* bounds;
-    int wide, columns, rank, at, step, total, expert = 0;
-    DEVICE List(const int* prefix, const i64* bounds, int experts, int columns, int wide)
-        : prefix(prefix), bounds(bounds), wide(wide), columns(columns), rank(cluster_rank()), at(blockIdx.x >> 1), step(gridDim.x >> 1) {
-        total = prefix[experts] * columns;
-    }
-    DEVICE bool next(Tile& tile) {
-        if (at >= total) return false;
-        while (at >= prefix[expert + 1] * columns) expert++;
-        const int pairs = prefix[expert + 1] - prefix[expert];
-        int i = at - prefix[expert] * columns;
-        const int group = i / (EXPERTS_GROUP * columns);
-        i -= group * EXPERTS_GROUP * columns;
-        const int height = min(EXPERTS_GROUP, pairs - group * EXPERTS_GROUP), column = i / height;
-        const int pair = group * EXPERTS_GROUP + i - column * height;
-        const int begin = int(bounds[expert]), left = int(bounds[expert + 1]) - begin - pair * PAIR_ROWS;
-        // A part of a pair is shared evenly, in blocks of 64 rows.
-        const int mine = (min(4, (left + 63) / 64) + 1) / 2 * 64;
-        tile.expert = expert, tile.column = column * wide;
-        tile.first = begin + pair * PAIR_ROWS + (rank ? mine : 0);
-        tile.rows = rank ? max(0, min(ROWS, left - mine)) : min(left, mine);
-        at += step;
-        return true;
-    }
-};
-
-/// Sixteen codes to bf16, exactly.
-DEVICE void widen(u32 (&to)[8], const uint4& codes) {
-    const u32 words[4] = {codes.x, codes.y, codes.z, codes.w};
+        store_rows<128>(staging, y0, place, n, column, [&](int i) {
+            return pack_bf16(silu(acc[2 * i]) * acc[64 + 2 * i], silu(acc[2 * i + 1]) * acc[64 + 2 * i + 1]);
+        });
+    } else {
 #pragma unroll
-    for (int i = 0; i < 4; i++)
-#pragma unroll
-        for (int h = 0; h < 2; h++) {
-            const u32 w = __byte_perm(words[i], 0, h ? 0x4342 : 0x4140);  // two codes, 16 bits apart
-            const u32 low = (w & 0x007f007fu) | 0x43004300u, sign = (w & 0x00800080u) | 0x43004300u;  // 128 + bits; 128 or 256
-            asm("sub.rn.bf16x2 %0, %1, %2;" : "=r"(to[2 * i + h]) : "r"(low), "r"(sign));
-        }
-}
-/// Sixteen codes times `scale`, each rounded to bf16 once. `scale` has 15 significant bits, so that `base`, -32896 scale, is exact.
-DEVICE void widen(u32 (&to)[8], const uint4& codes, float scale, float base) {
-    const u32 words[4] = {codes.x, codes.y, codes.z, codes.w};
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        const u32 w = words[i] ^ 0x80808080u;  // code + 128, and in the middle of 2^15: 2^15 + 128 + code
-        float f[4];
-#pragma unroll
-        for (int e = 0; e < 4; e++) f[e] = fmaf(__uint_as_float(__byte_perm(w, 0x47000000u, 0x7404 | e << 4)), scale, base);
-        to[2 * i] = pack_bf16(f[0], f[1]), to[2 * i + 1] = pack_bf16(f[2], f[3]);
+        for (int h = 0; h < 2; h++)
+            store_rows<128>(staging, y0, place, n, column + 128 * h, [&](int i) { return pack_bf16(acc[64 * h + 2 * i], acc[64 * h + 2 * i + 1]); });
     }
 }
-DEVICE float round_scale(float x) { return __uint_as_float((__float_as_uint(x) + 0x100u) & ~0x1ffu); }
 
-DEVICE float silu(float x) { return x * rcp_fast(1.f + exp_fast(-x)); }
-
-/// All forms. Of one term w1, x1, scale1 are not read unless SWIGLU, where they are those of up (x1 is not used).
-template <Form FORM, bool INT8>
+/// All forms with bf16 weights. Of one term w1 and x1 are not read unless SWIGLU, where w1 is up (x1 is not used).
+template <Form FORM>
 DEVICE void products(const TensorMap& w0, const TensorMap& w1, const TensorMap& low_map0, const TensorMap& low_map1, const bf16* x0, const bf16* x1,
-                     const bf16* low0, const bf16* low1, const float* scale0, const float* scale1, const i64* order, const i64* bounds,
-                     bf16* y0, bf16* y1, bf16* y2, int run, int P, int experts, int k, int n)
+                     const bf16* low0, const bf16* low1, const i64* order, const i64* bounds, bf16* y0, bf16* y1, bf16* y2,
+                     int run, int P, int experts, int k, int n)
 {
-    constexpr int STAGES = INT8 ? INT8_STAGES : BF16_STAGES;
-    u8* codes = smem + STAGES * STAGE_BYTES;
-    u8* staging = codes + (INT8 ? CODE_STAGES * CODE_BYTES : 0);
-    float* scales = (float*)(staging + STAGING_BYTES);  // of the columns of a tile, beside its last wide stage
-    int* prefix = (int*)(scales + (INT8 ? STAGES * COLUMNS : 0));
-    u64* full = (u64*)(prefix + TABLE_BYTES / 4);
-    u64 *empty = full + STAGES, *codes_full = empty + STAGES, *codes_empty = codes_full + CODE_STAGES;
+    u8* staging = smem + STAGES * STAGE_BYTES;
+    int* prefix = (int*)(staging + 8 * 32 * 128);
+    u64 *full = (u64*)(prefix + TABLE_BYTES / 4), *empty = full + STAGES;
 
     const int tid = threadIdx.x & 127, warp = __shfl_sync(~0u, threadIdx.x >> 5, 0), lane = threadIdx.x & 31, group = warp >> 2;
     const u32 rank = cluster_rank();
@@ -174,158 +101,67 @@ DEVICE void products(const TensorMap& w0, const TensorMap& w1, const TensorMap& 
 
     if (threadIdx.x == 0) {
         for (int i = 0; i < STAGES; i++) {
-            barrier_init(&full[i], 128 + 1 + (INT8 ? 4 : 0));  // copies of the rows; the copy engine; warps that turned codes
-            barrier_init(&empty[i], INT8 ? 8 : 16);            // bf16 B comes from both blocks, so both must be done with it
+            barrier_init(&full[i], 128 + 1);   // copies of the rows, and the copy engine
+            barrier_init(&empty[i], 16);       // B comes from both blocks, so both must be done with it
         }
-        if (INT8)
-            for (int i = 0; i < CODE_STAGES; i++) barrier_init(&codes_full[i], 1), barrier_init(&codes_empty[i], 8);
         barrier_init_done();
     }
-    if (warp == 1) count_pairs(prefix, bounds, experts);
+    if (warp == 1) count_tiles<CLUSTER>(prefix, bounds, experts);
     cluster_sync();
-    List list(prefix, bounds, experts, columns, wide_columns);
+    List<CLUSTER> list(prefix, bounds, experts, columns, wide_columns);
     Ring<STAGES> ring;
 
     if (group == 0) {
-        registers_drop<INT8 ? 104 : 56>();
+        registers_drop<56>();
         const int chunk = tid & 7, row = tid >> 3;  // of rows row, row + 16, ..
         const u32 to = smem_u32(smem) + panel_chunk(row, chunk);
         const u32 chunks = u32(k) >> 3;
+        const Divisor of_run(run);
         u32 ahead[8];
-        auto fetch = [&](const Tile& tile, u32 (&to)[8]) {
+        auto fetch = [&](const Tile& tile) {
 #pragma unroll
             for (int i = 0; i < 8; i++)
-                if (row + 16 * i < tile.rows) to[i] = load_early_word(order + tile.first + row + 16 * i);
+                if (row + 16 * i < tile.rows) ahead[i] = load_early_word(order + tile.first + row + 16 * i);
         };
-        // Loads B, or the half of it that is this block's to load for both.
+        // This block's half of B of a step, for both.
         auto load_b = [&](const TensorMap& m0, const TensorMap& m1, const Tile& tile, int depth, bool low) {
-            u8* b = smem + ring.at * STAGE_BYTES + A_BYTES;
-            barrier_expect(&full[ring.at], B_BYTES);
-#pragma unroll
-            for (int part = 0; part < 2; part++) {
-                if (!INT8 && part != rank) continue;
-                const TensorMap& map = FORM == SWIGLU && part ? m1 : m0;
-                auto load = [&](u8* at, int x, int y) {
-                    if (INT8) tensor_load(at, map, x, y, tile.expert, &full[ring.at]);
-                    else tensor_load_both(at, map, x, y, tile.expert, &full[ring.at]);
-                };
-                u8* at = b + part * (B_BYTES / 2);
-                if (FORM == TURNED) {
-#pragma unroll
-                    for (int j = 0; j < 2; j++) load(at + j * PANEL, tile.column + 128 * part + 64 * j, depth);
-                } else if (FORM == SWIGLU) load(at, low && part ? -16 : depth, tile.column);  // up's low term: contraction 16 to 31
-                else load(at, depth, tile.column + 128 * part);
-            }
-        };
-        // Codes of step s of a tile: this block's half, for both.
-        Ring<CODE_STAGES> code_ring;
-        auto load_codes = [&](const Tile& tile, int s) {
-            if (tid != 0) return;
-            barrier_wait(&codes_empty[code_ring.at], code_ring.parity ^ 1);
-            barrier_expect(&codes_full[code_ring.at], CODE_BYTES);
-            u8* at = codes + code_ring.at * CODE_BYTES + rank * (CODE_BYTES / 2);
-            u64* bar = &codes_full[code_ring.at];
-            const bool second = s >= steps;
-            const int depth = (second ? s - steps : s) * DEPTH;
+            u8* at = smem + ring.at * STAGE_BYTES + A_BYTES + rank * (B_BYTES / 2);
+            u64* bar = &full[ring.at];
+            barrier_expect(bar, B_BYTES);
             if (FORM == TURNED) {
-                const TensorMap& map = second ? w1 : w0;
 #pragma unroll
-                for (int j = 0; j < 2; j++) tensor_load_both(at + j * (CODE_BYTES / 4), map, tile.column + 128 * rank + 64 * j, depth, tile.expert, bar);
-            } else if (FORM == SWIGLU) tensor_load_both(at, rank ? w1 : w0, depth, tile.column, tile.expert, bar);
-            else tensor_load_both(at, w0, depth, tile.column + 128 * rank, tile.expert, bar);
-            code_ring.next();
-        };
-        // Codes: this thread turns 16 of each of the lines line, line + 32, .. of 64 codes.
-        const int line = tid >> 2;
-        u8* const bf16_to = smem + A_BYTES + line * 128;
-        const u32 bf16_first = ((2 * (tid & 3)) ^ (line & 7)) << 4;
-        Ring<CODE_STAGES> read_ring;
-        // Scales of the rows of a stage, line and line + 32, a step ahead; or of columns tid and tid + 128 of a tile.
-        float scale_ahead[2] = {0.f, 0.f};
-        auto fetch_scale = [&](const Tile& tile, int s) {
-            const bool second = s >= steps;
-            const float* scale = (second ? scale1 : scale0) + u64(tile.expert) * k + (second ? s - steps : s) * DEPTH + line;
-#pragma unroll
-            for (int h = 0; h < 2; h++) scale_ahead[h] = scale[32 * h];
-        };
-        auto fetch_column_scale = [&](const Tile& tile) {
-#pragma unroll
-            for (int h = 0; h < 2; h++) {
-                const int column = tile.column + tid + (FORM == SWIGLU ? 0 : 128 * h);
-                if (column < n) scale_ahead[h] = (FORM == SWIGLU && h ? scale1 : scale0)[u64(tile.expert) * n + column];
-            }
+                for (int j = 0; j < 2; j++) tensor_load_both(at + j * PANEL, m0, tile.column + 128 * rank + 64 * j, depth, tile.expert, bar);
+            } else if (FORM == SWIGLU) tensor_load_both(at, rank ? m1 : m0, low && rank ? -16 : depth, tile.column, tile.expert, bar);  // up's low term: contraction 16 to 31
+            else tensor_load_both(at, m0, depth, tile.column + 128 * rank, tile.expert, bar);
         };
         Tile tile, following;
         bool more = list.next(following);
-        if (more) {
-            fetch(following, ahead);
-            if (INT8) load_codes(following, 0);
-            if (INT8 && FORM == TURNED) fetch_scale(following, 0);
-        }
+        if (more) fetch(following);
         while (more) {
             tile = following;
             u32 place[8], from[8];
 #pragma unroll
-            for (int i = 0; i < 8; i++) {
-                place[i] = ahead[i];
-                from[i] = (run == 1 ? place[i] : place[i] / u32(run)) * chunks + chunk;  // in units of 16 bytes
-            }
+            for (int i = 0; i < 8; i++) place[i] = ahead[i], from[i] = of_run(place[i]) * chunks + chunk;  // in units of 16 bytes
             more = list.next(following);
-            if (more && !INT8) fetch(following, ahead);
-            if (INT8 && FORM != TURNED) fetch_column_scale(tile);
-            const u8* x = (const u8*)x0;
-            for (int s = 0; s < wide; s++, x += 128) {
-                const bool second = FORM == TURNED && s >= steps;
-                if (FORM == TURNED && s == steps) x = (const u8*)x1;
-                uint4 q[8];
-                float scale[2], base[2];
-                if (INT8) {
-                    if (s + 1 < wide) load_codes(tile, s + 1);  // a step ahead
-                    else if (more) load_codes(following, 0);
-                    barrier_wait(&codes_full[read_ring.at], read_ring.parity);
-                    const uint4* from = (const uint4*)(codes + read_ring.at * CODE_BYTES) + tid;
+            if (more) fetch(following);
+            for (int term = 0; term < terms; term++) {
+                const u8* x = (const u8*)(term ? x1 : x0);
+                for (int s = 0; s < steps; s++, x += 128) {
+                    if (EXPERTS_PREFETCH && (s & 7) == 0 && s + EXPERTS_PREFETCH < steps) {  // a line of each row for each lane of eight
 #pragma unroll
-                    for (int i = 0; i < 8; i++) q[i] = from[i * 128];
-                    __syncwarp();
-                    if (lane < 2) barrier_arrive_at(&codes_empty[read_ring.at], lane);
-                    read_ring.next();
-                    if (FORM == TURNED) {
-#pragma unroll
-                        for (int h = 0; h < 2; h++) scale[h] = round_scale(scale_ahead[h]), base[h] = -32896.f * scale[h];
-                        if (s + 1 < wide) fetch_scale(tile, s + 1);
-                        else if (more) fetch_scale(following, 0);
+                        for (int i = 0; i < 8; i++)
+                            if (row + 16 * i < tile.rows && s + EXPERTS_PREFETCH + chunk < steps) line_prefetch(x + u64(from[i] - chunk) * 16 + (EXPERTS_PREFETCH + chunk) * 128);
                     }
-                }
-                barrier_wait(&empty[ring.at], ring.parity ^ 1);
-                if (tid == 0) {
-                    if (INT8) barrier_arrive(&full[ring.at]);
-                    else load_b(second ? w1 : w0, w1, tile, (second ? s - steps : s) * DEPTH, false);
-                }
-                const u32 a = to + ring.at * STAGE_BYTES;
+                    barrier_wait(&empty[ring.at], ring.parity ^ 1);
+                    if (tid == 0) load_b(FORM == TURNED && term ? w1 : w0, w1, tile, s * DEPTH, false);
+                    const u32 a = to + ring.at * STAGE_BYTES;
 #pragma unroll
-                for (int i = 0; i < 8; i++)
-                    if (row + 16 * i < tile.rows) copy_async(a + i * 2048, x + u64(from[i]) * 16);
-                copy_async_arrive(&full[ring.at]);
-                if (INT8) {
-                    u8* b = bf16_to + ring.at * STAGE_BYTES;
-#pragma unroll
-                    for (int i = 0; i < 8; i++) {
-                        u32 w[8];
-                        if (FORM == TURNED) widen(w, q[i], scale[i & 1], base[i & 1]);
-                        else widen(w, q[i]);
-                        *(uint4*)(b + i * 4096 + bf16_first) = make_uint4(w[0], w[1], w[2], w[3]);
-                        *(uint4*)(b + i * 4096 + (bf16_first ^ 16)) = make_uint4(w[4], w[5], w[6], w[7]);
-                    }
-                    if (FORM != TURNED && s == wide - 1)
-#pragma unroll
-                        for (int h = 0; h < 2; h++) scales[ring.at * COLUMNS + 128 * h + tid] = scale_ahead[h];
-                    __syncwarp();
-                    if (lane == 0) barrier_arrive(&full[ring.at]);
+                    for (int i = 0; i < 8; i++)
+                        if (row + 16 * i < tile.rows) copy_async(a + i * 2048, x + u64(from[i]) * 16);
+                    copy_async_arrive(&full[ring.at]);
+                    ring.next();
                 }
-                ring.next();
             }
-            if (INT8 && lows) fetch(tile, place);  // again, for want of registers to keep them in
-            if (INT8 && more) fetch(following, ahead);
             for (int l = 0; l < lows; l++) {
                 barrier_wait(&empty[ring.at], ring.parity ^ 1);
                 if (tid == 0) load_b(l ? low_map1 : low_map0, low_map1, tile, 0, true);
@@ -336,30 +172,29 @@ DEVICE void products(const TensorMap& w0, const TensorMap& w1, const TensorMap& 
                     for (int i = 0; i < 8; i++)
                         if (row + 16 * i < tile.rows) copy_async(a + i * 2048, x + u64(place[i]) * 16 + (chunk & 1) * 8);
                 copy_async_arrive(&full[ring.at]);
-                if (INT8 && lane == 0) barrier_arrive(&full[ring.at]);
                 ring.next();
             }
         }
     } else {
-        registers_raise<INT8 ? 200 : 224>();
+        registers_raise<224>();
         const int part = group - 1;
         constexpr int TB = FORM == TURNED, B_STEP = TB ? 2048 : 32;
         const u64 a_desc = panel_descriptor(smem_u32(smem) + part * (A_BYTES / 2));
         const u64 b_desc = panel_descriptor(smem_u32(smem) + A_BYTES, TB ? PANEL : 16);
-        u8* my_staging = staging + (part * 4 + (warp & 3)) * STAGING_WARP;
+        u8* my_staging = staging + (part * 4 + (warp & 3)) * 32 * 128;
         float acc[128];
         auto wait_full = [&] {
             barrier_wait(&full[ring.at], ring.parity);
             if (EXPERTS_FENCE) fence_async();  // the rows were written by ordinary copies
         };
         auto release = [&](u32 stage) {
-            if (INT8) {
-                if (lane == 0) barrier_arrive(&empty[stage]);
-            } else if (lane < 2) barrier_arrive_at(&empty[stage], lane);
+            if (lane < 2) barrier_arrive_at(&empty[stage], lane);
         };
         bool behind = EXPERTS_STAGGER;
-        Tile tile;
-        while (list.next(tile)) {
+        Tile tile, following;
+        bool more = list.next(following);
+        while (more) {
+            tile = following;
             int place = -1;
             const int r = part * 64 + (warp & 3) * 16 + lane;
             if (lane < 16 && r < tile.rows) place = int(load_early_word(order + tile.first + r));
@@ -367,6 +202,7 @@ DEVICE void products(const TensorMap& w0, const TensorMap& w1, const TensorMap& 
             if (part * 64 >= tile.rows) {
                 if (behind && !part) asm volatile("bar.arrive 1, 256;" ::: "memory");
                 behind = false;
+                more = list.next(following);
                 for (int s = 0; s < wide + lows; s++, ring.next()) {
                     barrier_wait(&full[ring.at], ring.parity);
                     release(ring.at);
@@ -384,7 +220,7 @@ DEVICE void products(const TensorMap& w0, const TensorMap& w1, const TensorMap& 
                 if (s > 0) {
                     wgmma_wait<1>();
                     release(before);
-                }
+                } else more = list.next(following);  // while the tensor cores work
                 before = ring.at;
                 if (behind && !part && (s == 1 || s == wide - 1)) {
                     asm volatile("bar.arrive 1, 256;" ::: "memory");
@@ -393,15 +229,6 @@ DEVICE void products(const TensorMap& w0, const TensorMap& w1, const TensorMap& 
             }
             behind = false;
             wgmma_wait<0>();
-            if (INT8 && FORM != TURNED) {
-                const float2* scale = (const float2*)(scales + before * COLUMNS) + (lane & 3);
-#pragma unroll
-                for (int j = 0; j < 32; j++) {
-                    const float2 s = scale[4 * j];
-                    acc[4 * j] *= s.x, acc[4 * j + 1] *= s.y, acc[4 * j + 2] *= s.x, acc[4 * j + 3] *= s.y;
-                }
-                __syncwarp();
-            }
             release(before);
             for (int l = 0; l < lows; l++, ring.next()) {
                 wait_full();
@@ -413,29 +240,9 @@ DEVICE void products(const TensorMap& w0, const TensorMap& w1, const TensorMap& 
                 wgmma_wait<0>();
                 release(ring.at);
             }
-            if (FORM == SWIGLU) {
-                if (y1) {
-                    store_rows(my_staging, y1, place, n, tile.column, [&](int i) { return pack_bf16(acc[2 * i], acc[2 * i + 1]); });
-                    store_rows(my_staging, y2, place, n, tile.column, [&](int i) { return pack_bf16(acc[64 + 2 * i], acc[64 + 2 * i + 1]); });
-                }
-                store_rows(my_staging, y0, place, n, tile.column, [&](int i) {
-                    return pack_bf16(silu(acc[2 * i]) * acc[64 + 2 * i], silu(acc[2 * i + 1]) * acc[64 + 2 * i + 1]);
-                });
-            } else {
-#pragma unroll
-                for (int h = 0; h < 2; h++)
-                    store_rows(my_staging, y0, place, n, tile.column + 128 * h, [&](int i) { return pack_bf16(acc[64 * h + 2 * i], acc[64 * h + 2 * i + 1]); });
-            }
+            store_tile<FORM>(my_staging, acc, y0, y1, y2, place, n, tile.column);
         }
-        // Places without an expert.
-        for (i64 i = bounds[experts] + blockIdx.x * 8 + part * 4 + (warp & 3); i < P; i += gridDim.x * 8) {
-            const u64 at = u64(order[i]) * n;
-            const uint4 zero = make_uint4(0, 0, 0, 0);
-            for (int c = lane * 8; c < n; c += 256) {
-                *(uint4*)(y0 + at + c) = zero;
-                if (FORM == SWIGLU && y1) *(uint4*)(y1 + at + c) = zero, *(uint4*)(y2 + at + c) = zero;
-            }
-        }
+        zero_unrouted(y0, FORM == SWIGLU ? y1 : nullptr, y2, order, bounds[experts], P, n, part * 4 + (warp & 3));
     }
     __syncwarp();
     cluster_sync();  // the other block may still arrive here
@@ -447,29 +254,29 @@ DEVICE void products(const TensorMap& w0, const TensorMap& w1, const TensorMap& 
 
 extern "C" __global__ void __cluster_dims__(2) __launch_bounds__(384, 1)
 experts_dot(MAP w, MAP left, const bf16* x, const bf16* low, const i64* order, const i64* bounds, DOT) {
-    products<PLAIN, false>(w, w, left, left, x, nullptr, low, nullptr, nullptr, nullptr, order, bounds, y, nullptr, nullptr, run, P, experts, k, n);
+    products<PLAIN>(w, w, left, left, x, nullptr, low, nullptr, order, bounds, y, nullptr, nullptr, run, P, experts, k, n);
 }
 extern "C" __global__ void __cluster_dims__(2) __launch_bounds__(384, 1)
 experts_dot_turned(MAP w0, MAP w1, MAP right0, MAP right1, const bf16* x0, const bf16* x1, const bf16* low0, const bf16* low1,
                    const i64* order, const i64* bounds, DOT) {
-    products<TURNED, false>(w0, w1, right0, right1, x0, x1, low0, low1, nullptr, nullptr, order, bounds, y, nullptr, nullptr, run, P, experts, k, n);
+    products<TURNED>(w0, w1, right0, right1, x0, x1, low0, low1, order, bounds, y, nullptr, nullptr, run, P, experts, k, n);
 }
 extern "C" __global__ void __cluster_dims__(2) __launch_bounds__(384, 1)
 experts_swiglu(MAP gate, MAP up, MAP left_gate, MAP left_up, const bf16* x, const bf16* low_gate, const bf16* low_up,
                const i64* order, const i64* bounds, SWIGLU_OUT) {
-    products<SWIGLU, false>(gate, up, left_gate, left_up, x, nullptr, low_gate, low_up, nullptr, nullptr, order, bounds, hidden, gated, lifted, run, P, experts, k, n);
+    products<SWIGLU>(gate, up, left_gate, left_up, x, nullptr, low_gate, low_up, order, bounds, hidden, gated, lifted, run, P, experts, k, n);
 }
-extern "C" __global__ void __cluster_dims__(2) __launch_bounds__(384, 1)
+extern "C" __global__ void __launch_bounds__(384, 1)
 experts_dot_int8(MAP w, MAP left, const bf16* x, const bf16* low, const float* scale, const i64* order, const i64* bounds, DOT) {
-    products<PLAIN, true>(w, w, left, left, x, nullptr, low, nullptr, scale, nullptr, order, bounds, y, nullptr, nullptr, run, P, experts, k, n);
+    products_int8<PLAIN>(w, w, left, left, x, nullptr, low, nullptr, scale, nullptr, order, bounds, y, nullptr, nullptr, run, P, experts, k, n);
 }
-extern "C" __global__ void __cluster_dims__(2) __launch_bounds__(384, 1)
+extern "C" __global__ void __launch_bounds__(384, 1)
 experts_dot_turned_int8(MAP w0, MAP w1, MAP right0, MAP right1, const bf16* x0, const bf16* x1, const bf16* low0, const bf16* low1,
                         const float* scale0, const float* scale1, const i64* order, const i64* bounds, DOT) {
-    products<TURNED, true>(w0, w1, right0, right1, x0, x1, low0, low1, scale0, scale1, order, bounds, y, nullptr, nullptr, run, P, experts, k, n);
+    products_int8<TURNED>(w0, w1, right0, right1, x0, x1, low0, low1, scale0, scale1, order, bounds, y, nullptr, nullptr, run, P, experts, k, n);
 }
-extern "C" __global__ void __cluster_dims__(2) __launch_bounds__(384, 1)
+extern "C" __global__ void __launch_bounds__(384, 1)
 experts_swiglu_int8(MAP gate, MAP up, MAP left_gate, MAP left_up, const bf16* x, const bf16* low_gate, const bf16* low_up,
                     const float* scale_gate, const float* scale_up, const i64* order, const i64* bounds, SWIGLU_OUT) {
-    products<SWIGLU, true>(gate, up, left_gate, left_up, x, nullptr, low_gate, low_up, scale_gate, scale_up, order, bounds, hidden, gated, lifted, run, P, experts, k, n);
+    products_int8<SWIGLU>(gate, up, left_gate, left_up, x, nullptr, low_gate, low_up, scale_gate, scale_up, order, bounds, hidden, gated, lifted, run, P, experts, k, n);
 }

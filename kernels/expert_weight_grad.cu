@@ -18,11 +18,14 @@
 #ifndef EXPERTS_FENCE
 #define EXPERTS_FENCE 1
 #endif
+#ifndef EXPERTS_TAIL
+#define EXPERTS_TAIL 0
+#endif
 #ifndef EXPERTS_STAGGER
 #define EXPERTS_STAGGER 1
 #endif
 
-constexpr int STAGES = 4;
+constexpr int STAGES = 4, STAGING_WARP = 32 * 128, STAGING_BYTES = 8 * STAGING_WARP;
 constexpr int EXPERTS_GRAD_SMEM = STAGES * STAGE_BYTES + STAGING_BYTES + 2 * STAGES * 8;  // 229440
 static_assert(EXPERTS_GRAD_SMEM == 229440, "the launch states it");
 
@@ -69,40 +72,45 @@ experts_weight_grad(const bf16* x, const bf16* dy, const i64* order, const i64* 
     Ring<STAGES> ring;
     if (group == 0) {
         registers_drop<56>();
-        // Warp w copies places 16 w .. 16 w + 15 of a step; lane i < 16 keeps the i-th, and that of the step after.
-        const int mine = warp * 16 + (lane & 15);
-        u32 ahead = 0;
+        // This thread copies chunk `chunk` of each panel of places row, row + 16, row + 32, row + 48 of a step.
+        const int chunk = threadIdx.x & 7, row = threadIdx.x >> 3;
+        const u32 to = smem_u32(smem) + panel_chunk(row, chunk);
+        const Divisor of_x(run_x), of_dy(run_dy);
+        u32 ahead[4];
         auto fetch = [&] {
-            const int i = walk.first + walk.step * DEPTH + mine;
-            if (walk.more()) ahead = i < walk.end ? load_early_word(order + i) : ~0u;
+            if (!walk.more()) return;
+            const int i = walk.first + walk.step * DEPTH + row;
+#pragma unroll
+            for (int j = 0; j < 4; j++) ahead[j] = i + 16 * j < walk.end ? load_early_word(order + i + 16 * j) : ~0u;
         };
-        const u32 to = smem_u32(smem) + warp * 16 * 128;
-        const u32 to_x = to + A_BYTES + (lane >> 3) * PANEL, to_dy = to + ((lane & 15) >> 3) * PANEL + (lane >> 4) * 128;
         walk.skip_empty();
         fetch();
         while (walk.more()) {
-            const u32 place = ahead;
-            const int column = walk.column + lane * 8, row = walk.row + (lane & 15) * 8;
+            const u8 *from_x[4], *from_dy[4];
+            u32 bytes[4];
+            const int columns = d - walk.column, rows = f - walk.row;
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                bytes[j] = ahead[j] == ~0u ? 0 : 16;  // past the last place: zeros
+                const u32 place = bytes[j] ? ahead[j] : 0;
+                from_x[j] = (const u8*)(x + walk.column + u64(of_x(place)) * d) + chunk * 16;
+                from_dy[j] = (const u8*)(dy + walk.row + u64(of_dy(place)) * f) + chunk * 16;
+            }
             walk.step++;
             walk.skip_empty();
             fetch();
-            const u32 bytes = place == ~0u ? 0 : 16;  // past the last place: zeros
-            const u32 row_x = bytes ? (run_x == 1 ? place : place / u32(run_x)) : 0, row_dy = bytes ? (run_dy == 1 ? place : place / u32(run_dy)) : 0;
             barrier_wait(&empty[ring.at], ring.parity ^ 1);
-            const u32 stage = ring.at * STAGE_BYTES;
-            const bf16* from_dy = dy + row;
+            const u32 stage = to + ring.at * STAGE_BYTES;
 #pragma unroll
-            for (int i = 0; i < 8; i++) {
-                const int r = 2 * i + (lane >> 4);
-                const u32 at = __shfl_sync(~0u, row_dy, r), size = __shfl_sync(~0u, bytes, r);
-                if (row < f) copy_async(to_dy + stage + i * 256 + (((lane & 7) ^ (r & 7)) << 4), from_dy + u64(at) * f, size);
-            }
-            const bf16* from_x = x + column;
+            for (int p = 0; p < 2; p++)
+                if (64 * p < rows)
 #pragma unroll
-            for (int i = 0; i < 16; i++) {
-                const u32 at = __shfl_sync(~0u, row_x, i), size = __shfl_sync(~0u, bytes, i);
-                if (column < d) copy_async(to_x + stage + i * 128 + (((lane & 7) ^ (i & 7)) << 4), from_x + u64(at) * d, size);
-            }
+                    for (int j = 0; j < 4; j++) copy_async(stage + p * PANEL + j * 2048, from_dy[j] + p * 128, bytes[j]);
+#pragma unroll
+            for (int p = 0; p < 4; p++)
+                if (64 * p < columns)
+#pragma unroll
+                    for (int j = 0; j < 4; j++) copy_async(stage + A_BYTES + p * PANEL + j * 2048, from_x[j] + p * 128, bytes[j]);
             copy_async_arrive(&full[ring.at]);
             ring.next();
         }
@@ -116,7 +124,7 @@ experts_weight_grad(const bf16* x, const bf16* dy, const i64* order, const i64* 
             if (lane == 0) barrier_arrive(&empty[stage]);
         };
         bool behind = EXPERTS_STAGGER;
-        for (; walk.more(); walk.next_tile()) {
+        for (Walk following = walk; walk.more(); walk = following) {
             const int row = walk.row + part * 64;
             const bool active = row < f;
             if (behind && walk.steps > 0) {
@@ -124,6 +132,7 @@ experts_weight_grad(const bf16* x, const bf16* dy, const i64* order, const i64* 
                 else if (!active) asm volatile("bar.arrive 1, 256;" ::: "memory");
                 if (part || !active) behind = false;
             }
+            if (!active || walk.steps == 0) following.next_tile();  // else while the tensor cores work
             if (!active) {
                 for (int s = 0; s < walk.steps; s++, ring.next()) {
                     barrier_wait(&full[ring.at], ring.parity);
@@ -138,12 +147,13 @@ experts_weight_grad(const bf16* x, const bf16* dy, const i64* order, const i64* 
                 const u64 a = advance(a_desc, ring.at * STAGE_BYTES), b = advance(b_desc, ring.at * STAGE_BYTES);
                 wgmma_fence();
 #pragma unroll
-                for (int j = 0; j < 4; j++) wgmma_ss<1, 1>(acc, advance(a, j * 2048), advance(b, j * 2048), s + j > 0);
+                for (int j = 0; j < 4; j++)
+                    if (!EXPERTS_TAIL || j == 0 || walk.first + s * DEPTH + 16 * j < walk.end) wgmma_ss<1, 1>(acc, advance(a, j * 2048), advance(b, j * 2048), s + j > 0);
                 wgmma_commit();
                 if (s > 0) {
                     wgmma_wait<1>();
                     release(before);
-                }
+                } else following.next_tile();
                 before = ring.at;
                 if (behind && !part && (s == 1 || s == walk.steps - 1)) {
                     asm volatile("bar.arrive 1, 256;" ::: "memory");
@@ -156,7 +166,7 @@ experts_weight_grad(const bf16* x, const bf16* dy, const i64* order, const i64* 
             const int index = walk.expert * f + row + (warp & 3) * 16 + lane;
 #pragma unroll
             for (int h = 0; h < 2; h++)
-                store_rows(my_staging, dw, index, d, walk.column + 128 * h, [&](int i) { return any ? pack_bf16(acc[64 * h + 2 * i], acc[64 * h + 2 * i + 1]) : 0u; });
+                store_rows<128>(my_staging, dw, index, d, walk.column + 128 * h, [&](int i) { return any ? pack_bf16(acc[64 * h + 2 * i], acc[64 * h + 2 * i + 1]) : 0u; });
         }
     }
 }

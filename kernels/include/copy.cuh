@@ -92,8 +92,9 @@ DEVICE u32 cluster_rank() {
 DEVICE void cluster_sync() {
     asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
-/// Arrives at the barrier of this offset in block `rank` of the cluster.
+/// Arrives at the barrier of this offset in block `rank` of the cluster. For a reader that is done: it publishes no writes
+/// (an arrival that releases to the cluster waits for all memory operations of the thread).
 DEVICE void barrier_arrive_at(u64* bar, u32 rank) {
     asm volatile("{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\n"
-                 "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n}" ::"r"(smem_u32(bar)), "r"(rank) : "memory");
+                 "mbarrier.arrive.shared::cluster.b64 _, [there];\n}" ::"r"(smem_u32(bar)), "r"(rank) : "memory");
 }
