@@ -57,11 +57,20 @@
 #ifndef EXPERTS_STAGGER
 #define EXPERTS_STAGGER 1
 #endif
+#ifndef EXPERTS_ABLATE
+#define EXPERTS_ABLATE 0
+#endif
+#ifndef EXPERTS_ARRIVE
+#define EXPERTS_ARRIVE 0
+#endif
+#ifndef EXPERTS_CLUSTER
+#define EXPERTS_CLUSTER 2
+#endif
 #ifndef EXPERTS_GROUP
 #define EXPERTS_GROUP 8
 #endif
 
-constexpr int PAIR_ROWS = 2 * ROWS;
+constexpr int CLUSTER = EXPERTS_CLUSTER, PAIR_ROWS = CLUSTER * ROWS;
 constexpr int BF16_STAGES = 4, INT8_STAGES = 3, CODE_STAGES = 2;
 constexpr int CODE_BYTES = COLUMNS * DEPTH;
 constexpr int TABLE_BYTES = (MAX_EXPERTS + 4) * 4;
@@ -101,7 +110,7 @@ struct List {
     const i64* bounds;
     int wide, columns, rank, at, step, total, expert = 0;
     DEVICE List(const int* prefix, const i64* bounds, int experts, int columns, int wide)
-        : prefix(prefix), bounds(bounds), wide(wide), columns(columns), rank(cluster_rank()), at(blockIdx.x >> 1), step(gridDim.x >> 1) {
+        : prefix(prefix), bounds(bounds), wide(wide), columns(columns), rank(cluster_rank()), at(blockIdx.x / CLUSTER), step(gridDim.x / CLUSTER) {
         total = prefix[experts] * columns;
     }
     DEVICE bool next(Tile& tile) {
@@ -115,7 +124,7 @@ struct List {
         const int pair = group * EXPERTS_GROUP + i - column * height;
         const int begin = int(bounds[expert]), left = int(bounds[expert + 1]) - begin - pair * PAIR_ROWS;
         // A part of a pair is shared evenly, in blocks of 64 rows.
-        const int mine = (min(4, (left + 63) / 64) + 1) / 2 * 64;
+        const int mine = CLUSTER == 1 ? ROWS : (min(4, (left + 63) / 64) + 1) / 2 * 64;
         tile.expert = expert, tile.column = column * wide;
         tile.first = begin + pair * PAIR_ROWS + (rank ? mine : 0);
         tile.rows = rank ? max(0, min(ROWS, left - mine)) : min(left, mine);
@@ -174,11 +183,11 @@ DEVICE void products(const TensorMap& w0, const TensorMap& w1, const TensorMap& 
 
     if (threadIdx.x == 0) {
         for (int i = 0; i < STAGES; i++) {
-            barrier_init(&full[i], 128 + 1 + (INT8 ? 4 : 0));  // copies of the rows; the copy engine; warps that turned codes
-            barrier_init(&empty[i], INT8 ? 8 : 16);            // bf16 B comes from both blocks, so both must be done with it
+            barrier_init(&full[i], (EXPERTS_ARRIVE ? 4 : 128) + 1 + (INT8 ? 4 : 0));  // copies of the rows; the copy engine; warps that turned codes
+            barrier_init(&empty[i], INT8 ? 8 : 8 * CLUSTER);            // bf16 B comes from both blocks, so both must be done with it
         }
         if (INT8)
-            for (int i = 0; i < CODE_STAGES; i++) barrier_init(&codes_full[i], 1), barrier_init(&codes_empty[i], 8);
+            for (int i = 0; i < CODE_STAGES; i++) barrier_init(&codes_full[i], 1), barrier_init(&codes_empty[i], 4 * CLUSTER);
         barrier_init_done();
     }
     if (warp == 1) count_pairs(prefix, bounds, experts);
@@ -197,16 +206,27 @@ DEVICE void products(const TensorMap& w0, const TensorMap& w1, const TensorMap& 
             for (int i = 0; i < 8; i++)
                 if (row + 16 * i < tile.rows) to[i] = load_early_word(order + tile.first + row + 16 * i);
         };
+        u32 open = 0;
+        auto arrive = [&] {
+            if (!EXPERTS_ARRIVE) { copy_async_arrive(&full[ring.at]); return; }
+            asm volatile("cp.async.commit_group;" ::: "memory");
+            if (open < EXPERTS_ARRIVE) { open++; return; }
+            asm volatile("cp.async.wait_group %0;" ::"n"(EXPERTS_ARRIVE) : "memory");
+            __syncwarp();
+            const u32 stage = ring.at >= EXPERTS_ARRIVE ? ring.at - EXPERTS_ARRIVE : ring.at + STAGES - EXPERTS_ARRIVE;
+            if (lane == 0) barrier_arrive(&full[stage]);
+        };
         // Loads B, or the half of it that is this block's to load for both.
         auto load_b = [&](const TensorMap& m0, const TensorMap& m1, const Tile& tile, int depth, bool low) {
             u8* b = smem + ring.at * STAGE_BYTES + A_BYTES;
+            if (EXPERTS_ABLATE & 2) { barrier_arrive(&full[ring.at]); return; }
             barrier_expect(&full[ring.at], B_BYTES);
 #pragma unroll
             for (int part = 0; part < 2; part++) {
-                if (!INT8 && part != rank) continue;
+                if (!INT8 && CLUSTER == 2 && part != rank) continue;
                 const TensorMap& map = FORM == SWIGLU && part ? m1 : m0;
                 auto load = [&](u8* at, int x, int y) {
-                    if (INT8) tensor_load(at, map, x, y, tile.expert, &full[ring.at]);
+                    if (INT8 || CLUSTER == 1) tensor_load(at, map, x, y, tile.expert, &full[ring.at]);
                     else tensor_load_both(at, map, x, y, tile.expert, &full[ring.at]);
                 };
                 u8* at = b + part * (B_BYTES / 2);
@@ -222,17 +242,24 @@ DEVICE void products(const TensorMap& w0, const TensorMap& w1, const TensorMap& 
         auto load_codes = [&](const Tile& tile, int s) {
             if (tid != 0) return;
             barrier_wait(&codes_empty[code_ring.at], code_ring.parity ^ 1);
-            barrier_expect(&codes_full[code_ring.at], CODE_BYTES);
-            u8* at = codes + code_ring.at * CODE_BYTES + rank * (CODE_BYTES / 2);
             u64* bar = &codes_full[code_ring.at];
+            barrier_expect(bar, CODE_BYTES);
             const bool second = s >= steps;
             const int depth = (second ? s - steps : s) * DEPTH;
-            if (FORM == TURNED) {
-                const TensorMap& map = second ? w1 : w0;
 #pragma unroll
-                for (int j = 0; j < 2; j++) tensor_load_both(at + j * (CODE_BYTES / 4), map, tile.column + 128 * rank + 64 * j, depth, tile.expert, bar);
-            } else if (FORM == SWIGLU) tensor_load_both(at, rank ? w1 : w0, depth, tile.column, tile.expert, bar);
-            else tensor_load_both(at, w0, depth, tile.column + 128 * rank, tile.expert, bar);
+            for (int part = 0; part < 2; part++) {
+                if (CLUSTER == 2 && part != rank) continue;
+                u8* at = codes + code_ring.at * CODE_BYTES + part * (CODE_BYTES / 2);
+                const TensorMap& map = (FORM == SWIGLU ? part : second) ? w1 : w0;
+                auto load = [&](u8* to, int x, int y) {
+                    if (CLUSTER == 1) tensor_load(to, map, x, y, tile.expert, bar);
+                    else tensor_load_both(to, map, x, y, tile.expert, bar);
+                };
+                if (FORM == TURNED) {
+#pragma unroll
+                    for (int j = 0; j < 2; j++) load(at + j * (CODE_BYTES / 4), tile.column + 128 * part + 64 * j, depth);
+                } else load(at, depth, tile.column + (FORM == SWIGLU ? 0 : 128 * part));
+            }
             code_ring.next();
         };
         // Codes: this thread turns 16 of each of the lines line, line + 32, .. of 64 codes.
@@ -277,18 +304,18 @@ DEVICE void products(const TensorMap& w0, const TensorMap& w1, const TensorMap& 
             for (int s = 0; s < wide; s++, x += 128) {
                 const bool second = FORM == TURNED && s >= steps;
                 if (FORM == TURNED && s == steps) x = (const u8*)x1;
-                uint4 q[8];
+                uint4 q[4];
                 float scale[2], base[2];
+                const uint4* codes_from = (const uint4*)(codes + read_ring.at * CODE_BYTES) + tid;
+                auto read = [&](int half) {
+#pragma unroll
+                    for (int i = 0; i < 4; i++) q[i] = codes_from[(half * 4 + i) * 128];
+                };
                 if (INT8) {
                     if (s + 1 < wide) load_codes(tile, s + 1);  // a step ahead
                     else if (more) load_codes(following, 0);
                     barrier_wait(&codes_full[read_ring.at], read_ring.parity);
-                    const uint4* from = (const uint4*)(codes + read_ring.at * CODE_BYTES) + tid;
-#pragma unroll
-                    for (int i = 0; i < 8; i++) q[i] = from[i * 128];
-                    __syncwarp();
-                    if (lane < 2) barrier_arrive_at(&codes_empty[read_ring.at], lane);
-                    read_ring.next();
+                    read(0);
                     if (FORM == TURNED) {
 #pragma unroll
                         for (int h = 0; h < 2; h++) scale[h] = round_scale(scale_ahead[h]), base[h] = -32896.f * scale[h];
@@ -304,18 +331,25 @@ DEVICE void products(const TensorMap& w0, const TensorMap& w1, const TensorMap& 
                 const u32 a = to + ring.at * STAGE_BYTES;
 #pragma unroll
                 for (int i = 0; i < 8; i++)
-                    if (row + 16 * i < tile.rows) copy_async(a + i * 2048, x + u64(from[i]) * 16);
-                copy_async_arrive(&full[ring.at]);
+                    if (!(EXPERTS_ABLATE & 1) && row + 16 * i < tile.rows) copy_async(a + i * 2048, x + u64(from[i]) * 16);
+                arrive();
                 if (INT8) {
                     u8* b = bf16_to + ring.at * STAGE_BYTES;
 #pragma unroll
-                    for (int i = 0; i < 8; i++) {
-                        u32 w[8];
-                        if (FORM == TURNED) widen(w, q[i], scale[i & 1], base[i & 1]);
-                        else widen(w, q[i]);
-                        *(uint4*)(b + i * 4096 + bf16_first) = make_uint4(w[0], w[1], w[2], w[3]);
-                        *(uint4*)(b + i * 4096 + (bf16_first ^ 16)) = make_uint4(w[4], w[5], w[6], w[7]);
+                    for (int half = 0; half < 2; half++) {
+                        if (half) read(1);
+#pragma unroll
+                        for (int i = 0; i < 4; i++, b += 4096) {
+                            u32 w[8];
+                            if (FORM == TURNED) widen(w, q[i], scale[i & 1], base[i & 1]);
+                            else widen(w, q[i]);
+                            *(uint4*)(b + bf16_first) = make_uint4(w[0], w[1], w[2], w[3]);
+                            *(uint4*)(b + (bf16_first ^ 16)) = make_uint4(w[4], w[5], w[6], w[7]);
+                        }
                     }
+                    __syncwarp();
+                    if (lane < CLUSTER) barrier_arrive_at(&codes_empty[read_ring.at], lane);
+                    read_ring.next();
                     if (FORM != TURNED && s == wide - 1)
 #pragma unroll
                         for (int h = 0; h < 2; h++) scales[ring.at * COLUMNS + 128 * h + tid] = scale_ahead[h];
@@ -335,9 +369,17 @@ DEVICE void products(const TensorMap& w0, const TensorMap& w1, const TensorMap& 
 #pragma unroll
                     for (int i = 0; i < 8; i++)
                         if (row + 16 * i < tile.rows) copy_async(a + i * 2048, x + u64(place[i]) * 16 + (chunk & 1) * 8);
-                copy_async_arrive(&full[ring.at]);
+                arrive();
                 if (INT8 && lane == 0) barrier_arrive(&full[ring.at]);
                 ring.next();
+            }
+        }
+        if (EXPERTS_ARRIVE) {
+            asm volatile("cp.async.wait_group 0;" ::: "memory");
+            __syncwarp();
+            for (; open; open--) {
+                const u32 stage = ring.at >= open ? ring.at - open : ring.at + STAGES - open;
+                if (lane == 0) barrier_arrive(&full[stage]);
             }
         }
     } else {
@@ -355,7 +397,8 @@ DEVICE void products(const TensorMap& w0, const TensorMap& w1, const TensorMap& 
         auto release = [&](u32 stage) {
             if (INT8) {
                 if (lane == 0) barrier_arrive(&empty[stage]);
-            } else if (lane < 2) barrier_arrive_at(&empty[stage], lane);
+            } else if (CLUSTER == 1) { if (lane == 0) barrier_arrive(&empty[stage]); }
+            else if (lane < 2) barrier_arrive_at(&empty[stage], lane);
         };
         bool behind = EXPERTS_STAGGER;
         Tile tile;
@@ -445,30 +488,30 @@ DEVICE void products(const TensorMap& w0, const TensorMap& w1, const TensorMap& 
 #define DOT bf16 *y, int run, int P, int experts, int k, int n
 #define SWIGLU_OUT bf16 *hidden, bf16 *gated, bf16 *lifted, int run, int P, int experts, int k, int n
 
-extern "C" __global__ void __cluster_dims__(2) __launch_bounds__(384, 1)
+extern "C" __global__ void __cluster_dims__(EXPERTS_CLUSTER) __launch_bounds__(384, 1)
 experts_dot(MAP w, MAP left, const bf16* x, const bf16* low, const i64* order, const i64* bounds, DOT) {
     products<PLAIN, false>(w, w, left, left, x, nullptr, low, nullptr, nullptr, nullptr, order, bounds, y, nullptr, nullptr, run, P, experts, k, n);
 }
-extern "C" __global__ void __cluster_dims__(2) __launch_bounds__(384, 1)
+extern "C" __global__ void __cluster_dims__(EXPERTS_CLUSTER) __launch_bounds__(384, 1)
 experts_dot_turned(MAP w0, MAP w1, MAP right0, MAP right1, const bf16* x0, const bf16* x1, const bf16* low0, const bf16* low1,
                    const i64* order, const i64* bounds, DOT) {
     products<TURNED, false>(w0, w1, right0, right1, x0, x1, low0, low1, nullptr, nullptr, order, bounds, y, nullptr, nullptr, run, P, experts, k, n);
 }
-extern "C" __global__ void __cluster_dims__(2) __launch_bounds__(384, 1)
+extern "C" __global__ void __cluster_dims__(EXPERTS_CLUSTER) __launch_bounds__(384, 1)
 experts_swiglu(MAP gate, MAP up, MAP left_gate, MAP left_up, const bf16* x, const bf16* low_gate, const bf16* low_up,
                const i64* order, const i64* bounds, SWIGLU_OUT) {
     products<SWIGLU, false>(gate, up, left_gate, left_up, x, nullptr, low_gate, low_up, nullptr, nullptr, order, bounds, hidden, gated, lifted, run, P, experts, k, n);
 }
-extern "C" __global__ void __cluster_dims__(2) __launch_bounds__(384, 1)
+extern "C" __global__ void __cluster_dims__(EXPERTS_CLUSTER) __launch_bounds__(384, 1)
 experts_dot_int8(MAP w, MAP left, const bf16* x, const bf16* low, const float* scale, const i64* order, const i64* bounds, DOT) {
     products<PLAIN, true>(w, w, left, left, x, nullptr, low, nullptr, scale, nullptr, order, bounds, y, nullptr, nullptr, run, P, experts, k, n);
 }
-extern "C" __global__ void __cluster_dims__(2) __launch_bounds__(384, 1)
+extern "C" __global__ void __cluster_dims__(EXPERTS_CLUSTER) __launch_bounds__(384, 1)
 experts_dot_turned_int8(MAP w0, MAP w1, MAP right0, MAP right1, const bf16* x0, const bf16* x1, const bf16* low0, const bf16* low1,
                         const float* scale0, const float* scale1, const i64* order, const i64* bounds, DOT) {
     products<TURNED, true>(w0, w1, right0, right1, x0, x1, low0, low1, scale0, scale1, order, bounds, y, nullptr, nullptr, run, P, experts, k, n);
 }
-extern "C" __global__ void __cluster_dims__(2) __launch_bounds__(384, 1)
+extern "C" __global__ void __cluster_dims__(EXPERTS_CLUSTER) __launch_bounds__(384, 1)
 experts_swiglu_int8(MAP gate, MAP up, MAP left_gate, MAP left_up, const bf16* x, const bf16* low_gate, const bf16* low_up,
                     const float* scale_gate, const float* scale_up, const i64* order, const i64* bounds, SWIGLU_OUT) {
     products<SWIGLU, true>(gate, up, left_gate, left_up, x, nullptr, low_gate, low_up, scale_gate, scale_up, order, bounds, hidden, gated, lifted, run, P, experts, k, n);

@@ -22,6 +22,12 @@
 #define EXPERTS_STAGGER 1
 #endif
 
+#ifndef EXPERTS_ABLATE
+#define EXPERTS_ABLATE 0
+#endif
+#ifndef EXPERTS_ARRIVE
+#define EXPERTS_ARRIVE 0
+#endif
 constexpr int STAGES = 4;
 constexpr int EXPERTS_GRAD_SMEM = STAGES * STAGE_BYTES + STAGING_BYTES + 2 * STAGES * 8;  // 229440
 static_assert(EXPERTS_GRAD_SMEM == 229440, "the launch states it");
@@ -61,7 +67,7 @@ experts_weight_grad(const bf16* x, const bf16* dy, const i64* order, const i64* 
     u64 *full = (u64*)(staging + STAGING_BYTES), *empty = full + STAGES;
     const int warp = __shfl_sync(~0u, threadIdx.x >> 5, 0), lane = threadIdx.x & 31, group = warp >> 2;
     if (threadIdx.x == 0) {
-        for (int i = 0; i < STAGES; i++) barrier_init(&full[i], 128), barrier_init(&empty[i], 8);
+        for (int i = 0; i < STAGES; i++) barrier_init(&full[i], EXPERTS_ARRIVE ? 4 : 128), barrier_init(&empty[i], 8);
         barrier_init_done();
     }
     __syncthreads();
@@ -69,42 +75,64 @@ experts_weight_grad(const bf16* x, const bf16* dy, const i64* order, const i64* 
     Ring<STAGES> ring;
     if (group == 0) {
         registers_drop<56>();
-        // Warp w copies places 16 w .. 16 w + 15 of a step; lane i < 16 keeps the i-th, and that of the step after.
-        const int mine = warp * 16 + (lane & 15);
-        u32 ahead = 0;
+        // This thread copies chunk `chunk` of each panel of places row, row + 16, row + 32, row + 48 of a step.
+        const int chunk = threadIdx.x & 7, row = threadIdx.x >> 3;
+        const u32 to = smem_u32(smem) + panel_chunk(row, chunk);
+        u32 ahead[4];
         auto fetch = [&] {
-            const int i = walk.first + walk.step * DEPTH + mine;
-            if (walk.more()) ahead = i < walk.end ? load_early_word(order + i) : ~0u;
+            if (!walk.more()) return;
+            const int i = walk.first + walk.step * DEPTH + row;
+#pragma unroll
+            for (int j = 0; j < 4; j++) ahead[j] = i + 16 * j < walk.end ? load_early_word(order + i + 16 * j) : ~0u;
         };
-        const u32 to = smem_u32(smem) + warp * 16 * 128;
-        const u32 to_x = to + A_BYTES + (lane >> 3) * PANEL, to_dy = to + ((lane & 15) >> 3) * PANEL + (lane >> 4) * 128;
+        u32 open = 0;
+        auto arrive = [&] {
+            if (!EXPERTS_ARRIVE) { copy_async_arrive(&full[ring.at]); return; }
+            asm volatile("cp.async.commit_group;" ::: "memory");
+            if (open < EXPERTS_ARRIVE) { open++; return; }
+            asm volatile("cp.async.wait_group %0;" ::"n"(EXPERTS_ARRIVE) : "memory");
+            __syncwarp();
+            const u32 stage = ring.at >= EXPERTS_ARRIVE ? ring.at - EXPERTS_ARRIVE : ring.at + STAGES - EXPERTS_ARRIVE;
+            if (lane == 0) barrier_arrive(&full[stage]);
+        };
         walk.skip_empty();
         fetch();
         while (walk.more()) {
-            const u32 place = ahead;
-            const int column = walk.column + lane * 8, row = walk.row + (lane & 15) * 8;
+            const u8 *from_x[4], *from_dy[4];
+            u32 bytes[4];
+            const int columns = d - walk.column, rows = f - walk.row;
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                bytes[j] = ahead[j] == ~0u ? 0 : 16;  // past the last place: zeros
+                const u32 place = bytes[j] ? ahead[j] : 0;
+                from_x[j] = (const u8*)(x + walk.column + u64(run_x == 1 ? place : place / u32(run_x)) * d) + chunk * 16;
+                from_dy[j] = (const u8*)(dy + walk.row + u64(run_dy == 1 ? place : place / u32(run_dy)) * f) + chunk * 16;
+            }
             walk.step++;
             walk.skip_empty();
             fetch();
-            const u32 bytes = place == ~0u ? 0 : 16;  // past the last place: zeros
-            const u32 row_x = bytes ? (run_x == 1 ? place : place / u32(run_x)) : 0, row_dy = bytes ? (run_dy == 1 ? place : place / u32(run_dy)) : 0;
             barrier_wait(&empty[ring.at], ring.parity ^ 1);
-            const u32 stage = ring.at * STAGE_BYTES;
-            const bf16* from_dy = dy + row;
+            const u32 stage = to + ring.at * STAGE_BYTES;
 #pragma unroll
-            for (int i = 0; i < 8; i++) {
-                const int r = 2 * i + (lane >> 4);
-                const u32 at = __shfl_sync(~0u, row_dy, r), size = __shfl_sync(~0u, bytes, r);
-                if (row < f) copy_async(to_dy + stage + i * 256 + (((lane & 7) ^ (r & 7)) << 4), from_dy + u64(at) * f, size);
-            }
-            const bf16* from_x = x + column;
+            for (int p = 0; p < 2; p++)
+                if (!(EXPERTS_ABLATE & 1) && 64 * p < rows)
 #pragma unroll
-            for (int i = 0; i < 16; i++) {
-                const u32 at = __shfl_sync(~0u, row_x, i), size = __shfl_sync(~0u, bytes, i);
-                if (column < d) copy_async(to_x + stage + i * 128 + (((lane & 7) ^ (i & 7)) << 4), from_x + u64(at) * d, size);
-            }
-            copy_async_arrive(&full[ring.at]);
+                    for (int j = 0; j < 4; j++) copy_async(stage + p * PANEL + j * 2048, from_dy[j] + p * 128, bytes[j]);
+#pragma unroll
+            for (int p = 0; p < 4; p++)
+                if (!(EXPERTS_ABLATE & 2) && 64 * p < columns)
+#pragma unroll
+                    for (int j = 0; j < 4; j++) copy_async(stage + A_BYTES + p * PANEL + j * 2048, from_x[j] + p * 128, bytes[j]);
+            arrive();
             ring.next();
+        }
+        if (EXPERTS_ARRIVE) {
+            asm volatile("cp.async.wait_group 0;" ::: "memory");
+            __syncwarp();
+            for (; open; open--) {
+                const u32 stage = ring.at >= open ? ring.at - open : ring.at + STAGES - open;
+                if (lane == 0) barrier_arrive(&full[stage]);
+            }
         }
     } else {
         registers_raise<224>();

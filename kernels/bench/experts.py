@@ -175,7 +175,7 @@ def differs(torch, got, want, terms=1.0):
     if bad_nan.any():
         return f"{int(bad_nan.sum())} NaN differ of {got.numel()}"
     size = want.nan_to_num().square().mean(1, keepdim=True).sqrt() * 1e-3 * terms
-    off = ((got - want).abs() - want.abs() * 2**-8.9 - size).nan_to_num()
+    off = ((got - want).abs() - want.abs() * 2**-7.98 - size).nan_to_num()
     if (off > 0).any():
         at = int(off.argmax())
         row, column = divmod(at, got.shape[1])
@@ -335,13 +335,18 @@ def work(kernel, options, variants):
     lows = [False] if grad else [False, True]
     cases = SMALL if options.small else CHECKS
     start = time.time()
+    if options.once:  # one launch, for a profiler
+        case = full(d, kernel, "balanced", low="int8" in kernel)
+        case.launcher(modules[0])()
+        torch.cuda.synchronize()
+        return True
     for i, (form, tokens, topk, experts, k, n, by_token) in enumerate(cases):
         for low in lows if i % 3 == 0 or experts == 20 else [bool(i % 2) and not grad]:
             if options.no_low and low:
                 continue
             case = Case(d, kernel, form, tokens, topk, experts, k, n, topk if by_token else 1, low, saved=i % 4 != 1, nan=i == 2)
             for v, m in zip(variants, modules):
-                wrong = case.check(m)
+                wrong = None if any("ABLATE" in d for d in v) else case.check(m)
                 if wrong:
                     good = False
                     print(f"RED   {case.label} {v}: {wrong}", flush=True)
@@ -380,7 +385,7 @@ def work(kernel, options, variants):
 def main():
     p = argparse.ArgumentParser()
     p.add_argument("--compile", action="store_true"), p.add_argument("--small", action="store_true"), p.add_argument("--inline", action="store_true")
-    p.add_argument("--time", action="store_true"), p.add_argument("--no-low", action="store_true"), p.add_argument("--low", action="store_true"), p.add_argument("--zipf", action="store_true")
+    p.add_argument("--time", action="store_true"), p.add_argument("--no-low", action="store_true"), p.add_argument("--low", action="store_true"), p.add_argument("--zipf", action="store_true"), p.add_argument("--once", action="store_true")
     p.add_argument("--only", nargs="*", default=[]), p.add_argument("--variant", nargs="*", default=[])
     p.add_argument("--cubins", default="/tmp/expert_cubins"), p.add_argument("--limit", type=int, default=40), p.add_argument("--rounds", type=int, default=1)
     p.add_argument("--seed", type=int, default=0)
