@@ -45,7 +45,8 @@
 //          code. 384 threads; dynamic shared memory EXPERTS_SMEM, for int8 EXPERTS_INT8_SMEM.
 //
 // A cluster of two blocks computes 256 rows x 256 columns (swiglu: 128 of gate and 128 of up): each block gathers its own 128 rows with
-// 16-byte copies and loads half of B by the copy engine for both. The same warpgroup turns codes, loaded likewise, into bf16 panels.
+// 16-byte copies and loads half of B by the copy engine for both. Codes are loaded likewise, and the computing warpgroups turn
+// those of the next step into bf16 panels while the tensor cores work on this one.
 // A block walks its tiles by itself; one expert's tiles come one after another, in groups of 8 x all columns, so that what runs at
 // one time shares rows and weights in L2. A block whose 64-row half is empty skips its products, so rows cost in steps of 128.
 #include "experts.cuh"
@@ -57,27 +58,20 @@
 #ifndef EXPERTS_STAGGER
 #define EXPERTS_STAGGER 1
 #endif
-#ifndef EXPERTS_ABLATE
-#define EXPERTS_ABLATE 0
-#endif
-#ifndef EXPERTS_ARRIVE
-#define EXPERTS_ARRIVE 0
+#ifndef EXPERTS_GROUP
+#define EXPERTS_GROUP 8
 #endif
 #ifndef EXPERTS_CLUSTER
 #define EXPERTS_CLUSTER 2
 #endif
-#ifndef EXPERTS_GROUP
-#define EXPERTS_GROUP 8
-#endif
 
 constexpr int CLUSTER = EXPERTS_CLUSTER, PAIR_ROWS = CLUSTER * ROWS;
-constexpr int BF16_STAGES = 4, INT8_STAGES = 3, CODE_STAGES = 2;
-constexpr int CODE_BYTES = COLUMNS * DEPTH;
+constexpr int STAGES = 4;
+constexpr int CODE_BYTES = COLUMNS * DEPTH, INT8_STAGE_BYTES = A_BYTES + CODE_BYTES;
 constexpr int TABLE_BYTES = (MAX_EXPERTS + 4) * 4;
-constexpr int EXPERTS_SMEM = BF16_STAGES * STAGE_BYTES + STAGING_BYTES + TABLE_BYTES + 2 * BF16_STAGES * 8;  // 231504
-constexpr int EXPERTS_INT8_SMEM = INT8_STAGES * (STAGE_BYTES + COLUMNS * 4) + CODE_STAGES * CODE_BYTES + STAGING_BYTES + TABLE_BYTES +
-                                  2 * (INT8_STAGES + CODE_STAGES) * 8;  // 218208
-static_assert(EXPERTS_SMEM == 231504 && EXPERTS_INT8_SMEM == 218208, "the launch states them");
+constexpr int EXPERTS_SMEM = STAGES * STAGE_BYTES + 8 * 32 * 128 + TABLE_BYTES + 2 * STAGES * 8;
+constexpr int EXPERTS_INT8_SMEM = STAGES * INT8_STAGE_BYTES + 2 * B_BYTES + 8 * 32 * 64 + 2 * COLUMNS * 4 + TABLE_BYTES + (2 * STAGES + 1) * 8;
+static_assert(EXPERTS_SMEM == 231504 && EXPERTS_INT8_SMEM == 217176, "the launch states them");
 
 enum Form { PLAIN, TURNED, SWIGLU };
 
@@ -133,33 +127,62 @@ struct List {
     }
 };
 
-/// Sixteen codes to bf16, exactly.
+DEVICE u32 multiply_add(u32 a, u32 b, u32 c) {
+    u32 r;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(c));
+    return r;
+}
+DEVICE u32 multiply(u32 a, u32 b) {
+    u32 r;
+    asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+    return r;
+}
+/// Sixteen codes to bf16, each exactly a 64th: code + 128 as the bits of a subnormal bf16, times 2^127, less 2.
 DEVICE void widen(u32 (&to)[8], const uint4& codes) {
-    const u32 words[4] = {codes.x, codes.y, codes.z, codes.w};
+    const u32 words[4] = {codes.x ^ 0x80808080u, codes.y ^ 0x80808080u, codes.z ^ 0x80808080u, codes.w ^ 0x80808080u};
 #pragma unroll
-    for (int i = 0; i < 4; i++)
-#pragma unroll
-        for (int h = 0; h < 2; h++) {
-            const u32 w = __byte_perm(words[i], 0, h ? 0x4342 : 0x4140);  // two codes, 16 bits apart
-            const u32 low = (w & 0x007f007fu) | 0x43004300u, sign = (w & 0x00800080u) | 0x43004300u;  // 128 + bits; 128 or 256
-            asm("sub.rn.bf16x2 %0, %1, %2;" : "=r"(to[2 * i + h]) : "r"(low), "r"(sign));
-        }
+    for (int i = 0; i < 8; i++) to[i] = multiply_add(__byte_perm(words[i >> 1], 0, i & 1 ? 0x4342 : 0x4140), 0x7f007f00u, 0xc000c000u);
 }
-/// Sixteen codes times `scale`, each rounded to bf16 once. `scale` has 15 significant bits, so that `base`, -32896 scale, is exact.
-DEVICE void widen(u32 (&to)[8], const uint4& codes, float scale, float base) {
-    const u32 words[4] = {codes.x, codes.y, codes.z, codes.w};
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        const u32 w = words[i] ^ 0x80808080u;  // code + 128, and in the middle of 2^15: 2^15 + 128 + code
-        float f[4];
-#pragma unroll
-        for (int e = 0; e < 4; e++) f[e] = fmaf(__uint_as_float(__byte_perm(w, 0x47000000u, 0x7404 | e << 4)), scale, base);
-        to[2 * i] = pack_bf16(f[0], f[1]), to[2 * i + 1] = pack_bf16(f[2], f[3]);
+/// A scale, times 64, as the sum of two bf16, each twice: good to 2^-17.
+struct Scale {
+    u32 high, low;
+    DEVICE Scale(float x) {
+        x *= 64.f;
+        high = pack_bf16(x, x);
+        const float rest = x - bf16_lo(high);
+        low = pack_bf16(rest, rest);
     }
-}
-DEVICE float round_scale(float x) { return __uint_as_float((__float_as_uint(x) + 0x100u) & ~0x1ffu); }
+    /// Code (a 64th of it) times scale, rounded once but for the last part of `low`.
+    DEVICE u32 operator()(u32 codes) const { return multiply_add(codes, high, multiply(codes, low)); }
+};
 
 DEVICE float silu(float x) { return x * rcp_fast(1.f + exp_fast(-x)); }
+
+/// The 16 rows of a warp to their places, in passes of PASS columns.
+template <Form FORM, int PASS> DEVICE void store_tile(u8* staging, const float (&acc)[128], bf16* y0, bf16* y1, bf16* y2, int place, int n, int column) {
+    if (FORM == SWIGLU) {
+        if (y1) {
+            store_128<PASS>(staging, y1, place, n, column, [&](int i) { return pack_bf16(acc[2 * i], acc[2 * i + 1]); });
+            store_128<PASS>(staging, y2, place, n, column, [&](int i) { return pack_bf16(acc[64 + 2 * i], acc[64 + 2 * i + 1]); });
+        }
+        store_128<PASS>(staging, y0, place, n, column, [&](int i) {
+            return pack_bf16(silu(acc[2 * i]) * acc[64 + 2 * i], silu(acc[2 * i + 1]) * acc[64 + 2 * i + 1]);
+        });
+    } else {
+#pragma unroll
+        for (int h = 0; h < 2; h++)
+            store_128<PASS>(staging, y0, place, n, column + 128 * h, [&](int i) { return pack_bf16(acc[64 * h + 2 * i], acc[64 * h + 2 * i + 1]); });
+    }
+}
+/// Scales of the columns, from shared memory, times the accumulator.
+DEVICE void scale_columns(float (&acc)[128], const float* scales) {
+    const float2* scale = (const float2*)scales + (threadIdx.x & 3);
+#pragma unroll
+    for (int j = 0; j < 32; j++) {
+        const float2 s = scale[4 * j];
+        acc[4 * j] *= s.x, acc[4 * j + 1] *= s.y, acc[4 * j + 2] *= s.x, acc[4 * j + 3] *= s.y;
+    }
+}
 
 /// All forms. Of one term w1, x1, scale1 are not read unless SWIGLU, where they are those of up (x1 is not used).
 template <Form FORM, bool INT8>
@@ -167,13 +190,14 @@ DEVICE void products(const TensorMap& w0, const TensorMap& w1, const TensorMap& 
                      const bf16* low0, const bf16* low1, const float* scale0, const float* scale1, const i64* order, const i64* bounds,
                      bf16* y0, bf16* y1, bf16* y2, int run, int P, int experts, int k, int n)
 {
-    constexpr int STAGES = INT8 ? INT8_STAGES : BF16_STAGES;
-    u8* codes = smem + STAGES * STAGE_BYTES;
-    u8* staging = codes + (INT8 ? CODE_STAGES * CODE_BYTES : 0);
-    float* scales = (float*)(staging + STAGING_BYTES);  // of the columns of a tile, beside its last wide stage
-    int* prefix = (int*)(scales + (INT8 ? STAGES * COLUMNS : 0));
+    // A stage: 64 of the contraction, rows and B or codes of B. Codes have two panels of bf16 besides, of this step and the next.
+    constexpr int STAGE = INT8 ? INT8_STAGE_BYTES : STAGE_BYTES, PASS = INT8 ? 64 : 128;
+    u8* b_panels = smem + STAGES * STAGE;
+    u8* staging = b_panels + (INT8 ? 2 * B_BYTES : 0);
+    float* scales = (float*)(staging + 8 * 32 * PASS);  // of the columns of this tile and the one before
+    int* prefix = (int*)(scales + (INT8 ? 2 * COLUMNS : 0));
     u64* full = (u64*)(prefix + TABLE_BYTES / 4);
-    u64 *empty = full + STAGES, *codes_full = empty + STAGES, *codes_empty = codes_full + CODE_STAGES;
+    u64 *empty = full + STAGES, *low_full = empty + STAGES;
 
     const int tid = threadIdx.x & 127, warp = __shfl_sync(~0u, threadIdx.x >> 5, 0), lane = threadIdx.x & 31, group = warp >> 2;
     const u32 rank = cluster_rank();
@@ -183,233 +207,143 @@ DEVICE void products(const TensorMap& w0, const TensorMap& w1, const TensorMap& 
 
     if (threadIdx.x == 0) {
         for (int i = 0; i < STAGES; i++) {
-            barrier_init(&full[i], (EXPERTS_ARRIVE ? 4 : 128) + 1 + (INT8 ? 4 : 0));  // copies of the rows; the copy engine; warps that turned codes
-            barrier_init(&empty[i], INT8 ? 8 : 8 * CLUSTER);            // bf16 B comes from both blocks, so both must be done with it
+            barrier_init(&full[i], 128 + 1);        // copies of the rows, and the copy engine
+            barrier_init(&empty[i], 8 * CLUSTER);   // B comes from both blocks, so both must be done with it
         }
-        if (INT8)
-            for (int i = 0; i < CODE_STAGES; i++) barrier_init(&codes_full[i], 1), barrier_init(&codes_empty[i], 4 * CLUSTER);
+        if (INT8) barrier_init(low_full, 1);
         barrier_init_done();
     }
     if (warp == 1) count_pairs(prefix, bounds, experts);
     cluster_sync();
     List list(prefix, bounds, experts, columns, wide_columns);
     Ring<STAGES> ring;
+    // B of a step as bf16, by one thread: this block's half for both, or all of it for this block.
+    auto load_b = [&](u8* b, u64* bar, const TensorMap& m0, const TensorMap& m1, const Tile& tile, int depth, bool low, bool both) {
+        barrier_expect(bar, B_BYTES);
+#pragma unroll
+        for (int part = 0; part < 2; part++) {
+            if (both && part != int(rank)) continue;
+            const TensorMap& map = FORM == SWIGLU && part ? m1 : m0;
+            auto load = [&](u8* at, int x, int y) {
+                if (both) tensor_load_both(at, map, x, y, tile.expert, bar);
+                else tensor_load(at, map, x, y, tile.expert, bar);
+            };
+            u8* at = b + part * (B_BYTES / 2);
+            if (FORM == TURNED) {
+#pragma unroll
+                for (int j = 0; j < 2; j++) load(at + j * PANEL, tile.column + 128 * part + 64 * j, depth);
+            } else if (FORM == SWIGLU) load(at, low && part ? -16 : depth, tile.column);  // up's low term: contraction 16 to 31
+            else load(at, depth, tile.column + 128 * part);
+        }
+    };
 
     if (group == 0) {
-        registers_drop<INT8 ? 104 : 56>();
+        registers_drop<56>();
         const int chunk = tid & 7, row = tid >> 3;  // of rows row, row + 16, ..
         const u32 to = smem_u32(smem) + panel_chunk(row, chunk);
         const u32 chunks = u32(k) >> 3;
+        const Divisor of_run(run);
         u32 ahead[8];
-        auto fetch = [&](const Tile& tile, u32 (&to)[8]) {
+        auto fetch = [&](const Tile& tile) {
 #pragma unroll
             for (int i = 0; i < 8; i++)
-                if (row + 16 * i < tile.rows) to[i] = load_early_word(order + tile.first + row + 16 * i);
+                if (row + 16 * i < tile.rows) ahead[i] = load_early_word(order + tile.first + row + 16 * i);
         };
-        u32 open = 0;
-        auto arrive = [&] {
-            if (!EXPERTS_ARRIVE) { copy_async_arrive(&full[ring.at]); return; }
-            asm volatile("cp.async.commit_group;" ::: "memory");
-            if (open < EXPERTS_ARRIVE) { open++; return; }
-            asm volatile("cp.async.wait_group %0;" ::"n"(EXPERTS_ARRIVE) : "memory");
-            __syncwarp();
-            const u32 stage = ring.at >= EXPERTS_ARRIVE ? ring.at - EXPERTS_ARRIVE : ring.at + STAGES - EXPERTS_ARRIVE;
-            if (lane == 0) barrier_arrive(&full[stage]);
-        };
-        // Loads B, or the half of it that is this block's to load for both.
-        auto load_b = [&](const TensorMap& m0, const TensorMap& m1, const Tile& tile, int depth, bool low) {
-            u8* b = smem + ring.at * STAGE_BYTES + A_BYTES;
-            if (EXPERTS_ABLATE & 2) { barrier_arrive(&full[ring.at]); return; }
-            barrier_expect(&full[ring.at], B_BYTES);
-#pragma unroll
-            for (int part = 0; part < 2; part++) {
-                if (!INT8 && CLUSTER == 2 && part != rank) continue;
-                const TensorMap& map = FORM == SWIGLU && part ? m1 : m0;
-                auto load = [&](u8* at, int x, int y) {
-                    if (INT8 || CLUSTER == 1) tensor_load(at, map, x, y, tile.expert, &full[ring.at]);
-                    else tensor_load_both(at, map, x, y, tile.expert, &full[ring.at]);
-                };
-                u8* at = b + part * (B_BYTES / 2);
-                if (FORM == TURNED) {
-#pragma unroll
-                    for (int j = 0; j < 2; j++) load(at + j * PANEL, tile.column + 128 * part + 64 * j, depth);
-                } else if (FORM == SWIGLU) load(at, low && part ? -16 : depth, tile.column);  // up's low term: contraction 16 to 31
-                else load(at, depth, tile.column + 128 * part);
-            }
-        };
-        // Codes of step s of a tile: this block's half, for both.
-        Ring<CODE_STAGES> code_ring;
-        auto load_codes = [&](const Tile& tile, int s) {
-            if (tid != 0) return;
-            barrier_wait(&codes_empty[code_ring.at], code_ring.parity ^ 1);
-            u64* bar = &codes_full[code_ring.at];
+        auto load_codes = [&](const TensorMap& m0, const TensorMap& m1, const Tile& tile, int depth) {
+            u8* codes = smem + ring.at * STAGE + A_BYTES;
+            u64* bar = &full[ring.at];
             barrier_expect(bar, CODE_BYTES);
-            const bool second = s >= steps;
-            const int depth = (second ? s - steps : s) * DEPTH;
 #pragma unroll
             for (int part = 0; part < 2; part++) {
                 if (CLUSTER == 2 && part != rank) continue;
-                u8* at = codes + code_ring.at * CODE_BYTES + part * (CODE_BYTES / 2);
-                const TensorMap& map = (FORM == SWIGLU ? part : second) ? w1 : w0;
-                auto load = [&](u8* to, int x, int y) {
-                    if (CLUSTER == 1) tensor_load(to, map, x, y, tile.expert, bar);
-                    else tensor_load_both(to, map, x, y, tile.expert, bar);
+                const TensorMap& map = FORM == SWIGLU && part ? m1 : m0;
+                auto load = [&](u8* at, int x, int y) {
+                    if (CLUSTER == 2) tensor_load_both(at, map, x, y, tile.expert, bar);
+                    else tensor_load(at, map, x, y, tile.expert, bar);
                 };
+                u8* at = codes + part * (CODE_BYTES / 2);
                 if (FORM == TURNED) {
 #pragma unroll
                     for (int j = 0; j < 2; j++) load(at + j * (CODE_BYTES / 4), tile.column + 128 * part + 64 * j, depth);
                 } else load(at, depth, tile.column + (FORM == SWIGLU ? 0 : 128 * part));
             }
-            code_ring.next();
-        };
-        // Codes: this thread turns 16 of each of the lines line, line + 32, .. of 64 codes.
-        const int line = tid >> 2;
-        u8* const bf16_to = smem + A_BYTES + line * 128;
-        const u32 bf16_first = ((2 * (tid & 3)) ^ (line & 7)) << 4;
-        Ring<CODE_STAGES> read_ring;
-        // Scales of the rows of a stage, line and line + 32, a step ahead; or of columns tid and tid + 128 of a tile.
-        float scale_ahead[2] = {0.f, 0.f};
-        auto fetch_scale = [&](const Tile& tile, int s) {
-            const bool second = s >= steps;
-            const float* scale = (second ? scale1 : scale0) + u64(tile.expert) * k + (second ? s - steps : s) * DEPTH + line;
-#pragma unroll
-            for (int h = 0; h < 2; h++) scale_ahead[h] = scale[32 * h];
-        };
-        auto fetch_column_scale = [&](const Tile& tile) {
-#pragma unroll
-            for (int h = 0; h < 2; h++) {
-                const int column = tile.column + tid + (FORM == SWIGLU ? 0 : 128 * h);
-                if (column < n) scale_ahead[h] = (FORM == SWIGLU && h ? scale1 : scale0)[u64(tile.expert) * n + column];
-            }
         };
         Tile tile, following;
         bool more = list.next(following);
-        if (more) {
-            fetch(following, ahead);
-            if (INT8) load_codes(following, 0);
-            if (INT8 && FORM == TURNED) fetch_scale(following, 0);
-        }
+        if (more) fetch(following);
         while (more) {
             tile = following;
             u32 place[8], from[8];
 #pragma unroll
-            for (int i = 0; i < 8; i++) {
-                place[i] = ahead[i];
-                from[i] = (run == 1 ? place[i] : place[i] / u32(run)) * chunks + chunk;  // in units of 16 bytes
-            }
+            for (int i = 0; i < 8; i++) place[i] = ahead[i], from[i] = of_run(place[i]) * chunks + chunk;  // in units of 16 bytes
             more = list.next(following);
-            if (more && !INT8) fetch(following, ahead);
-            if (INT8 && FORM != TURNED) fetch_column_scale(tile);
-            const u8* x = (const u8*)x0;
-            for (int s = 0; s < wide; s++, x += 128) {
-                const bool second = FORM == TURNED && s >= steps;
-                if (FORM == TURNED && s == steps) x = (const u8*)x1;
-                uint4 q[4];
-                float scale[2], base[2];
-                const uint4* codes_from = (const uint4*)(codes + read_ring.at * CODE_BYTES) + tid;
-                auto read = [&](int half) {
-#pragma unroll
-                    for (int i = 0; i < 4; i++) q[i] = codes_from[(half * 4 + i) * 128];
-                };
-                if (INT8) {
-                    if (s + 1 < wide) load_codes(tile, s + 1);  // a step ahead
-                    else if (more) load_codes(following, 0);
-                    barrier_wait(&codes_full[read_ring.at], read_ring.parity);
-                    read(0);
-                    if (FORM == TURNED) {
-#pragma unroll
-                        for (int h = 0; h < 2; h++) scale[h] = round_scale(scale_ahead[h]), base[h] = -32896.f * scale[h];
-                        if (s + 1 < wide) fetch_scale(tile, s + 1);
-                        else if (more) fetch_scale(following, 0);
+            if (more) fetch(following);
+            for (int term = 0; term < terms; term++) {
+                const u8* x = (const u8*)(term ? x1 : x0);
+                for (int s = 0; s < steps; s++, x += 128) {
+                    barrier_wait(&empty[ring.at], ring.parity ^ 1);
+                    if (tid == 0) {
+                        const TensorMap& map = FORM == TURNED && term ? w1 : w0;
+                        if (INT8) load_codes(map, w1, tile, s * DEPTH);
+                        else load_b(smem + ring.at * STAGE + A_BYTES, &full[ring.at], map, w1, tile, s * DEPTH, false, CLUSTER == 2);
                     }
+                    const u32 a = to + ring.at * STAGE;
+#pragma unroll
+                    for (int i = 0; i < 8; i++)
+                        if (row + 16 * i < tile.rows) copy_async(a + i * 2048, x + u64(from[i]) * 16);
+                    copy_async_arrive(&full[ring.at]);
+                    ring.next();
                 }
-                barrier_wait(&empty[ring.at], ring.parity ^ 1);
-                if (tid == 0) {
-                    if (INT8) barrier_arrive(&full[ring.at]);
-                    else load_b(second ? w1 : w0, w1, tile, (second ? s - steps : s) * DEPTH, false);
-                }
-                const u32 a = to + ring.at * STAGE_BYTES;
-#pragma unroll
-                for (int i = 0; i < 8; i++)
-                    if (!(EXPERTS_ABLATE & 1) && row + 16 * i < tile.rows) copy_async(a + i * 2048, x + u64(from[i]) * 16);
-                arrive();
-                if (INT8) {
-                    u8* b = bf16_to + ring.at * STAGE_BYTES;
-#pragma unroll
-                    for (int half = 0; half < 2; half++) {
-                        if (half) read(1);
-#pragma unroll
-                        for (int i = 0; i < 4; i++, b += 4096) {
-                            u32 w[8];
-                            if (FORM == TURNED) widen(w, q[i], scale[i & 1], base[i & 1]);
-                            else widen(w, q[i]);
-                            *(uint4*)(b + bf16_first) = make_uint4(w[0], w[1], w[2], w[3]);
-                            *(uint4*)(b + (bf16_first ^ 16)) = make_uint4(w[4], w[5], w[6], w[7]);
-                        }
-                    }
-                    __syncwarp();
-                    if (lane < CLUSTER) barrier_arrive_at(&codes_empty[read_ring.at], lane);
-                    read_ring.next();
-                    if (FORM != TURNED && s == wide - 1)
-#pragma unroll
-                        for (int h = 0; h < 2; h++) scales[ring.at * COLUMNS + 128 * h + tid] = scale_ahead[h];
-                    __syncwarp();
-                    if (lane == 0) barrier_arrive(&full[ring.at]);
-                }
-                ring.next();
             }
-            if (INT8 && lows) fetch(tile, place);  // again, for want of registers to keep them in
-            if (INT8 && more) fetch(following, ahead);
             for (int l = 0; l < lows; l++) {
                 barrier_wait(&empty[ring.at], ring.parity ^ 1);
-                if (tid == 0) load_b(l ? low_map1 : low_map0, low_map1, tile, 0, true);
+                if (tid == 0) {
+                    if (INT8) barrier_arrive(&full[ring.at]);  // the others load it, to where codes become bf16
+                    else load_b(smem + ring.at * STAGE + A_BYTES, &full[ring.at], l ? low_map1 : low_map0, low_map1, tile, 0, true, CLUSTER == 2);
+                }
                 const bf16* x = l || (FORM == SWIGLU && chunk >= 2) ? low1 : low0;
-                const u32 a = to + ring.at * STAGE_BYTES;
+                const u32 a = to + ring.at * STAGE;
                 if (chunk < (FORM == SWIGLU ? 4 : 2))
 #pragma unroll
                     for (int i = 0; i < 8; i++)
                         if (row + 16 * i < tile.rows) copy_async(a + i * 2048, x + u64(place[i]) * 16 + (chunk & 1) * 8);
-                arrive();
-                if (INT8 && lane == 0) barrier_arrive(&full[ring.at]);
+                copy_async_arrive(&full[ring.at]);
                 ring.next();
             }
         }
-        if (EXPERTS_ARRIVE) {
-            asm volatile("cp.async.wait_group 0;" ::: "memory");
-            __syncwarp();
-            for (; open; open--) {
-                const u32 stage = ring.at >= open ? ring.at - open : ring.at + STAGES - open;
-                if (lane == 0) barrier_arrive(&full[stage]);
-            }
-        }
     } else {
-        registers_raise<INT8 ? 200 : 224>();
+        registers_raise<224>();
         const int part = group - 1;
         constexpr int TB = FORM == TURNED, B_STEP = TB ? 2048 : 32;
         const u64 a_desc = panel_descriptor(smem_u32(smem) + part * (A_BYTES / 2));
-        const u64 b_desc = panel_descriptor(smem_u32(smem) + A_BYTES, TB ? PANEL : 16);
-        u8* my_staging = staging + (part * 4 + (warp & 3)) * STAGING_WARP;
+        const u64 b_desc = panel_descriptor(smem_u32(INT8 ? b_panels : smem + A_BYTES), TB ? PANEL : 16);
+        u8* my_staging = staging + (part * 4 + (warp & 3)) * 32 * PASS;
         float acc[128];
         auto wait_full = [&] {
             barrier_wait(&full[ring.at], ring.parity);
             if (EXPERTS_FENCE) fence_async();  // the rows were written by ordinary copies
         };
         auto release = [&](u32 stage) {
-            if (INT8) {
-                if (lane == 0) barrier_arrive(&empty[stage]);
-            } else if (CLUSTER == 1) { if (lane == 0) barrier_arrive(&empty[stage]); }
-            else if (lane < 2) barrier_arrive_at(&empty[stage], lane);
+            if (CLUSTER == 2) {
+                if (lane < 2) barrier_arrive_at(&empty[stage], lane);
+            } else if (lane == 0) barrier_arrive(&empty[stage]);
         };
-        bool behind = EXPERTS_STAGGER;
-        Tile tile;
-        while (list.next(tile)) {
+        bool behind = EXPERTS_STAGGER && !INT8;
+        u32 turn = 0, low_parity = 0, scales_turn = 0;  // INT8: which panel is next, ..
+        Tile tile, following;
+        bool more = list.next(following);
+        auto look_ahead = [&] { more = list.next(following); };  // while the tensor cores work
+        while (more) {
+            tile = following;
             int place = -1;
             const int r = part * 64 + (warp & 3) * 16 + lane;
             if (lane < 16 && r < tile.rows) place = int(load_early_word(order + tile.first + r));
+            const bool active = part * 64 < tile.rows;
             if (behind && part) named_barrier(1, 256);  // two steps behind, so that one half stores while the other computes
-            if (part * 64 >= tile.rows) {
+            if (INT8 ? tile.rows == 0 : !active) {
                 if (behind && !part) asm volatile("bar.arrive 1, 256;" ::: "memory");
                 behind = false;
+                look_ahead();
                 for (int s = 0; s < wide + lows; s++, ring.next()) {
                     barrier_wait(&full[ring.at], ring.parity);
                     release(ring.at);
@@ -417,57 +351,124 @@ DEVICE void products(const TensorMap& w0, const TensorMap& w1, const TensorMap& 
                 continue;
             }
             u32 before = 0;
-            for (int s = 0; s < wide; s++, ring.next()) {
-                wait_full();
-                const u64 a = advance(a_desc, ring.at * STAGE_BYTES), b = advance(b_desc, ring.at * STAGE_BYTES);
-                wgmma_fence();
+            if constexpr (INT8) {
+                // This half of the lines of 64 codes; of it this thread has 16 codes of each of the lines line, line + 32, ..
+                const int line = tid >> 2;
+                const u32 first = ((2 * (tid & 3)) ^ (line & 7)) << 4;
+                float column_scale = 0.f, row_scale[2];
+                auto fetch_rows = [&](int s) {
+                    const float* scale = (s >= steps ? scale1 + s * DEPTH - k : scale0 + s * DEPTH) + u64(tile.expert) * k + line;
+                    row_scale[0] = scale[0], row_scale[1] = scale[32];
+                };
+                if (FORM == TURNED) fetch_rows(0);
+                else {
+                    const int column = tile.column + tid + (FORM == SWIGLU ? 0 : 128 * part);
+                    if (column < n) column_scale = 64.f * (FORM == SWIGLU && part ? scale1 : scale0)[u64(tile.expert) * n + column];
+                    scales[scales_turn + part * 128 + tid] = column_scale;
+                }
+                // Makes the panel of step s, together with the other half.
+                auto prepare = [&](int s) {
+                    uint4 codes[4];
+                    barrier_wait(&full[ring.at], ring.parity);
+                    if (s < wide) {
+                        const uint4* from = (const uint4*)(smem + ring.at * STAGE + A_BYTES + part * (CODE_BYTES / 2)) + tid;
 #pragma unroll
-                for (int j = 0; j < 4; j++) wgmma_ss<0, TB>(acc, advance(a, j * 32), advance(b, j * B_STEP), s + j > 0);
-                wgmma_commit();
-                if (s > 0) {
-                    wgmma_wait<1>();
+                        for (int i = 0; i < 4; i++) codes[i] = from[i * 128];
+                    }
+                    named_barrier(2, 256);  // all are done with the step before the last, whose panel comes now
+                    u8* panel = b_panels + turn * B_BYTES;
+                    if (s < wide) {
+                        u8* to = panel + part * (B_BYTES / 2) + line * 128;
+                        const Scale scale[2] = {Scale(FORM == TURNED ? row_scale[0] : 0.f), Scale(FORM == TURNED ? row_scale[1] : 0.f)};
+                        if (FORM == TURNED && s + 1 < wide) fetch_rows(s + 1);
+#pragma unroll
+                        for (int i = 0; i < 4; i++) {
+                            u32 w[8];
+                            widen(w, codes[i]);
+                            if (FORM == TURNED)
+#pragma unroll
+                                for (int j = 0; j < 8; j++) w[j] = scale[i & 1](w[j]);
+                            *(uint4*)(to + i * 4096 + first) = make_uint4(w[0], w[1], w[2], w[3]);
+                            *(uint4*)(to + i * 4096 + (first ^ 16)) = make_uint4(w[4], w[5], w[6], w[7]);
+                        }
+                    } else {
+                        if (threadIdx.x == 128) load_b(panel, low_full, s > wide ? low_map1 : low_map0, low_map1, tile, 0, true, false);
+                        __syncwarp();
+                        barrier_wait(low_full, low_parity);
+                        low_parity ^= 1;
+                    }
+                    fence_async();
+                    named_barrier(1, 256);
+                };
+                if (!active) {
+                    look_ahead();
+                    for (int s = 0; s < wide + lows; s++, ring.next(), turn ^= 1) {
+                        prepare(s);
+                        release(ring.at);
+                    }
+                } else {
+                    for (int s = 0; s < wide; s++, ring.next(), turn ^= 1) {
+                        prepare(s);
+                        const u64 a = advance(a_desc, ring.at * STAGE), b = advance(b_desc, turn * B_BYTES);
+                        wgmma_fence();
+#pragma unroll
+                        for (int j = 0; j < 4; j++) wgmma_ss<0, TB>(acc, advance(a, j * 32), advance(b, j * B_STEP), s + j > 0);
+                        wgmma_commit();
+                        if (s > 0) {
+                            wgmma_wait<1>();
+                            release(before);
+                        } else look_ahead();
+                        before = ring.at;
+                    }
+                    if (lows) prepare(wide);
+                    wgmma_wait<0>();
                     release(before);
+                    if (FORM != TURNED) scale_columns(acc, scales + scales_turn);
+                    for (int l = 0; l < lows; l++, ring.next(), turn ^= 1) {
+                        if (l) prepare(wide + l);
+                        const u64 a = advance(a_desc, ring.at * STAGE), b = advance(b_desc, turn * B_BYTES);
+                        wgmma_fence();
+                        wgmma_ss<0, TB>(acc, a, b, 1);
+                        if (FORM == SWIGLU) wgmma_ss<0, TB>(acc, advance(a, 32), advance(b, B_STEP), 1);
+                        wgmma_commit();
+                        wgmma_wait<0>();
+                        release(ring.at);
+                    }
+                    store_tile<FORM, PASS>(my_staging, acc, y0, y1, y2, place, n, tile.column);
                 }
-                before = ring.at;
-                if (behind && !part && (s == 1 || s == wide - 1)) {
-                    asm volatile("bar.arrive 1, 256;" ::: "memory");
-                    behind = false;
-                }
-            }
-            behind = false;
-            wgmma_wait<0>();
-            if (INT8 && FORM != TURNED) {
-                const float2* scale = (const float2*)(scales + before * COLUMNS) + (lane & 3);
-#pragma unroll
-                for (int j = 0; j < 32; j++) {
-                    const float2 s = scale[4 * j];
-                    acc[4 * j] *= s.x, acc[4 * j + 1] *= s.y, acc[4 * j + 2] *= s.x, acc[4 * j + 3] *= s.y;
-                }
-                __syncwarp();
-            }
-            release(before);
-            for (int l = 0; l < lows; l++, ring.next()) {
-                wait_full();
-                const u64 a = advance(a_desc, ring.at * STAGE_BYTES), b = advance(b_desc, ring.at * STAGE_BYTES);
-                wgmma_fence();
-                wgmma_ss<0, TB>(acc, a, b, 1);
-                if (FORM == SWIGLU) wgmma_ss<0, TB>(acc, advance(a, 32), advance(b, B_STEP), 1);
-                wgmma_commit();
-                wgmma_wait<0>();
-                release(ring.at);
-            }
-            if (FORM == SWIGLU) {
-                if (y1) {
-                    store_rows(my_staging, y1, place, n, tile.column, [&](int i) { return pack_bf16(acc[2 * i], acc[2 * i + 1]); });
-                    store_rows(my_staging, y2, place, n, tile.column, [&](int i) { return pack_bf16(acc[64 + 2 * i], acc[64 + 2 * i + 1]); });
-                }
-                store_rows(my_staging, y0, place, n, tile.column, [&](int i) {
-                    return pack_bf16(silu(acc[2 * i]) * acc[64 + 2 * i], silu(acc[2 * i + 1]) * acc[64 + 2 * i + 1]);
-                });
+                scales_turn ^= COLUMNS;
             } else {
+                for (int s = 0; s < wide; s++, ring.next()) {
+                    wait_full();
+                    const u64 a = advance(a_desc, ring.at * STAGE), b = advance(b_desc, ring.at * STAGE);
+                    wgmma_fence();
 #pragma unroll
-                for (int h = 0; h < 2; h++)
-                    store_rows(my_staging, y0, place, n, tile.column + 128 * h, [&](int i) { return pack_bf16(acc[64 * h + 2 * i], acc[64 * h + 2 * i + 1]); });
+                    for (int j = 0; j < 4; j++) wgmma_ss<0, TB>(acc, advance(a, j * 32), advance(b, j * B_STEP), s + j > 0);
+                    wgmma_commit();
+                    if (s > 0) {
+                        wgmma_wait<1>();
+                        release(before);
+                    } else look_ahead();
+                    before = ring.at;
+                    if (behind && !part && (s == 1 || s == wide - 1)) {
+                        asm volatile("bar.arrive 1, 256;" ::: "memory");
+                        behind = false;
+                    }
+                }
+                behind = false;
+                wgmma_wait<0>();
+                release(before);
+                for (int l = 0; l < lows; l++, ring.next()) {
+                    wait_full();
+                    const u64 a = advance(a_desc, ring.at * STAGE), b = advance(b_desc, ring.at * STAGE);
+                    wgmma_fence();
+                    wgmma_ss<0, TB>(acc, a, b, 1);
+                    if (FORM == SWIGLU) wgmma_ss<0, TB>(acc, advance(a, 32), advance(b, B_STEP), 1);
+                    wgmma_commit();
+                    wgmma_wait<0>();
+                    release(ring.at);
+                }
+                store_tile<FORM, PASS>(my_staging, acc, y0, y1, y2, place, n, tile.column);
             }
         }
         // Places without an expert.

@@ -22,13 +22,7 @@
 #define EXPERTS_STAGGER 1
 #endif
 
-#ifndef EXPERTS_ABLATE
-#define EXPERTS_ABLATE 0
-#endif
-#ifndef EXPERTS_ARRIVE
-#define EXPERTS_ARRIVE 0
-#endif
-constexpr int STAGES = 4;
+constexpr int STAGES = 4, STAGING_WARP = 32 * 128, STAGING_BYTES = 8 * STAGING_WARP;
 constexpr int EXPERTS_GRAD_SMEM = STAGES * STAGE_BYTES + STAGING_BYTES + 2 * STAGES * 8;  // 229440
 static_assert(EXPERTS_GRAD_SMEM == 229440, "the launch states it");
 
@@ -67,7 +61,7 @@ experts_weight_grad(const bf16* x, const bf16* dy, const i64* order, const i64* 
     u64 *full = (u64*)(staging + STAGING_BYTES), *empty = full + STAGES;
     const int warp = __shfl_sync(~0u, threadIdx.x >> 5, 0), lane = threadIdx.x & 31, group = warp >> 2;
     if (threadIdx.x == 0) {
-        for (int i = 0; i < STAGES; i++) barrier_init(&full[i], EXPERTS_ARRIVE ? 4 : 128), barrier_init(&empty[i], 8);
+        for (int i = 0; i < STAGES; i++) barrier_init(&full[i], 128), barrier_init(&empty[i], 8);
         barrier_init_done();
     }
     __syncthreads();
@@ -78,22 +72,13 @@ experts_weight_grad(const bf16* x, const bf16* dy, const i64* order, const i64* 
         // This thread copies chunk `chunk` of each panel of places row, row + 16, row + 32, row + 48 of a step.
         const int chunk = threadIdx.x & 7, row = threadIdx.x >> 3;
         const u32 to = smem_u32(smem) + panel_chunk(row, chunk);
+        const Divisor of_x(run_x), of_dy(run_dy);
         u32 ahead[4];
         auto fetch = [&] {
             if (!walk.more()) return;
             const int i = walk.first + walk.step * DEPTH + row;
 #pragma unroll
             for (int j = 0; j < 4; j++) ahead[j] = i + 16 * j < walk.end ? load_early_word(order + i + 16 * j) : ~0u;
-        };
-        u32 open = 0;
-        auto arrive = [&] {
-            if (!EXPERTS_ARRIVE) { copy_async_arrive(&full[ring.at]); return; }
-            asm volatile("cp.async.commit_group;" ::: "memory");
-            if (open < EXPERTS_ARRIVE) { open++; return; }
-            asm volatile("cp.async.wait_group %0;" ::"n"(EXPERTS_ARRIVE) : "memory");
-            __syncwarp();
-            const u32 stage = ring.at >= EXPERTS_ARRIVE ? ring.at - EXPERTS_ARRIVE : ring.at + STAGES - EXPERTS_ARRIVE;
-            if (lane == 0) barrier_arrive(&full[stage]);
         };
         walk.skip_empty();
         fetch();
@@ -105,8 +90,8 @@ experts_weight_grad(const bf16* x, const bf16* dy, const i64* order, const i64* 
             for (int j = 0; j < 4; j++) {
                 bytes[j] = ahead[j] == ~0u ? 0 : 16;  // past the last place: zeros
                 const u32 place = bytes[j] ? ahead[j] : 0;
-                from_x[j] = (const u8*)(x + walk.column + u64(run_x == 1 ? place : place / u32(run_x)) * d) + chunk * 16;
-                from_dy[j] = (const u8*)(dy + walk.row + u64(run_dy == 1 ? place : place / u32(run_dy)) * f) + chunk * 16;
+                from_x[j] = (const u8*)(x + walk.column + u64(of_x(place)) * d) + chunk * 16;
+                from_dy[j] = (const u8*)(dy + walk.row + u64(of_dy(place)) * f) + chunk * 16;
             }
             walk.step++;
             walk.skip_empty();
@@ -115,24 +100,16 @@ experts_weight_grad(const bf16* x, const bf16* dy, const i64* order, const i64* 
             const u32 stage = to + ring.at * STAGE_BYTES;
 #pragma unroll
             for (int p = 0; p < 2; p++)
-                if (!(EXPERTS_ABLATE & 1) && 64 * p < rows)
+                if (64 * p < rows)
 #pragma unroll
                     for (int j = 0; j < 4; j++) copy_async(stage + p * PANEL + j * 2048, from_dy[j] + p * 128, bytes[j]);
 #pragma unroll
             for (int p = 0; p < 4; p++)
-                if (!(EXPERTS_ABLATE & 2) && 64 * p < columns)
+                if (64 * p < columns)
 #pragma unroll
                     for (int j = 0; j < 4; j++) copy_async(stage + A_BYTES + p * PANEL + j * 2048, from_x[j] + p * 128, bytes[j]);
-            arrive();
+            copy_async_arrive(&full[ring.at]);
             ring.next();
-        }
-        if (EXPERTS_ARRIVE) {
-            asm volatile("cp.async.wait_group 0;" ::: "memory");
-            __syncwarp();
-            for (; open; open--) {
-                const u32 stage = ring.at >= open ? ring.at - open : ring.at + STAGES - open;
-                if (lane == 0) barrier_arrive(&full[stage]);
-            }
         }
     } else {
         registers_raise<224>();
@@ -144,7 +121,7 @@ experts_weight_grad(const bf16* x, const bf16* dy, const i64* order, const i64* 
             if (lane == 0) barrier_arrive(&empty[stage]);
         };
         bool behind = EXPERTS_STAGGER;
-        for (; walk.more(); walk.next_tile()) {
+        for (Walk following = walk; walk.more(); walk = following) {
             const int row = walk.row + part * 64;
             const bool active = row < f;
             if (behind && walk.steps > 0) {
@@ -152,6 +129,7 @@ experts_weight_grad(const bf16* x, const bf16* dy, const i64* order, const i64* 
                 else if (!active) asm volatile("bar.arrive 1, 256;" ::: "memory");
                 if (part || !active) behind = false;
             }
+            if (!active || walk.steps == 0) following.next_tile();  // else while the tensor cores work
             if (!active) {
                 for (int s = 0; s < walk.steps; s++, ring.next()) {
                     barrier_wait(&full[ring.at], ring.parity);
@@ -171,7 +149,7 @@ experts_weight_grad(const bf16* x, const bf16* dy, const i64* order, const i64* 
                 if (s > 0) {
                     wgmma_wait<1>();
                     release(before);
-                }
+                } else following.next_tile();
                 before = ring.at;
                 if (behind && !part && (s == 1 || s == walk.steps - 1)) {
                     asm volatile("bar.arrive 1, 256;" ::: "memory");
@@ -184,7 +162,7 @@ experts_weight_grad(const bf16* x, const bf16* dy, const i64* order, const i64* 
             const int index = walk.expert * f + row + (warp & 3) * 16 + lane;
 #pragma unroll
             for (int h = 0; h < 2; h++)
-                store_rows(my_staging, dw, index, d, walk.column + 128 * h, [&](int i) { return any ? pack_bf16(acc[64 * h + 2 * i], acc[64 * h + 2 * i + 1]) : 0u; });
+                store_rows<128>(my_staging, dw, index, d, walk.column + 128 * h, [&](int i) { return any ? pack_bf16(acc[64 * h + 2 * i], acc[64 * h + 2 * i + 1]) : 0u; });
         }
     }
 }

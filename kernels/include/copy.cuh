@@ -75,12 +75,9 @@ DEVICE void tensor_load_both(void* to, const TensorMap& map, int x, int y, int z
     asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(smem_u32(to)),
                  "l"(&map), "r"(x), "r"(y), "r"(z), "r"(smem_u32(bar)), "h"(u16(3)) : "memory");
 }
-#ifndef EXPERTS_L2
-#define EXPERTS_L2 ".L2::128B"
-#endif
 /// 16 bytes from global to shared memory, of which the first `bytes` (0 or 16) are read and the rest is zeros.
 DEVICE void copy_async(u32 to, const void* from, u32 bytes = 16) {
-    asm volatile("cp.async.cg.shared.global" EXPERTS_L2 " [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
 }
 /// Arrives once all earlier copy_async of this thread are done; one of the arrivals that the barrier was made for.
 DEVICE void copy_async_arrive(u64* bar) {

@@ -13,30 +13,49 @@ constexpr int ROWS = 128, COLUMNS = 256, DEPTH = 64;
 constexpr int A_BYTES = ROWS * 128, B_BYTES = COLUMNS * 128, STAGE_BYTES = A_BYTES + B_BYTES;
 /// A panel of B where the contraction runs down its rows.
 constexpr int PANEL = DEPTH * 128;
-/// Each of the eight computing warps stages 16 rows of 128 columns.
-constexpr int STAGING_WARP = 16 * 256, STAGING_BYTES = 8 * STAGING_WARP;
 constexpr int MAX_EXPERTS = 512;
 
-/// 16 rows x 128 columns of a warp to rows of `to` [.., n], in full lines: `pair(i)` is the packed pair i of the 32 that
-/// a lane holds, lane r < 16 gives row r's index (-1: none), `column` is the first column.
-template <class F> DEVICE void store_rows(u8* staging, bf16* to, int row, int n, int column, F pair) {
+/// Division of row indices by a count that a kernel gets, without the long sequence of a division.
+struct Divisor {
+    u32 by, inverse;
+    DEVICE Divisor(int by) : by(u32(by)), inverse(~0u / u32(by)) {}
+    DEVICE u32 operator()(u32 x) const {
+        const u32 q = __umulhi(x, inverse);  // exact or one less
+        return x - q * by >= by ? q + 1 : q;
+    }
+};
+
+/// A store without a branch around it.
+DEVICE void store_if(bool yes, void* to, const uint4& v) {
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %0, 0;\n@p st.global.v4.u32 [%1], {%2, %3, %4, %5};\n}" ::"r"(int(yes)), "l"(to),
+                 "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+}
+
+/// 16 rows x C columns (64 or 128) of a warp to rows of `to` [.., n], in full lines: `pair(i)` is the packed pair i of the C / 4
+/// that a lane holds, lane r < 16 gives row r's index (-1: none), `column` is the first column. `staging`: 32 C bytes of the warp.
+template <int C, class F> DEVICE void store_rows(u8* staging, bf16* to, int row, int n, int column, F pair) {
+    constexpr int CHUNKS = C / 8, PITCH = C * 2, AT_ONCE = 32 / CHUNKS;
     const int lane = threadIdx.x & 31, matrix = lane >> 3;
-    const u32 at = smem_u32(staging);
     __syncwarp();
-    const u32 mine = at + ((matrix & 1) * 8 + (lane & 7)) * 256;
+    const u32 mine = smem_u32(staging) + ((matrix & 1) * 8 + (lane & 7)) * PITCH;
 #pragma unroll
-    for (int i = 0; i < 8; i++) {
+    for (int i = 0; i < CHUNKS / 2; i++) {
         const u32 f[4] = {pair(4 * i), pair(4 * i + 1), pair(4 * i + 2), pair(4 * i + 3)};
         stmatrix(mine + (((2 * i + (matrix >> 1)) ^ (lane & 7)) << 4), f);
     }
     __syncwarp();
-    const int chunk = lane & 15;
+    const int chunk = lane & (CHUNKS - 1);
     const bool inside = column + chunk * 8 < n;
     to += column + chunk * 8;
 #pragma unroll
-    for (int i = 0; i < 8; i++) {
-        const int r = 2 * i + (lane >> 4), index = __shfl_sync(~0u, row, r);
-        const uint4 v = *(const uint4*)(staging + r * 256 + ((chunk ^ (r & 7)) << 4));
-        if (inside && index >= 0) *(uint4*)(to + u64(u32(index)) * n) = v;
+    for (int i = 0; i < 16 / AT_ONCE; i++) {
+        const int r = AT_ONCE * i + lane / CHUNKS, index = __shfl_sync(~0u, row, r);
+        const uint4 v = *(const uint4*)(staging + r * PITCH + ((chunk ^ (r & 7)) << 4));
+        store_if(inside && index >= 0, to + u64(u32(index)) * n, v);
     }
+}
+/// The same for 128 columns, in passes of C.
+template <int C, class F> DEVICE void store_128(u8* staging, bf16* to, int row, int n, int column, F pair) {
+#pragma unroll
+    for (int c = 0; c < 128 / C; c++) store_rows<C>(staging, to, row, n, column + c * C, [&](int i) { return pair(i + c * C / 4); });
 }
