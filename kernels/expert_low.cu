@@ -72,6 +72,7 @@ template <int SETS> DEVICE void low_rows(
         // Halves in steps of 64; the first has one more where their number is odd.
         const int middle = (k >> 6) + 1 >> 1 << 6, from = half ? middle : 0, to = half ? k : middle;
         if (from < to) source.load(even, from);
+#pragma unroll 1
         for (int at = from; at < to; at += 64) {
             source.load(odd, at + 32);
             multiply<SETS>(acc, even);
@@ -118,8 +119,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 4) expert_low_pair(
 
 constexpr int PIECE = 2048, STEP = 64, COLUMNS = 128, STAGES = 3;
 constexpr int WIDE_BYTES = STEP * COLUMNS * 2, SMALL_BYTES = STEP * 32, TABLE_BYTES = PIECE * 4;
-constexpr int GRAD_SMEM = TABLE_BYTES + STAGES * (WIDE_BYTES + SMALL_BYTES);           // 63,488
-constexpr int GRAD_PAIR_SMEM = TABLE_BYTES + STAGES * (WIDE_BYTES + 2 * SMALL_BYTES);  // 69,632
+constexpr int GRAD_SMEM = TABLE_BYTES + STAGES * (WIDE_BYTES + SMALL_BYTES);
+constexpr int GRAD_PAIR_SMEM = TABLE_BYTES + STAGES * (WIDE_BYTES + 2 * SMALL_BYTES);
+static_assert(GRAD_SMEM == 63488 && GRAD_PAIR_SMEM == 69632, "the launch states them");
 
 /// Byte offset of 16-byte chunk `chunk` of a row of a stage, so that eight rows of one chunk lie in eight bank groups.
 DEVICE u32 wide_chunk(int row, int chunk) { return row * 256 + ((chunk ^ (row & 7)) << 4); }

@@ -218,3 +218,46 @@ fn grad_run(kernel: &'static Kernel, args: &[&Tensor]) -> Result<Vec<Tensor>> {
     cuda::launch(&GRAD_SUM, [across, int(OP, experts)?, 1], &all)?;
     Ok(grads)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Device;
+
+    #[test]
+    fn shared_memory_is_what_the_file_states() {
+        let [one, two] = GRAD_SHARED;
+        let stated = format!("static_assert(GRAD_SMEM == {one} && GRAD_PAIR_SMEM == {two},");
+        assert!(MODULE.source.contains(&stated), "{stated}");
+    }
+
+    /// 2^32 / run rounded up divides every place that the rule lets through.
+    #[test]
+    fn places_divide_by_multiplication() {
+        for run in (1..=4096u64).chain([12, 2]) {
+            let inverse = if run == 1 { 0 } else { (1u64 << 32).div_ceil(run) };
+            let last = MOST_PLACES as u64 - 1;
+            for place in [0, 1, run - 1, run, last / 2, last / run * run, last - 1, last] {
+                let found = if run == 1 { place } else { place * inverse >> 32 };
+                assert_eq!(found, place / run, "{place} / {run}");
+            }
+        }
+    }
+
+    #[test]
+    fn adapters_of_other_ranks_and_widths_have_no_kernel() {
+        let of = |shape: &[i64]| Tensor::zeros(shape, (Kind::BFloat16, Device::Cpu));
+        let width = |shape: &[i64], turned: bool| {
+            let (x, w) = (of(&[1, 1]), of(shape));
+            low_width(&Term { x: &x, w: &w, scale: None, turned })
+        };
+        assert_eq!(width(&[3, 16, 64], false), Some(64));
+        assert_eq!(width(&[3, 64, 16], true), Some(64));
+        assert_eq!(width(&[3, 8, 64], false), None);
+        assert_eq!(width(&[3, 64, 16], false), None);
+        assert_eq!(
+            [32, 64, 96, 1 << 15, 1 << 16].map(takes_width),
+            [false, true, false, true, false]
+        );
+    }
+}

@@ -21,7 +21,7 @@ static WEIGHT_GRAD: Module =
 
 /// What the files call `EXPERTS_SMEM`, `EXPERTS_INT8_SMEM` and `EXPERTS_GRAD_SMEM`.
 const BF16_SHARED: u32 = 231_504;
-const INT8_SHARED: u32 = 218_208;
+const INT8_SHARED: u32 = 217_176;
 const GRAD_SHARED: u32 = 229_440;
 
 const fn kernel(entry: &'static str, shared_bytes: u32) -> Kernel {
@@ -400,6 +400,16 @@ mod tests {
     fn found(terms: &[Term<'_>]) -> Option<(usize, usize, bool, bool)> {
         let (l, _) = layout(terms, 12)?;
         Some((l.n_wide, l.n_low, l.int8, l.turned))
+    }
+
+    #[test]
+    fn shared_memory_is_what_the_files_state() {
+        let products = format!(
+            "static_assert(EXPERTS_SMEM == {BF16_SHARED} && EXPERTS_INT8_SMEM == {INT8_SHARED},"
+        );
+        assert!(PRODUCTS.source.contains(&products), "{products}");
+        let grad = format!("static_assert(EXPERTS_GRAD_SMEM == {GRAD_SHARED},");
+        assert!(WEIGHT_GRAD.source.contains(&grad), "{grad}");
     }
 
     #[test]
