@@ -6,14 +6,14 @@
 //          `tall`, bf16. k and columns are multiples of 64, rows 16-byte aligned, places to 2^20, run to 4096, k to 2^15.
 // Meaning  docs/ops.md, `routed_dot`: y[p] = w[expert of p] x[row of p], 0 for no expert; `routed_weight_grad`:
 //          grad[e, s, c] = sum over places p of e of small[p, s] wide[p, c]. The pair forms do two at once from one x.
-// Numerics bf16 products, fp32 sums in a fixed order, rounded once. Gradients are summed over pieces of 2048 places, and
-//          the pieces one after the other.
+// Numerics bf16 products, fp32 sums in a fixed order, rounded once. Gradients are summed over pieces of `piece` places (to
+//          2048), and the pieces one after the other.
 // Outputs  `=`. An expert without places has gradients of zero.
 // Limit    memory: the wide rows once. Eight or more 16-byte loads of each thread are under way.
 #include "places.cuh"
 #include "mma.cuh"
 
-constexpr int ROWS = 128;  // places of a block
+constexpr int ROWS = 64, THREADS = 128;  // places of a block; two warps have 32 of them each, for one half of k
 
 /// What a lane holds of 32 of the contraction: its rows and columns, eight elements of each. The contraction may run in any
 /// order, as long as both sides have the same: so a lane's eight neighbours serve as its pairs of two steps.
@@ -28,7 +28,7 @@ template <int SETS> struct Source {
     int half;  // elements from a column to the eighth after it
     DEVICE void load(Fragment<SETS>& f, int k) const {
 #pragma unroll
-        for (int i = 0; i < 4; i++) f.a[i] = load_early(x + u64(row[i] + u32(k >> 3)) * 8);
+        for (int i = 0; i < 4; i++) f.a[i] = load_far(x + u64(row[i] + u32(k >> 3)) * 8);
 #pragma unroll
         for (int i = 0; i < 2 * SETS; i++) f.b[i] = load_early(column[i >> 1] + (k + (i & 1) * half));
     }
@@ -49,17 +49,18 @@ template <int SETS> DEVICE void low_rows(
     const bf16* x, const bf16* w0, const bf16* w1, const long long* order, const long long* bounds, bf16* y0, bf16* y1,
     int places, int experts, int k, int run, u32 inverse)
 {
-    const int lane = threadIdx.x & 31, group = lane >> 2, quarter = lane & 3, warp = threadIdx.x >> 5;
+    __shared__ float other[2][16 * SETS][32];
+    const int lane = threadIdx.x & 31, group = lane >> 2, quarter = lane & 3;
+    const int part = threadIdx.x >> 5 & 1, half = threadIdx.x >> 6;
     Tile tile;
-    if (!tile_at<ROWS>(tile, bounds, experts, places, blockIdx.x, false)) return;
-    const int own = tile.rows - warp * 32;  // rows of this warp
-    if (own <= 0) return;
+    if (!tile_at(tile, bounds, ROWS, experts, places, blockIdx.x, false)) return;
+    const int own = tile.rows - part * 32;  // rows of this warp
     float acc[2][2 * SETS][4] = {};
     // Rows past the last are the last again, and are not stored.
     auto place = [&](int i) {
-        return place_at(order, tile.first + warp * 32 + min(i * 8 + group, own - 1), places);
+        return place_at(order, tile.first + part * 32 + min(i * 8 + group, own - 1), places);
     };
-    if (tile.expert < experts) {
+    if (tile.expert < experts && own > 0) {
         Source<SETS> source;
         source.x = x, source.half = 8 * k;
 #pragma unroll
@@ -68,15 +69,26 @@ template <int SETS> DEVICE void low_rows(
         for (int i = 0; i < SETS; i++)
             source.column[i] = (i ? w1 : w0) + (u64(tile.expert) * 16 + group) * k + quarter * 8;
         Fragment<SETS> even, odd;
-        source.load(even, 0);
-        for (int at = 0; at < k; at += 64) {
+        // Halves in steps of 64; the first has one more where their number is odd.
+        const int middle = (k >> 6) + 1 >> 1 << 6, from = half ? middle : 0, to = half ? k : middle;
+        if (from < to) source.load(even, from);
+#pragma unroll 1
+        for (int at = from; at < to; at += 64) {
             source.load(odd, at + 32);
             multiply<SETS>(acc, even);
             // At the end the last ones again, which nobody reads.
-            source.load(even, min(at + 64, k - 32));
+            source.load(even, min(at + 64, to - 32));
             multiply<SETS>(acc, odd);
         }
     }
+    float* flat = &acc[0][0][0];
+    if (half)
+#pragma unroll
+        for (int i = 0; i < 16 * SETS; i++) other[part][i][lane] = flat[i];
+    __syncthreads();
+    if (half) return;
+#pragma unroll
+    for (int i = 0; i < 16 * SETS; i++) flat[i] += other[part][i][lane];
 #pragma unroll
     for (int i = 0; i < 4; i++) {
         if (i * 8 + group >= own) continue;
@@ -89,14 +101,14 @@ template <int SETS> DEVICE void low_rows(
     }
 }
 
-// Grid: tiles of 128 places of each expert and of none, at most places / 128 + experts + 1; 128 threads.
-extern "C" __global__ void __launch_bounds__(ROWS, 5) expert_low(
+// Grid: tiles of 64 places of each expert and of none, at most places / 64 + experts + 1; 128 threads.
+extern "C" __global__ void __launch_bounds__(THREADS, 4) expert_low(
     const bf16* x, const bf16* w, const long long* order, const long long* bounds, bf16* y, int places, int experts, int k,
     int run, u32 inverse)
 {
     low_rows<1>(x, w, w, order, bounds, y, y, places, experts, k, run, inverse);
 }
-extern "C" __global__ void __launch_bounds__(ROWS, 4) expert_low_pair(
+extern "C" __global__ void __launch_bounds__(THREADS, 4) expert_low_pair(
     const bf16* x, const bf16* w0, const bf16* w1, const long long* order, const long long* bounds, bf16* y0, bf16* y1,
     int places, int experts, int k, int run, u32 inverse)
 {
@@ -107,8 +119,9 @@ extern "C" __global__ void __launch_bounds__(ROWS, 4) expert_low_pair(
 
 constexpr int PIECE = 2048, STEP = 64, COLUMNS = 128, STAGES = 3;
 constexpr int WIDE_BYTES = STEP * COLUMNS * 2, SMALL_BYTES = STEP * 32, TABLE_BYTES = PIECE * 4;
-constexpr int GRAD_SMEM = TABLE_BYTES + STAGES * (WIDE_BYTES + SMALL_BYTES);           // 63,488
-constexpr int GRAD_PAIR_SMEM = TABLE_BYTES + STAGES * (WIDE_BYTES + 2 * SMALL_BYTES);  // 69,632
+constexpr int GRAD_SMEM = TABLE_BYTES + STAGES * (WIDE_BYTES + SMALL_BYTES);
+constexpr int GRAD_PAIR_SMEM = TABLE_BYTES + STAGES * (WIDE_BYTES + 2 * SMALL_BYTES);
+static_assert(GRAD_SMEM == 63488 && GRAD_PAIR_SMEM == 69632, "the launch states them");
 
 /// Byte offset of 16-byte chunk `chunk` of a row of a stage, so that eight rows of one chunk lie in eight bank groups.
 DEVICE u32 wide_chunk(int row, int chunk) { return row * 256 + ((chunk ^ (row & 7)) << 4); }
@@ -118,7 +131,7 @@ struct Gradient {
     const bf16 *wide, *small[2];
     bf16* grad[2];
     float* partial;  // [tiles, sets, 16, columns] of experts with several pieces
-    int columns, run, small_run, tall;
+    int piece, columns, run, small_run, tall;
     u32 inverse, small_inverse;
 };
 
@@ -186,7 +199,7 @@ template <int SETS> DEVICE void gradient(const Gradient& g, const long long* ord
     constexpr int STAGE = WIDE_BYTES + SETS * SMALL_BYTES, PITCH = COLUMNS + 1;
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     Tile tile;
-    if (!tile_at<PIECE>(tile, bounds, experts, places, blockIdx.y, true) || tile.expert == experts) return;
+    if (!tile_at(tile, bounds, g.piece, experts, places, blockIdx.y, true) || tile.expert == experts) return;
     u32* table = (u32*)smem;
     for (int i = threadIdx.x; i < tile.rows; i += 128) table[i] = place_at(order, tile.first + i, places);
     __syncthreads();
@@ -228,41 +241,41 @@ template <int SETS> DEVICE void gradient(const Gradient& g, const long long* ord
     }
 }
 
-// Grid: (columns / 128, pieces of 2048 places of each expert, at most places / 2048 + experts); 128 threads, GRAD_SMEM.
+// Grid: (columns / 128, pieces of each expert, at most places / piece + experts); 128 threads, GRAD_SMEM.
 extern "C" __global__ void __launch_bounds__(128, 3) expert_low_grad(
     const bf16* wide, const bf16* small, const long long* order, const long long* bounds, bf16* grad, float* partial,
-    int places, int experts, int columns, int run, u32 inverse, int small_run, u32 small_inverse, int tall)
+    int places, int experts, int piece, int columns, int run, u32 inverse, int small_run, u32 small_inverse, int tall)
 {
-    gradient<1>({wide, {small, small}, {grad, grad}, partial, columns, run, small_run, tall, inverse, small_inverse}, order,
+    gradient<1>({wide, {small, small}, {grad, grad}, partial, piece, columns, run, small_run, tall, inverse, small_inverse}, order,
                 bounds, places, experts);
 }
 // The same with GRAD_PAIR_SMEM.
 extern "C" __global__ void __launch_bounds__(128, 3) expert_low_grad_pair(
     const bf16* wide, const bf16* small0, const bf16* small1, const long long* order, const long long* bounds, bf16* grad0,
-    bf16* grad1, float* partial, int places, int experts, int columns, int run, u32 inverse, int small_run,
+    bf16* grad1, float* partial, int places, int experts, int piece, int columns, int run, u32 inverse, int small_run,
     u32 small_inverse, int tall)
 {
-    gradient<2>({wide, {small0, small1}, {grad0, grad1}, partial, columns, run, small_run, tall, inverse, small_inverse},
+    gradient<2>({wide, {small0, small1}, {grad0, grad1}, partial, piece, columns, run, small_run, tall, inverse, small_inverse},
                 order, bounds, places, experts);
 }
 
 // The pieces of experts that have several, added up. Grid: (columns / 128, experts); 128 threads. `sets` is 1, or 2 for
 // a pair.
 extern "C" __global__ void __launch_bounds__(128) expert_low_grad_sum(
-    const long long* bounds, const float* partial, bf16* grad0, bf16* grad1, int places, int experts, int columns, int sets,
-    int tall)
+    const long long* bounds, const float* partial, bf16* grad0, bf16* grad1, int places, int experts, int piece, int columns,
+    int sets, int tall)
 {
     __shared__ float sums[16 * (COLUMNS + 1)];
     const int lane = threadIdx.x & 31, expert = blockIdx.y, column = blockIdx.x * COLUMNS + threadIdx.x;
     const long long rows = bounds[expert + 1] - bounds[expert];
-    const int pieces = int((rows + PIECE - 1) / PIECE);
+    const int pieces = int((rows + piece - 1) / piece);
     if (pieces < 2) return;
     // Pieces before this expert.
     int first = 0;
     for (int base = 0; base < expert; base += 32) {
         const int e = base + lane;
         int n = 0;
-        if (e < expert) n = max(int((bounds[e + 1] - bounds[e] + PIECE - 1) / PIECE), 1);
+        if (e < expert) n = max(int((bounds[e + 1] - bounds[e] + piece - 1) / piece), 1);
         first += __shfl_sync(~0u, warp_prefix(n), 31);
     }
     Gradient g{};

@@ -11,6 +11,7 @@
 
 constexpr int BLOCK = 8192, PART = 1024;  // elements of a block, of a warp
 constexpr int ROWS_SMEM = BLOCK * 4;
+static_assert(ROWS_SMEM == 32768, "the launch states it");
 
 /// (a, b) becomes (a + b, a - b) for all pairs whose numbers differ in bit BIT of N values.
 template <int N, int BIT> DEVICE void stage(float (&v)[N]) {

@@ -1,12 +1,13 @@
-// Weights in 8 bits: a code per element and an fp32 scale per row; adapters merged into them.
+// Weights in 8 bits: a code per element and an fp32 scale per row; read back, and adapters merged into them.
 //
 // Shapes   x [rows, n] fp32 or bf16; codes [rows, n] i8; scale [rows] fp32; bad [1] i64, the first element that is not
 //          finite, or 2^63 - 1, which the caller sets before; left [experts, width, rank], right [experts, rank, n] fp32
-//          or bf16, rows = experts width.
+//          or bf16, rows = experts width; y [rows, n] bf16, n a multiple of 8 and rows n below 2^34.
 // Meaning  numerics/src/int8.rs, int8: scale = largest magnitude / 127 in fp32, code = x / scale in fp64, to the nearest, the
 //          even one of two; docs/ops.md, `merge_adapter`: x = scale code + sum over the rank of left right, in fp64, then fp32
+//          dequantize: y = scale code, in fp32, then bf16
 // Numerics as there, bit for bit.
-// Outputs  codes, scale `=`; bad: the least of what stands there. In a row that is not finite codes and scale mean nothing.
+// Outputs  codes, scale, y `=`; bad: the least of what stands there. In a row that is not finite codes and scale mean nothing.
 // Limit    memory: the row once from memory and once from the first cache; merge: fp64, 2 rank operations per element.
 #include "base.cuh"
 
@@ -103,4 +104,37 @@ extern "C" __global__ void __launch_bounds__(THREADS) merge_bf16(
     float* scale, long long* bad, int n, int rank, int width)
 {
     merge_row(old_codes, old_scale, left, right, codes, scale, bad, n, rank, width);
+}
+
+/// Code `i` of four, exactly.
+template <int I> DEVICE float code_float(u32 four) {
+    return __uint_as_float(__byte_perm(four ^ 0x80808080u, 0x4b000000u, 0x7440 | I)) - 8388736.f;
+}
+
+// Grid: elements / 8192; 256 threads, eight neighbours four times each.
+extern "C" __global__ void __launch_bounds__(THREADS) dequantize_bf16(
+    const signed char* codes, const float* scale, bf16* y, long long total, int n)
+{
+    uint2 word[4];
+    float unit[4];
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+        const u64 i = (u64(blockIdx.x) * 4 + j) * 2048 + threadIdx.x * 8;
+        if (i >= total) continue;
+        word[j] = *(const uint2*)(codes + i);
+        unit[j] = scale[u32(i >> 3) / u32(n >> 3)];
+    }
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+        const u64 i = (u64(blockIdx.x) * 4 + j) * 2048 + threadIdx.x * 8;
+        if (i >= total) continue;
+        u32 r[4];
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            const u32 four = h ? word[j].y : word[j].x;
+            r[2 * h] = pack_bf16(unit[j] * code_float<0>(four), unit[j] * code_float<1>(four));
+            r[2 * h + 1] = pack_bf16(unit[j] * code_float<2>(four), unit[j] * code_float<3>(four));
+        }
+        *(uint4*)(y + i) = make_uint4(r[0], r[1], r[2], r[3]);
+    }
 }

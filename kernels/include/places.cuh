@@ -12,6 +12,14 @@ DEVICE void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "mem
 /// Until at most N groups of this thread's copies are under way.
 template <int N> DEVICE void copy_async_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
 
+/// 16 bytes from global memory, of which L2 fetches all 256 around them: rows that a warp walks side by side would
+/// else cost memory a page for each 64 bytes.
+DEVICE uint4 load_far(const void* from) {
+    uint4 r;
+    asm volatile("ld.global.nc.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w) : "l"(from));
+    return r;
+}
+
 /// 16x8 += 16x16 * 16x8 in bf16.
 DEVICE void mma_bf16(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
@@ -34,9 +42,9 @@ struct Tile {
     int expert, first, rows, tiles, turn;
 };
 
-/// Tile `index`, of SIZE places, of the experts in their order and then of no expert. With `empties` an expert without
+/// Tile `index`, of `size` places, of the experts in their order and then of no expert. With `empties` an expert without
 /// places has one tile of no rows. False past the last. All lanes of a warp call it and get the same.
-template <int SIZE> DEVICE bool tile_at(Tile& tile, const long long* bounds, int experts, int places, int index, bool empties) {
+DEVICE bool tile_at(Tile& tile, const long long* bounds, int size, int experts, int places, int index, bool empties) {
     const int lane = threadIdx.x & 31;
     int passed = 0;
     for (int base = 0; base <= experts; base += 32) {
@@ -46,7 +54,7 @@ template <int SIZE> DEVICE bool tile_at(Tile& tile, const long long* bounds, int
         if (e < experts) to = bounds[e + 1];
         // Bounds that are not those of these places would lead anywhere.
         if (from < 0 || to < from || to > places) __trap();
-        int n = (int(to - from) + SIZE - 1) / SIZE;
+        int n = (int(to - from) + size - 1) / size;
         if (empties && e < experts) n = max(n, 1);
         const int sum = warp_prefix(n);
         const u32 beyond = __ballot_sync(~0u, passed + sum > index);
@@ -55,8 +63,8 @@ template <int SIZE> DEVICE bool tile_at(Tile& tile, const long long* bounds, int
             tile.expert = base + who;
             tile.tiles = __shfl_sync(~0u, n, who);
             tile.turn = index - passed - __shfl_sync(~0u, sum - n, who);
-            tile.first = __shfl_sync(~0u, int(from), who) + tile.turn * SIZE;
-            tile.rows = min(SIZE, __shfl_sync(~0u, int(to), who) - tile.first);
+            tile.first = __shfl_sync(~0u, int(from), who) + tile.turn * size;
+            tile.rows = min(size, __shfl_sync(~0u, int(to), who) - tile.first);
             return true;
         }
         passed += __shfl_sync(~0u, sum, 31);

@@ -7,6 +7,7 @@ use super::routing::{SPREADS, spread_ids};
 use crate::check::{compared, within};
 use crate::{Case, Gpu, Measured, Verdict};
 
+/// Wide products of routed rows, and their gradients.
 pub(super) struct Experts;
 
 /// Sizes of a mixture.
@@ -169,9 +170,14 @@ impl Mixture {
 
     fn gradients(&self) -> Result<()> {
         let (routing, e) = (&self.routing(), self.size.experts);
-        let ([h, _], [low, other]) = (&self.hidden, &self.low);
+        let [h, _] = &self.hidden;
         let _ = ops::routed_weight_grad(routing, h, &self.dy, e)?;
-        let _ = ops::routed_weight_grad(routing, &self.x, h, e)?;
+        ops::routed_weight_grad(routing, &self.x, h, e).map(|_| ())
+    }
+
+    fn narrow_gradients(&self) -> Result<()> {
+        let (routing, e) = (&self.routing(), self.size.experts);
+        let ([h, _], [low, other]) = (&self.hidden, &self.low);
         let _ = ops::routed_weight_grad(routing, low, &self.dy, e)?;
         let _ = ops::routed_weight_grad(routing, low, h, e)?;
         let _ = ops::routed_weight_grad(routing, &self.x, low, e)?;
@@ -180,17 +186,50 @@ impl Mixture {
     }
 }
 
-fn all_of(gpu: &Gpu, size: Size, spread: &str) -> Result<Vec<Verdict>> {
+/// Which products.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Wide,
+    Narrow,
+}
+
+fn all_of(gpu: &Gpu, size: Size, spread: &str, part: Part) -> Result<Vec<Verdict>> {
     let mixture = Mixture::draw(gpu, size, spread)?;
     let Size { rows, top, experts, d, f } = size;
     let label = format!("P={rows}x{top} E={experts} d={d} f={f} {spread}");
-    let mut verdicts = Vec::new();
+    if part == Part::Narrow {
+        return compared(&label, 1.0, &mut || {
+            mixture.narrow()?;
+            mixture.narrow_gradients()
+        });
+    }
+    let mut verdicts = compared(&label, 1.0, &mut || mixture.gradients())?;
     for int8 in [false, true] {
         let label = format!("{label}{}", if int8 { " int8" } else { "" });
         verdicts.extend(compared(&label, 1.0, &mut || mixture.products(int8))?);
     }
-    verdicts.extend(compared(&label, 1.0, &mut || mixture.narrow())?);
-    verdicts.extend(compared(&label, 1.0, &mut || mixture.gradients())?);
+    Ok(verdicts)
+}
+
+fn all_sizes(gpu: &Gpu, part: Part) -> Result<Vec<Verdict>> {
+    let mut verdicts = Vec::new();
+    for size in SMALL {
+        for spread in SPREADS {
+            verdicts.extend(all_of(gpu, size, spread, part)?);
+        }
+    }
+    if gpu.small {
+        return Ok(verdicts);
+    }
+    for size in LARGE {
+        for spread in ["even", "skewed"] {
+            verdicts.extend(all_of(gpu, size, spread, part)?);
+        }
+    }
+    for spread in SPREADS {
+        verdicts.extend(all_of(gpu, size(1365, 12, 58, 1024, 1024), spread, part)?);
+    }
+    verdicts.extend(all_of(gpu, REAL, "even", part)?);
     Ok(verdicts)
 }
 
@@ -200,55 +239,69 @@ fn misplaced(y: &Tensor, wanted: &Tensor) -> Result<f64> {
     Ok(told.f_ne_tensor(&wanted.f_expand_as(y)?)?.f_sum(Kind::Double)?.f_double_value(&[])?)
 }
 
-/// A row that is not a number: it shows in its own places, and nowhere else.
-fn not_a_number(gpu: &Gpu) -> Result<Vec<Verdict>> {
-    let mixture = Mixture::draw(gpu, size(300, 2, 7, 128, 192), "some none")?;
-    let mut row = mixture.x.f_narrow(0, 137, 1)?;
-    let _ = row.f_fill_(f64::NAN)?;
-    let (routing, x) = (&mixture.routing(), &mixture.x);
-    let told = mixture.ids.f_ge(0)?.f_unsqueeze(-1)?;
-    let rows = Tensor::f_arange(300, (Kind::Int64, gpu.device()))?.f_eq(137)?;
-    let told = told.f_logical_and(&rows.f_reshape([300, 1, 1])?)?;
+/// Which elements of `[rows, top, ..]` and of `[experts, ..]` must be NaN where row 137 is.
+fn told_by(gpu: &Gpu, ids: &Tensor, experts: i64) -> Result<[Tensor; 2]> {
+    let (rows, _) = ids.size2()?;
+    let on = (Kind::Int64, gpu.device());
+    let row = Tensor::f_arange(rows, on)?.f_eq(137)?.f_reshape([rows, 1, 1])?;
+    let places = ids.f_ge(0)?.f_unsqueeze(-1)?.f_logical_and(&row)?;
+    let chosen =
+        ids.f_narrow(0, 137, 1)?.f_eq_tensor(&Tensor::f_arange(experts, on)?.f_unsqueeze(1)?)?;
+    Ok([places, chosen.f_any_dim(1, false)?.f_reshape([experts, 1, 1])?])
+}
+
+/// A row that is not a number: it shows in its own places and its own experts, and nowhere else.
+fn not_a_number(gpu: &Gpu, part: Part) -> Result<Vec<Verdict>> {
+    let m = Mixture::draw(gpu, size(300, 2, 7, 128, 192), "some none")?;
+    let _ = m.x.f_narrow(0, 137, 1)?.f_fill_(f64::NAN)?;
+    let (routing, x, [h, _], [low, _]) = (&m.routing(), &m.x, &m.hidden, &m.low);
+    let [places, experts] = &told_by(gpu, &m.ids, 7)?;
     let mut verdicts = Vec::new();
-    for int8 in [false, true] {
-        let (gate, up) = (mixture.gate.term(x, int8), mixture.up.term(x, int8));
-        let (gated, lifted, hidden) = ops::routed_swiglu(routing, &[gate], &[up])?;
+    let mut add = |what: &str, all: &[&Tensor], told: &Tensor| -> Result<()> {
         let mut n = 0.0;
-        for y in [&gated, &lifted, &hidden, &ops::routed_dot(routing, &[gate])?] {
-            n += misplaced(y, &told)?;
+        for y in all {
+            n += misplaced(y, told)?;
         }
-        verdicts.push(within(format!("a row of NaN, int8 {int8}"), "misplaced", n, 0.0));
+        verdicts.push(within(format!("a row of NaN, {what}"), "misplaced", n, 0.0));
+        Ok(())
+    };
+    if part == Part::Narrow {
+        let y = ops::routed_dot(routing, &[Term::plain(x, &m.gate_low.right)])?;
+        add("narrow", &[&y], places)?;
+        add("narrow gradient", &[&ops::routed_weight_grad(routing, x, low, 7)?], experts)?;
+        return Ok(verdicts);
     }
-    let low = ops::routed_dot(routing, &[Term::plain(x, &mixture.gate_low.right)])?;
-    verdicts.push(within("a row of NaN, narrow", "misplaced", misplaced(&low, &told)?, 0.0));
-    // The gradient of a weight takes it up where an expert has the row, and there alone.
-    let [h, _] = &mixture.hidden;
-    let experts = mixture.ids.f_narrow(0, 137, 1)?.f_reshape([-1i64])?;
-    let each = Tensor::f_arange(7, (Kind::Int64, gpu.device()))?;
-    let has = experts.f_unsqueeze(0)?.f_eq_tensor(&each.f_unsqueeze(1)?)?.f_any_dim(1, false)?;
-    let has = has.f_reshape([7, 1, 1])?;
-    let [low, _] = &mixture.low;
-    for (name, grad) in [
-        ("wide", ops::routed_weight_grad(routing, x, h, 7)?),
-        ("narrow", ops::routed_weight_grad(routing, x, low, 7)?),
-    ] {
-        let label = format!("a row of NaN, {name} gradient");
-        verdicts.push(within(label, "misplaced", misplaced(&grad, &has)?, 0.0));
+    for (name, int8) in [("bf16", false), ("int8", true)] {
+        let (gate, up) = (m.gate.term(x, int8), m.up.term(x, int8));
+        let (gated, lifted, hidden) = ops::routed_swiglu(routing, &[gate], &[up])?;
+        let y = ops::routed_dot(routing, &[gate])?;
+        add(name, &[&gated, &lifted, &hidden, &y], places)?;
     }
-    // Nobody reads what stands in a place of no expert.
-    let mut none = Mixture::draw(gpu, size(300, 2, 7, 128, 192), "none")?;
-    let _ = none.dy.f_fill_(f64::NAN)?;
-    let _ = none.hidden[0].f_fill_(f64::NAN)?;
-    let routing = &none.routing();
-    let largest = |x: &Tensor| -> Result<f64> { Ok(x.f_abs()?.f_max()?.f_double_value(&[])?) };
-    let [h, _] = &none.hidden;
-    let y = ops::routed_dot(routing, &[none.down.term(h, false)])?;
-    let dw = ops::routed_weight_grad(routing, h, &none.dy, 7)?;
-    let [low, _] = &none.low;
-    let narrow = ops::routed_weight_grad(routing, low, &none.dy, 7)?;
-    let all = largest(&y)? + largest(&dw)? + largest(&narrow)?;
-    verdicts.push(within("NaN in places of no expert", "largest", all, 0.0));
+    add("gradient", &[&ops::routed_weight_grad(routing, x, h, 7)?], experts)?;
     Ok(verdicts)
+}
+
+/// Nobody reads what stands in a place of no expert.
+fn nobody_reads(gpu: &Gpu, part: Part) -> Result<Verdict> {
+    let m = Mixture::draw(gpu, size(300, 2, 7, 128, 192), "none")?;
+    let [mut h, mut dy] = [m.hidden[0].shallow_clone(), m.dy.shallow_clone()];
+    let _ = (h.f_fill_(f64::NAN)?, dy.f_fill_(f64::NAN)?);
+    let (routing, [low, _]) = (&m.routing(), &m.low);
+    let all = match part {
+        Part::Wide => vec![
+            ops::routed_dot(routing, &[m.down.term(&h, false)])?,
+            ops::routed_weight_grad(routing, &h, &dy, 7)?,
+        ],
+        Part::Narrow => vec![
+            ops::routed_dot(routing, &[Term::plain(&h, &m.down_low.right)])?,
+            ops::routed_weight_grad(routing, low, &dy, 7)?,
+        ],
+    };
+    let mut largest = 0.0;
+    for x in &all {
+        largest += x.f_abs()?.f_max()?.f_double_value(&[])?;
+    }
+    Ok(within("NaN in places of no expert", "largest", largest, 0.0))
 }
 
 /// Sums that have no kernel run on libtorch, and give the same.
@@ -272,29 +325,33 @@ impl Case for Experts {
     }
 
     fn check(&self, gpu: &Gpu) -> Result<Vec<Verdict>> {
-        let mut verdicts = vec![without_a_kernel(gpu)?];
-        verdicts.extend(not_a_number(gpu)?);
-        for size in SMALL {
-            for spread in SPREADS {
-                verdicts.extend(all_of(gpu, size, spread)?);
-            }
-        }
-        if gpu.small {
-            return Ok(verdicts);
-        }
-        for size in LARGE {
-            for spread in ["even", "skewed"] {
-                verdicts.extend(all_of(gpu, size, spread)?);
-            }
-        }
-        for spread in SPREADS {
-            verdicts.extend(all_of(gpu, size(1365, 12, 58, 1024, 1024), spread)?);
-        }
-        verdicts.extend(all_of(gpu, REAL, "even")?);
+        let mut verdicts = vec![without_a_kernel(gpu)?, nobody_reads(gpu, Part::Wide)?];
+        verdicts.extend(not_a_number(gpu, Part::Wide)?);
+        verdicts.extend(all_sizes(gpu, Part::Wide)?);
         Ok(verdicts)
     }
 
     fn bench(&self, gpu: &Gpu) -> Result<Vec<Measured>> {
-        super::mixture::bench(gpu)
+        super::mixture::wide(gpu)
+    }
+}
+
+/// Narrow products of routed rows, and their gradients.
+pub(super) struct Adapters;
+
+impl Case for Adapters {
+    fn name(&self) -> &'static str {
+        "adapters"
+    }
+
+    fn check(&self, gpu: &Gpu) -> Result<Vec<Verdict>> {
+        let mut verdicts = vec![nobody_reads(gpu, Part::Narrow)?];
+        verdicts.extend(not_a_number(gpu, Part::Narrow)?);
+        verdicts.extend(all_sizes(gpu, Part::Narrow)?);
+        Ok(verdicts)
+    }
+
+    fn bench(&self, gpu: &Gpu) -> Result<Vec<Measured>> {
+        super::mixture::narrow(gpu)
     }
 }

@@ -218,7 +218,49 @@ impl Table<'_> {
     }
 }
 
-pub(super) fn bench(gpu: &Gpu) -> Result<Vec<Measured>> {
+/// Narrow products and their gradients.
+pub(super) fn narrow(gpu: &Gpu) -> Result<Vec<Measured>> {
+    let m = &Mixture::draw(gpu, REAL, "even")?;
+    let (routing, e) = (&m.routing(), REAL.experts);
+    let ([h, _], [low, other]) = (&m.hidden, &m.low);
+    let places = (REAL.rows * REAL.top) as f64;
+    let (d, f) = (REAL.d as f64, REAL.f as f64);
+    let low_one = |width: f64| 2.0 * places * width * 16.0;
+    let (x, wide, narrow) = (2.0 * REAL.rows as f64 * d, 2.0 * places * d, 2.0 * places * f);
+    let mut t = Table { gpu, rows: Vec::new() };
+    let right = (Term::plain(&m.x, &m.gate_low.right), Term::plain(&m.x, &m.up_low.right));
+    t.add("narrow x right, gathered", &[], low_one(d), x, &mut || {
+        ops::routed_dot(routing, &[right.0])
+    })?;
+    t.add("narrow x right, gathered, two", &[], 2.0 * low_one(d), x, &mut || {
+        ops::routed_dot_pair(routing, right.0, right.1)
+    })?;
+    t.add("narrow hidden right", &[], low_one(f), narrow, &mut || {
+        ops::routed_dot(routing, &[Term::plain(h, &m.down_low.right)])
+    })?;
+    t.add("narrow dy left, d wide", &[], low_one(d), wide, &mut || {
+        ops::routed_dot(routing, &[Term::turned(&m.dy, &m.down_low.left)])
+    })?;
+    t.add("narrow dg left, f wide", &[], low_one(f), narrow, &mut || {
+        ops::routed_dot(routing, &[Term::turned(h, &m.gate_low.left)])
+    })?;
+    t.add("adapter grad right, gathered", &[], low_one(d), x, &mut || {
+        ops::routed_weight_grad(routing, &m.x, low, e)
+    })?;
+    t.add("adapter grad right, gathered, two", &[], 2.0 * low_one(d), x, &mut || {
+        ops::routed_weight_grad_pair(routing, &m.x, [low, other], e)
+    })?;
+    t.add("adapter grad left, d wide", &[], low_one(d), wide, &mut || {
+        ops::routed_weight_grad(routing, low, &m.dy, e)
+    })?;
+    t.add("adapter grad left, f wide", &[], low_one(f), narrow, &mut || {
+        ops::routed_weight_grad(routing, low, h, e)
+    })?;
+    Ok(t.rows)
+}
+
+/// Wide products, and whole mixtures.
+pub(super) fn wide(gpu: &Gpu) -> Result<Vec<Measured>> {
     let m = &Mixture::draw(gpu, REAL, "even")?;
     let (routing, e) = (&m.routing(), REAL.experts);
     let ([h, u], [low, other]) = (&m.hidden, &m.low);
@@ -315,33 +357,6 @@ pub(super) fn bench(gpu: &Gpu) -> Result<Vec<Measured>> {
     )?;
     t.add("gate wgrad", &[], one, 2.0 * weight + x + narrow, &mut || {
         ops::routed_weight_grad(routing, &m.x, h, e)
-    })?;
-    t.add("narrow x right, gathered", &[], low_one(d), x, &mut || {
-        ops::routed_dot(routing, &[right.0])
-    })?;
-    t.add("narrow x right, gathered, two", &[], 2.0 * low_one(d), x, &mut || {
-        ops::routed_dot_pair(routing, right.0, right.1)
-    })?;
-    t.add("narrow hidden right", &[], low_one(f), narrow, &mut || {
-        ops::routed_dot(routing, &[Term::plain(h, &m.down_low.right)])
-    })?;
-    t.add("narrow dy left, d wide", &[], low_one(d), wide, &mut || {
-        ops::routed_dot(routing, &[Term::turned(&m.dy, &m.down_low.left)])
-    })?;
-    t.add("narrow dg left, f wide", &[], low_one(f), narrow, &mut || {
-        ops::routed_dot(routing, &[Term::turned(h, &m.gate_low.left)])
-    })?;
-    t.add("adapter grad right, gathered", &[], low_one(d), x, &mut || {
-        ops::routed_weight_grad(routing, &m.x, low, e)
-    })?;
-    t.add("adapter grad right, gathered, two", &[], 2.0 * low_one(d), x, &mut || {
-        ops::routed_weight_grad_pair(routing, &m.x, [low, other], e)
-    })?;
-    t.add("adapter grad left, d wide", &[], low_one(d), wide, &mut || {
-        ops::routed_weight_grad(routing, low, &m.dy, e)
-    })?;
-    t.add("adapter grad left, f wide", &[], low_one(f), narrow, &mut || {
-        ops::routed_weight_grad(routing, low, h, e)
     })?;
     let weights = gpu.uniform(&[REAL.rows, REAL.top])?;
     t.add(

@@ -29,6 +29,7 @@ pub fn all() -> Vec<Box<dyn Case>> {
         Box::new(routing::Routing),
         Box::new(routing::Hadamard),
         Box::new(routing::Quantize),
+        Box::new(experts::Adapters),
         Box::new(experts::Experts),
         Box::new(optimizer::Optimizer),
         Box::new(stage::Dense),

@@ -238,7 +238,15 @@ impl Case for Quantize {
                 }
                 Ok(())
             })?);
-            let (_, scale) = ops::quantize(&x, Format::Int8)?;
+            let (codes, scale) = ops::quantize(&x, Format::Int8)?;
+            if n % 8 == 0 {
+                // Of all codes, also the one that the quantizer does not give.
+                let mut all = codes.f_narrow(1, 0, 1)?;
+                let _ = all.f_fill_(-128)?;
+                verdicts.extend(compared(&format!("dequantize {rows} x {n}"), 1.0, &mut || {
+                    ops::dequantize(&codes, &scale, &half).map(|_| ())
+                })?);
+            }
             let (_, wanted) = ops::quantize(&x.f_to_device(Device::Cpu)?, Format::Int8)?;
             let n_other = n_other(&scale.f_to_device(Device::Cpu)?, &wanted)?;
             verdicts.push(within(format!("scales {rows} x {n}"), "other bits", n_other, 0.0));
@@ -274,6 +282,9 @@ impl Case for Quantize {
         Ok(vec![
             row("quantize bf16 to int8", 3, {
                 time(gpu, 5, &mut || ops::quantize(&x, Format::Int8).map(|_| ()))?
+            }),
+            row("dequantize int8 to bf16", 3, {
+                time(gpu, 11, &mut || ops::dequantize(&codes, &scale, &x).map(|_| ()))?
             }),
             row("merge_adapter", 2, {
                 time(gpu, 5, &mut || ops::merge_adapter(&codes, &scale, &left, &right).map(|_| ()))?

@@ -92,8 +92,16 @@ pub(super) fn merged([codes, scale, left, right]: [&Tensor; 4]) -> Result<Tensor
 
 /// `scale * codes`, of the kind of `like`: rounded once to f32 (or f64), then to that kind.
 pub fn dequantize(codes: &Tensor, scale: &Tensor, like: &Tensor) -> Result<Tensor> {
-    let kind = check("dequantize", codes, scale, like)?;
-    scaled(&cast(codes, kind)?, scale, like)
+    let _ = check("dequantize", codes, scale, like)?;
+    if tile::takes_dequantize(codes, scale, like) {
+        return tile::dequantize(codes, scale);
+    }
+    dequantize_composite(codes, scale, like.kind())
+}
+
+/// [`dequantize`] composed of libtorch calls, without its checks.
+pub(super) fn dequantize_composite(codes: &Tensor, scale: &Tensor, kind: Kind) -> Result<Tensor> {
+    scaled(&cast(codes, wide_kind(kind))?, scale, kind)
 }
 
 /// `scale * level[codes]` with the quantile levels of the rows' length, of the kind of `like`.
@@ -103,7 +111,7 @@ pub fn dequantize_quantiles(codes: &Tensor, scale: &Tensor, like: &Tensor) -> Re
     let levels = Tensor::f_from_slice(Levels::of_length(n).all())?;
     let levels = levels.f_to_device(codes.device())?.f_to_kind(kind)?;
     let index = cast(codes, Kind::Int64)?.f_add_scalar(128)?.f_reshape([-1i64])?;
-    scaled(&levels.f_index_select(0, &index)?.f_reshape(codes.size())?, scale, like)
+    scaled(&levels.f_index_select(0, &index)?.f_reshape(codes.size())?, scale, like.kind())
 }
 
 /// The kind in which the product is taken.
@@ -118,7 +126,7 @@ fn check(op: &'static str, codes: &Tensor, scale: &Tensor, like: &Tensor) -> Res
     Ok(wide_kind(like.kind()))
 }
 
-fn scaled(unit: &Tensor, scale: &Tensor, like: &Tensor) -> Result<Tensor> {
+fn scaled(unit: &Tensor, scale: &Tensor, kind: Kind) -> Result<Tensor> {
     let product = unit.f_mul(&cast(scale, unit.kind())?.f_unsqueeze(-1)?)?;
-    cast(&product, like.kind())
+    cast(&product, kind)
 }

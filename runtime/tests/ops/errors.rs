@@ -177,6 +177,28 @@ fn routed_products() {
     grad(&of(&[3, 3]), &of(&[2, 2, 5]), 4);
     grad(&x, &of(&[2, 3, 5]), 4);
     grad(&x, &of(&[]), 4);
+    let pair = ops::routed_weight_grad_pair;
+    let good_dy = of(&[2, 2, 5]);
+    refused("routed_weight_grad", pair(&routing, &x, [&good_dy, &of(&[2, 3, 5])], 4));
+    refused("routed_dot", ops::routed_dot_pair(&routing, good, Term::plain(&x, &of(&[4, 5, 4]))));
+}
+
+#[test]
+fn merged_adapters() {
+    let (codes, scale) = (of(&[2, 5, 3]).to_kind(Kind::Int8), of(&[2, 5]));
+    let (left, right) = (of(&[2, 5, 4]), of(&[2, 4, 3]));
+    let merge = |codes: &Tensor, scale: &Tensor, left: &Tensor, right: &Tensor| {
+        refused("merge_adapter", ops::merge_adapter(codes, scale, left, right));
+    };
+    merge(&of(&[2, 5, 3]), &scale, &left, &right);
+    merge(&codes, &codes, &left, &right);
+    merge(&codes, &of(&[2, 3]), &left, &right);
+    merge(&codes, &scale, &of(&[2, 4, 4]), &right);
+    merge(&codes, &scale, &left, &of(&[2, 3, 3]));
+    merge(&codes, &scale, &left, &wide(&[2, 4, 3]));
+    merge(&codes, &scale, &left, &right.ones_like().multiply_scalar(f64::NAN));
+    let huge = left.full_like(f64::MAX);
+    merge(&codes, &scale, &huge, &right.ones_like());
 }
 
 #[test]

@@ -123,6 +123,10 @@ fn sums_of_routed_products() -> Outcome {
                 close("two terms", &both, &plus(&first, &second));
                 assert_eq!(both.kind(), kind);
 
+                let (a, b) = ops::routed_dot_pair(&routing, wide.term(&tx), low.term(&t_own))?;
+                close("first of a pair", &a, &first);
+                close("second of a pair", &b, &second);
+
                 let up = Weight::draw(&mut rng, [e, n, k], kind, turned, codes);
                 let lifted = product(&x, &up, &ids, n);
                 let gated = plus(&first, &second);
@@ -168,6 +172,10 @@ fn gradients_of_routed_weights() -> Outcome {
             let experts = e as i64;
             close("rows", &ops::routed_weight_grad(&routing, &x, &dy, experts)?, &shared);
             close("places", &ops::routed_weight_grad(&routing, &own, &dy, experts)?, &each);
+            let (a, b) = ops::routed_weight_grad_pair(&routing, &own, [&dy, &own], experts)?;
+            close("first of a pair", &a, &each);
+            let square = ops::routed_weight_grad(&routing, &own, &own, experts)?;
+            close("second of a pair", &b, &array_of(&square));
             // The other side has a row for all places.
             let turned = ops::routed_weight_grad(&routing, &dy, &x, experts)?;
             close("turned", &turned.transpose(1, 2), &shared);

@@ -25,9 +25,13 @@ static GRAD_SUM: Kernel = kernel("expert_low_grad_sum", 0);
 
 /// Columns of an adapter.
 const RANK: i64 = 16;
-/// Places of a block, and of a piece of a gradient.
-const ROWS: i64 = 128;
-const PIECE: i64 = 2048;
+/// Places of a block.
+const ROWS: i64 = 64;
+/// Places that a block of a gradient adds up, at most. The pieces of an expert are added in a second step;
+/// of narrow gradients there would be fewer blocks than run at one time.
+const fn piece(columns: i64) -> i64 {
+    if columns <= 2048 { 1024 } else { 2048 }
+}
 /// Columns of a block of a gradient.
 const COLUMNS: i64 = 128;
 
@@ -185,12 +189,14 @@ fn grad_run(kernel: &'static Kernel, args: &[&Tensor]) -> Result<Vec<Tensor>> {
         .iter()
         .map(|_| cuda::empty(&shape, Kind::BFloat16, &wide))
         .collect::<Result<Vec<_>>>()?;
-    let pieces = ceil(places, PIECE) + experts;
+    let piece = piece(columns);
+    let pieces = ceil(places, piece) + experts;
     let partial = cuda::empty(&[pieces * sets * RANK * columns], Kind::Float, &wide)?;
     let first = small.first().map_or(Ok([Arg::I32(1), Arg::I32(0)]), |x| run(OP, x, ids))?;
-    let sizes = [places, experts, columns].map(|size| int(OP, size).map(Arg::I32));
-    let [n_places, n_experts, n_columns] = sizes;
-    let (n_places, n_experts, n_columns) = (n_places?, n_experts?, n_columns?);
+    let sizes = [places, experts, piece, columns]
+        .into_iter()
+        .map(|size| Ok(Arg::I32(int(OP, size)?)))
+        .collect::<Result<Vec<_>>>()?;
     let tall = Arg::I32(i32::from(tall));
     let all: Vec<Arg<'_>> = [&wide]
         .into_iter()
@@ -199,7 +205,7 @@ fn grad_run(kernel: &'static Kernel, args: &[&Tensor]) -> Result<Vec<Tensor>> {
         .chain(&grads)
         .chain([&partial])
         .map(Arg::Tensor)
-        .chain([n_places, n_experts, n_columns])
+        .chain(sizes.iter().copied())
         .chain(run(OP, &wide, ids)?)
         .chain(first)
         .chain([tall])
@@ -207,17 +213,51 @@ fn grad_run(kernel: &'static Kernel, args: &[&Tensor]) -> Result<Vec<Tensor>> {
     let across = int(OP, ceil(columns, COLUMNS))?;
     cuda::launch(kernel, [across, int(OP, pieces)?, 1], &all)?;
     let last = grads.last().unwrap_or(&partial);
-    let all = [
-        Arg::Tensor(&bounds),
-        Arg::Tensor(&partial),
-        Arg::Tensor(grads.first().unwrap_or(&partial)),
-        Arg::Tensor(last),
-        n_places,
-        n_experts,
-        n_columns,
-        Arg::I32(int(OP, sets)?),
-        tall,
-    ];
+    let tensors = [&bounds, &partial, grads.first().unwrap_or(&partial), last].map(Arg::Tensor);
+    let all = [&tensors[..], &sizes, &[Arg::I32(int(OP, sets)?), tall]].concat();
     cuda::launch(&GRAD_SUM, [across, int(OP, experts)?, 1], &all)?;
     Ok(grads)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Device;
+
+    #[test]
+    fn shared_memory_is_what_the_file_states() {
+        let [one, two] = GRAD_SHARED;
+        let stated = format!("static_assert(GRAD_SMEM == {one} && GRAD_PAIR_SMEM == {two},");
+        assert!(MODULE.source.contains(&stated), "{stated}");
+    }
+
+    /// 2^32 / run rounded up divides every place that the rule lets through.
+    #[test]
+    fn places_divide_by_multiplication() {
+        for run in (1..=4096u64).chain([12, 2]) {
+            let inverse = if run == 1 { 0 } else { (1u64 << 32).div_ceil(run) };
+            let last = MOST_PLACES as u64 - 1;
+            for place in [0, 1, run - 1, run, last / 2, last / run * run, last - 1, last] {
+                let found = if run == 1 { place } else { place * inverse >> 32 };
+                assert_eq!(found, place / run, "{place} / {run}");
+            }
+        }
+    }
+
+    #[test]
+    fn adapters_of_other_ranks_and_widths_have_no_kernel() {
+        let of = |shape: &[i64]| Tensor::zeros(shape, (Kind::BFloat16, Device::Cpu));
+        let width = |shape: &[i64], turned: bool| {
+            let (x, w) = (of(&[1, 1]), of(shape));
+            low_width(&Term { x: &x, w: &w, scale: None, turned })
+        };
+        assert_eq!(width(&[3, 16, 64], false), Some(64));
+        assert_eq!(width(&[3, 64, 16], true), Some(64));
+        assert_eq!(width(&[3, 8, 64], false), None);
+        assert_eq!(width(&[3, 64, 16], false), None);
+        assert_eq!(
+            [32, 64, 96, 1 << 15, 1 << 16].map(takes_width),
+            [false, true, false, true, false]
+        );
+    }
 }

@@ -25,7 +25,9 @@ pub(super) use hadamard::{hadamard, takes_hadamard};
 pub(super) use indexer::{index, select, takes_index, takes_select};
 pub(super) use loss::{Loss, cross_entropy, takes_cross_entropy};
 pub(super) use low::{low, low_grad, takes_low, takes_low_grad};
-pub(super) use quantize::{merge, quantize, takes_merge, takes_quantize};
+pub(super) use quantize::{
+    dequantize, merge, quantize, takes_dequantize, takes_merge, takes_quantize,
+};
 pub(super) use routed::{
     dot as routed_dot, swiglu as routed_swiglu, takes_weight_grad, weight_grad,
 };

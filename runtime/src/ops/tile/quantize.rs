@@ -1,9 +1,9 @@
 //! Weights in 8 bits on `quantize.cu`.
 
-use super::{at, contiguous, exact, int, take};
+use super::{aligned, at, ceil, contiguous, exact, int, take};
 use crate::cuda::{self, Arg, Kernel, Module};
 use crate::error::Result;
-use crate::ops::quantized::{merged, not_finite, quantize_host};
+use crate::ops::quantized::{dequantize_composite, merged, not_finite, quantize_host};
 use crate::{Kind, Tensor};
 
 static MODULE: Module = Module { name: "quantize.cu", source: lightc_kernels::QUANTIZE };
@@ -19,6 +19,7 @@ const MERGE_SHARED: u32 = 4 * MOST_MERGED as u32;
 
 static FLOAT: Kernel = kernel("quantize_float", 0);
 static HALF: Kernel = kernel("quantize_bf16", 0);
+static DEQUANTIZE: Kernel = kernel("dequantize_bf16", 0);
 static MERGE_FLOAT: Kernel = kernel("merge_float", MERGE_SHARED);
 static MERGE_HALF: Kernel = kernel("merge_bf16", MERGE_SHARED);
 
@@ -80,6 +81,38 @@ fn ensure_finite(op: &'static str, bad: &Tensor, value: &dyn Fn(i64) -> Result<f
         NONE => Ok(()),
         index => Err(not_finite(op, index, value(index)?)),
     }
+}
+
+/// Codes of rows of a multiple of eight on a GPU, to be read as bf16.
+pub(crate) fn takes_dequantize(codes: &Tensor, scale: &Tensor, like: &Tensor) -> bool {
+    codes.device().is_cuda()
+        && scale.device() == codes.device()
+        && like.kind() == Kind::BFloat16
+        && (1..1 << 34).contains(&(codes.numel() as i64))
+        && codes.size().last().is_some_and(|n| n % 8 == 0)
+}
+
+/// `dequantize` into bf16 where [`takes_dequantize`].
+pub(crate) fn dequantize(codes: &Tensor, scale: &Tensor) -> Result<Tensor> {
+    const OP: &str = "dequantize";
+    let fused: cuda::Way<'_> = &|args, _| Ok(vec![unpacked(OP, at(args, 0)?, at(args, 1)?)?]);
+    let reference: cuda::Way<'_> =
+        &|args, like| Ok(vec![dequantize_composite(at(args, 0)?, at(args, 1)?, like.kind())?]);
+    let inputs = [codes, scale];
+    let [y] = take(OP, cuda::either(&DEQUANTIZE, &inputs, &exact(codes)?, fused, reference)?)?;
+    Ok(y)
+}
+
+/// Codes as bf16, by the kernel alone: a part of another op.
+pub(super) fn unpacked(op: &'static str, codes: &Tensor, scale: &Tensor) -> Result<Tensor> {
+    let (codes, scale) = (aligned(codes)?, contiguous(scale)?);
+    let y = cuda::empty(&codes.size(), Kind::BFloat16, &codes)?;
+    let (total, n) = (codes.numel() as i64, codes.size().last().copied().unwrap_or(0));
+    let tensors = [&codes, &scale, &y].map(Arg::Tensor);
+    let sizes = [Arg::I64(total), Arg::I32(int(op, n)?)];
+    let grid = [int(op, ceil(total, 8192))?, 1, 1];
+    cuda::launch(&DEQUANTIZE, grid, &[&tensors[..], &sizes].concat())?;
+    Ok(y)
 }
 
 /// Codes on a GPU with adapters of one kind, f32 or bf16, and rows that fit in shared memory.
