@@ -4,10 +4,13 @@
 pub const HEADERS: &[(&str, &str)] = &[
     ("base.cuh", include_str!("../include/base.cuh")),
     ("copy.cuh", include_str!("../include/copy.cuh")),
+    ("fixed.cuh", include_str!("../include/fixed.cuh")),
     ("mma.cuh", include_str!("../include/mma.cuh")),
     ("wgmma.cuh", include_str!("../include/wgmma.cuh")),
 ];
 
+/// States of reversible stacks: steps, their inverses, packed bits.
+pub const FIXED: &str = include_str!("../fixed.cu");
 /// The gated delta rule and its gradient, heads of 128 x 128.
 pub const GATED_DELTA_RULE: &str = include_str!("../gated_delta_rule.cu");
 /// Sums of gathered rows and their gradient.
@@ -35,6 +38,7 @@ pub const MASKED_ATTENTION_256: &str = with_macro!("ATTENTION_DIM", "256", "mask
 
 /// Every source of this crate with the name it is compiled under.
 pub const SOURCES: &[(&str, &str)] = &[
+    ("fixed.cu", FIXED),
     ("gated_delta_rule.cu", GATED_DELTA_RULE),
     ("gather.cu", GATHER),
     ("linear_cross_entropy.cu", LINEAR_CROSS_ENTROPY),

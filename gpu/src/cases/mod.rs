@@ -2,6 +2,7 @@
 
 mod attention;
 mod delta;
+mod fixed;
 mod gather;
 mod harness;
 mod indexer;
@@ -23,6 +24,7 @@ pub fn all() -> Vec<Box<dyn Case>> {
         Box::new(loss::Loss),
         Box::new(gather::Gather),
         Box::new(optimizer::Optimizer),
+        Box::new(fixed::Fixed),
         Box::new(stage::Dense),
         Box::new(stage::Reversible),
     ]

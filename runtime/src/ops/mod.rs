@@ -32,6 +32,7 @@ mod select;
 mod sequence;
 mod shape;
 mod sinkhorn;
+pub(crate) mod states;
 mod support;
 mod tile;
 
@@ -51,5 +52,6 @@ pub use select::*;
 pub use sequence::*;
 pub use shape::*;
 pub use sinkhorn::*;
+pub use states::*;
 pub(crate) use support::{describe, is_float, op_error};
 pub(crate) use tile::LIMITS as TILE_LIMITS;

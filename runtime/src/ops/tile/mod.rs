@@ -7,12 +7,17 @@
 
 mod attention;
 mod delta;
+mod fixed;
 mod gather;
 mod indexer;
 mod loss;
 
 pub(super) use attention::{attention, attention_grad, takes_attention};
 pub(super) use delta::{delta_rule, delta_rule_grad, takes_delta_rule};
+pub(super) use fixed::{
+    pack_bools, state_before, state_cotangent, state_seed, state_start, state_step, state_value,
+    takes_bits, takes_states, takes_value, unpack_bools,
+};
 pub(super) use gather::{gather, gather_grad, takes_gather};
 pub(super) use indexer::{index, select, takes_index, takes_select};
 pub(super) use loss::{Loss, cross_entropy, takes_cross_entropy};
