@@ -4,7 +4,7 @@
 
 mod common;
 
-use lightc_codegen::emit::{Origin, emit_kernels, emit_stage};
+use lightc_codegen::emit::{Origin, emit_stage};
 use lightc_codegen::ir::Module;
 use lightc_codegen::pipeline::{compile_for, program_for};
 use lightc_codegen::rows::{Plans, describe};
@@ -35,27 +35,38 @@ fn text_is_a_function_of_the_module() {
     assert!(!text.contains("atomic"), "sums have one order");
 }
 
-#[test]
-fn a_stage_launches_all_its_kernels() {
+/// The Rust of a stage, without white space.
+fn rust(stage: &str) -> String {
     let source = "import \"lightning/lightning.llm\"\n";
     let (program, _, _) = load_program("main.llm", source, &common::library());
-    let compiled =
-        compile_for(&program.resolve_stage("lightning_2b").unwrap(), Target::Sm90a).unwrap();
+    let compiled = compile_for(&program.resolve_stage(stage).unwrap(), Target::Sm90a).unwrap();
     let program = program_for(&compiled, Target::Sm90a).unwrap();
     let origin = Origin {
         source: "main.llm".to_owned(),
         source_hash: String::new(),
         compiler: "0".to_owned(),
     };
-    let rust = emit_stage(&program, &origin).unwrap();
-    let kernels = emit_kernels(&program).unwrap();
-    for kernel in describe(&compiled.module).as_array().unwrap() {
-        let entry = kernel["entry"].as_str().unwrap();
-        let launch = format!("cuda::launch(&super::row_kernels::{},", entry.to_uppercase());
-        let launch: String = launch.split_whitespace().collect();
-        let plain: String = rust.split_whitespace().collect();
-        assert!(plain.contains(&launch), "{entry} is not launched");
-        assert!(kernels.text.contains(&format!(" {entry}(")), "{entry} has no text");
+    emit_stage(&program, &origin).unwrap().split_whitespace().collect()
+}
+
+#[test]
+fn a_stage_launches_all_its_kernels() {
+    for stage in ["lightning_2b", "lightning_2b_midpoint"] {
+        let (module, rust) = (module(stage), rust(stage));
+        let text = Plans::of(&module).text(&module);
+        for kernel in describe(&module).as_array().unwrap() {
+            let entry = kernel["entry"].as_str().unwrap();
+            let name = entry.to_uppercase();
+            let launch = format!("cuda::launch(&super::row_kernels::{name},");
+            assert!(rust.contains(&launch), "{entry} is not launched");
+            assert!(text.contains(&format!(" {entry}(")), "{entry} has no text");
+            if text.contains(&format!(" {entry}_step(")) {
+                let ended = format!(
+                    "end.kernel(&super::row_kernels::{name}_STEP,&super::row_kernels::{name}_INVERSE"
+                );
+                assert!(rust.contains(&ended), "the ends of {entry} are not launched");
+            }
+        }
     }
 }
 
@@ -96,4 +107,39 @@ fn kernels_of_a_delta_layer() {
     ] {
         insta::assert_snapshot!(entry, kernel(&text, entry));
     }
+}
+
+/// Layers of a reversible stack end with the step of its state and with the inverse of that, in the place of
+/// the kernel that writes what they give; both read and compute what that one does.
+#[test]
+fn layers_of_a_reversible_stack_end_with_the_step() {
+    let reversible = module("lightning_2b_midpoint");
+    let text = Plans::of(&reversible).text(&reversible);
+    assert_eq!(text.matches("#include \"fixed.cuh\"").count(), 1);
+    for layer in ["decoder_layer", "decoder_layer_2", "hyper_connection_2", "hyper_connection_3"] {
+        for end in ["_step", "_inverse"] {
+            let head = format!("// {layer}_k");
+            let with = text.lines().filter(|l| l.starts_with(&head) && l.ends_with(end)).count();
+            assert_eq!(with, 1, "{layer}{end}");
+        }
+    }
+    insta::assert_snapshot!("ended_step", kernel(&text, "decoder_layer_k13_step"));
+    insta::assert_snapshot!("ended_inverse", kernel(&text, "decoder_layer_k13_inverse"));
+    let plain = module("lightning_2b");
+    let text = Plans::of(&plain).text(&plain);
+    assert!(
+        !text.contains("fixed.cuh") && !text.contains("state_next"),
+        "a plain stack makes no step"
+    );
+}
+
+/// A layer with a gate gives its result, which the gate's cotangent reads: the last twelve of twenty. The
+/// others, and both of the multi-token head, end with the step.
+#[test]
+fn layers_with_a_gate_write_their_result() {
+    let rust = rust("lightning_9b_exact");
+    let count = |word: &str| rust.matches(word).count();
+    assert_eq!((count(".gated_layer("), count(".ended_layer("), count(".layer(")), (12, 10, 0));
+    assert_eq!((count(".advance("), count(".advance_to(")), (12, 10));
+    assert_eq!(count("&mutreversible::End::result()"), 24);
 }

@@ -3,11 +3,23 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
-use lightc_gpu::stages::lightning_2b::row_kernels::MODULE;
+use lightc_gpu::stages::{deep_2b, lightning_2b};
 use lightc_kernels::Nvrtc;
+use lightc_runtime::cuda::Module;
 
 #[test]
 fn row_kernels_of_the_dense_stage_compile_without_spills() {
+    compile(&lightning_2b::row_kernels::MODULE, &[("_k", 100)]);
+}
+
+/// Those that end a layer with the step of its state, or with the inverse.
+#[test]
+fn row_kernels_of_reversible_layers_compile_without_spills() {
+    compile(&deep_2b::row_kernels::MODULE, &[("_k", 100), ("_step", 4), ("_inverse", 4)]);
+}
+
+/// Compiles a module that has at least so many kernels with these words in their names.
+fn compile(module: &Module, words: &[(&str, usize)]) {
     let nvrtc = match Nvrtc::open() {
         Ok(nvrtc) => nvrtc,
         Err(error) => {
@@ -20,7 +32,7 @@ fn row_kernels_of_the_dense_stage_compile_without_spills() {
         }
     };
     let compiled =
-        nvrtc.compile(MODULE.name, MODULE.source).unwrap_or_else(|error| panic!("{error}"));
+        nvrtc.compile(module.name, module.source).unwrap_or_else(|error| panic!("{error}"));
     println!(
         "{:<40} {:>9} {:>13} {:>5} {:>7}",
         "kernel", "registers", "static shared", "stack", "spilled"
@@ -32,7 +44,10 @@ fn row_kernels_of_the_dense_stage_compile_without_spills() {
             r.registers, r.static_shared, r.stack
         );
     }
-    assert!(compiled.resources.len() > 100, "{} kernels", compiled.resources.len());
+    for (word, least) in words {
+        let n = compiled.resources.keys().filter(|entry| entry.contains(word)).count();
+        assert!(n >= *least, "{n} kernels with {word}");
+    }
     for (entry, r) in &compiled.resources {
         assert_eq!((r.spill_stores, r.spill_loads), (0, 0), "{entry} spills: {r:?}");
     }

@@ -5,6 +5,7 @@ pub const HEADERS: &[(&str, &str)] = &[
     ("base.cuh", include_str!("../include/base.cuh")),
     ("copy.cuh", include_str!("../include/copy.cuh")),
     ("experts.cuh", include_str!("../include/experts.cuh")),
+    ("fixed.cuh", include_str!("../include/fixed.cuh")),
     ("mma.cuh", include_str!("../include/mma.cuh")),
     ("places.cuh", include_str!("../include/places.cuh")),
     ("wgmma.cuh", include_str!("../include/wgmma.cuh")),
@@ -18,6 +19,8 @@ pub const EXPERT_LOW: &str = include_str!("../expert_low.cu");
 pub const EXPERT_PRODUCTS: &str = include_str!("../expert_products.cu");
 /// The gradient of wide weights of routed rows.
 pub const EXPERT_WEIGHT_GRAD: &str = include_str!("../expert_weight_grad.cu");
+/// States of reversible stacks: steps, their inverses, packed bits.
+pub const FIXED: &str = include_str!("../fixed.cu");
 /// The gated delta rule and its gradient, heads of 128 x 128.
 pub const GATED_DELTA_RULE: &str = include_str!("../gated_delta_rule.cu");
 /// Sums of gathered rows and their gradient.
@@ -55,6 +58,7 @@ pub const SOURCES: &[(&str, &str)] = &[
     ("expert_low.cu", EXPERT_LOW),
     ("expert_products.cu", EXPERT_PRODUCTS),
     ("expert_weight_grad.cu", EXPERT_WEIGHT_GRAD),
+    ("fixed.cu", FIXED),
     ("gated_delta_rule.cu", GATED_DELTA_RULE),
     ("gather.cu", GATHER),
     ("hadamard.cu", HADAMARD),

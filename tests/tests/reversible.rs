@@ -86,7 +86,7 @@ fn run(
     let _ = take_states();
     with_options(options, || {
         let mut outputs = stage.forward(&inputs)?;
-        let report = take_report();
+        let report = take_report()?;
         tamper(&mut outputs.saved);
         let grads = stage.backward(&inputs, outputs.saved)?;
         let loss = outputs.values[0].1.shallow_clone();

@@ -3,10 +3,10 @@
 use super::call::{EmitCall, size_variable};
 use super::names::{ident, module_ident, stem, value_names};
 use super::replay::tape_takers;
-use super::rows::row_kernel;
+use super::rows::{ended_kernel, row_kernel};
 use crate::ir::{Backward, BackwardId, FuncId, Function, Module, Node, NodeId, Sub, Type, ValueId};
 use crate::ops::{Affine, Op, OpDef};
-use crate::rows::{Plans, Step};
+use crate::rows::{Ends, Plans, Step};
 use crate::schedule::saved_values;
 use lightc_dsl::ast::DType;
 use lightc_dsl::model::{Format, MemberRef, Storage};
@@ -234,6 +234,16 @@ impl Emitter<'_> {
         self.tape.contains(&id)
     }
 
+    /// The kernels that end a function with the step of a state; its forward then takes an end.
+    pub(super) fn ends(&self, id: FuncId) -> Option<&Ends> {
+        self.plans?.ends.get(id.0 as usize)?.as_ref()
+    }
+
+    /// The argument with which a function that takes an end gives its result.
+    pub(super) fn result_end(&self, callee: FuncId) -> Option<TokenStream> {
+        self.ends(callee).map(|_| quote!(&mut reversible::End::result(),))
+    }
+
     /// Tells calls of one sub apart: nothing for the first.
     pub(super) fn call_suffix(&self, id: NodeId, node: &Node) -> String {
         let calls = self.function.nodes().filter(|(_, other)| other.op == node.op);
@@ -321,11 +331,15 @@ impl Emitter<'_> {
         let returned = self.function.outputs.iter().map(|output| output.value);
         locals.handed_over(updated.chain(kept.iter().copied()).chain(returned));
         let plan = self.plans.and_then(|plans| plans.forward.get(self.id.0 as usize));
+        let ends = self.ends(self.id);
         let steps = steps(self.function, plan);
         for (position, step) in steps.iter().enumerate() {
             statements.push(match step {
                 Step::Node(id) => self.forward_node(*id, self.function.node(*id), &mut locals),
-                Step::Kernel(kernel) => row_kernel(kernel, &locals),
+                Step::Kernel(kernel) => match ends.filter(|ends| ends.entry == kernel.entry) {
+                    Some(ends) => ended_kernel(kernel, ends, &locals),
+                    None => row_kernel(kernel, &locals),
+                },
             });
             statements.extend(locals.dropped(&steps, position));
         }
@@ -356,6 +370,7 @@ impl Emitter<'_> {
         let next =
             has_states(self.module, self.id).then(|| quote!(next: &mut Tensors<Option<Tensor>>,));
         let tape = self.takes_tape(self.id).then(|| quote!(tape: &mut reversible::Tape,));
+        let end = ends.map(|_| quote!(end: &mut reversible::End,));
         let sizes_used = self.size_bindings(&names, &quote!(#(#statements)*), &saved_sizes);
         let body = quote! {
             #(#sizes_used)*
@@ -377,6 +392,7 @@ impl Emitter<'_> {
                 #weights: &Tensors<&Tensor>,
                 #next
                 #tape
+                #end
                 #(#inputs),*
             ) -> Result<(#(#results,)* Saved)> {
                 #body
@@ -493,10 +509,11 @@ impl Emitter<'_> {
             true => quote!(tape,),
             false => quote!(&mut reversible::Tape::off(),),
         });
+        let end = self.result_end(callee);
         let saved = if self.is_called_backward(id) { quote!(#saved) } else { quote!(_) };
         quote! {
             let (#(#results,)* #saved) =
-                #module::forward(like, &weights.#field, #next #tape #(#args),*)?;
+                #module::forward(like, &weights.#field, #next #tape #end #(#args),*)?;
         }
     }
 

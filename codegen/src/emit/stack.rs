@@ -118,14 +118,22 @@ impl Emitter<'_> {
             let module = module_ident(&self.module.function(*callee).name);
             let next = has_states(self.module, *callee).then(|| quote!(&mut next.#field,));
             let tape = self.takes_tape(*callee).then(|| quote!(&mut #run.tape,));
+            let is_ended = gate.is_none() && self.ends(*callee).is_some();
+            let end = if is_ended { Some(quote!(&mut end,)) } else { self.result_end(*callee) };
             let gate = gate.map_or(quote!(None), |gate| quote!(Some(#gate)));
             let kept = if self.is_called_backward(id) { quote!(#saved) } else { quote!(_) };
             let has = self.has_penalty(*callee);
             let penalty = penalties.binding(has).map(|name| quote!(#name,));
+            let (made, advance) = if is_ended {
+                (quote!(let mut end = #run.end()?;), quote!(advance_to(#result, end, #saved)))
+            } else {
+                (quote!(), quote!(advance(#result, #gate, #saved)))
+            };
             statements.push(quote! {
+                #made
                 let (#result, #penalty #saved) =
-                    #module::forward(like, &weights.#field, #next #tape &#run.input)?;
-                let #kept = #run.advance(#result, #gate, #saved)?;
+                    #module::forward(like, &weights.#field, #next #tape #end &#run.input)?;
+                let #kept = #run.#advance?;
             });
             statements.extend(penalties.add(has));
         }
@@ -198,14 +206,20 @@ impl Emitter<'_> {
         // The penalty of the second pass is that of the first, which has been counted.
         let results = self.has_penalty(callee).then(|| quote!(.map(|(y, _, saved)| (y, saved))));
         let share = self.is_penalty_seeded(layer).then(|| quote!(, &penalty_share));
+        let is_ended = gate.is_none() && self.ends(callee).is_some();
+        let (end, pass_end) = match is_ended {
+            true => (Some(quote!(, end)), Some(quote!(end,))),
+            false => (None, self.result_end(callee)),
+        };
         let again = if has_states(self.module, callee) {
             // States take hold once, by the first pass.
-            quote!(|input, #tape| {
+            quote!(|input, #tape #end| {
                 let mut next = #module::Tensors::build(&mut Empty)?;
-                #module::forward(like, &weights.#field, &mut next, #pass input)#results
+                #module::forward(like, &weights.#field, &mut next, #pass #pass_end input)#results
             })
         } else {
-            quote!(|input, #tape| #module::forward(like, &weights.#field, #pass input)#results)
+            let forward = quote!(#module::forward(like, &weights.#field, #pass #pass_end input));
+            quote!(|input, #tape #end| #forward #results)
         };
         let back = quote! {
             |saved, d| #module::#name(like, &weights.#field, saved, &mut grads.#field, d #share)
@@ -213,6 +227,7 @@ impl Emitter<'_> {
         let args = quote!(saved.#saved.as_ref(), #again, #back);
         match (gate, d_gate) {
             (Some(gate), Some(d_gate)) => quote!(let #d_gate = #run.gated_layer(#gate, #args)?;),
+            _ if is_ended => quote!(#run.ended_layer(#args)?;),
             _ => quote!(#run.layer(#args)?;),
         }
     }

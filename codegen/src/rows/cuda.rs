@@ -1,6 +1,7 @@
 //! The CUDA text of a group.
 
 use super::access::{Access, size_text};
+use super::ends::End;
 use super::express::expression;
 use super::group::{Group, rows, summed};
 use super::layout::{Layout, Role};
@@ -60,6 +61,8 @@ pub(crate) struct Kernel {
     pub(crate) symbols: Vec<String>,
     /// Passes over the elements of a row.
     pub(crate) passes: usize,
+    /// What becomes of one of its results in place of being written.
+    pub(crate) end: Option<End>,
 }
 
 pub(super) struct Writer<'a> {
@@ -77,10 +80,22 @@ pub(super) struct Writer<'a> {
     pub(super) steps_read: BTreeSet<(ValueId, bool)>,
     /// Declarations that come before all rows.
     pub(super) before_rows: Vec<String>,
+    /// What becomes of one of the results in place of being written.
+    pub(super) end: Option<End>,
 }
 
 /// Generates the kernel of a group.
 pub(crate) fn kernel(function: &Function, group: &Group, entry: &str) -> Kernel {
+    kernel_with(function, group, entry, None)
+}
+
+/// The same with an end.
+pub(super) fn kernel_with(
+    function: &Function,
+    group: &Group,
+    entry: &str,
+    end: Option<End>,
+) -> Kernel {
     let phases = Phases::of(function, group);
     let shape = shape(function, group, &phases);
     let mut writer = Writer {
@@ -96,6 +111,7 @@ pub(crate) fn kernel(function: &Function, group: &Group, entry: &str) -> Kernel 
         scratch: 0,
         steps_read: BTreeSet::new(),
         before_rows: Vec::new(),
+        end,
     };
     writer.body();
     writer.assemble(entry)
@@ -307,6 +323,9 @@ impl<'a> Writer<'a> {
         if shape.shared > 0 {
             self.text.line("extern __shared__ float kept[];");
         }
+        if let Some(end) = &self.end {
+            self.text.line(end.way.step());
+        }
         if vector_row && shape.chunks == 1 {
             self.lane_indices();
         }
@@ -510,8 +529,9 @@ impl<'a> Writer<'a> {
             })
             .collect();
         let made: BTreeSet<ValueId> = sums.iter().map(|sum| sum.value).collect();
-        let writes: Vec<ValueId> =
-            self.group.outputs.iter().copied().filter(|v| !made.contains(v)).collect();
+        let ended = |v: &ValueId| self.end.is_some_and(|end| end.value == *v);
+        let outputs = self.group.outputs.iter().copied();
+        let writes: Vec<ValueId> = outputs.filter(|v| !made.contains(v) && !ended(v)).collect();
         let mut params: Vec<String> = Vec::new();
         for input in &self.group.inputs {
             params.push(format!("const {}* __restrict__ in_{}", self.stored(*input), input.0));
@@ -524,6 +544,9 @@ impl<'a> Writer<'a> {
         }
         for sum in &sums {
             params.push(format!("float* __restrict__ part_{}", sum.value.0));
+        }
+        if let Some(end) = &self.end {
+            params.extend(end.way.params().iter().map(|param| (*param).to_owned()));
         }
         params.push("const int rows".to_owned());
         params.push("const int span".to_owned());
@@ -570,11 +593,15 @@ impl<'a> Writer<'a> {
             sums,
             symbols,
             passes: passes.max(1),
+            end: self.end,
         }
     }
 
     pub(super) fn header(&self, head: &mut Text, entry: &str) {
         head.line(format!("// {entry}"));
+        if let Some(end) = &self.end {
+            head.line(format!("// {} with {}", end.way.says(), self.name(end.value)));
+        }
         let names = |values: &[ValueId]| -> String {
             let list: Vec<String> = values
                 .iter()
@@ -626,6 +653,12 @@ impl Kernel {
     /// Rows of a block side by side, blocks along the rows that are aimed at, blocks beside.
     pub(crate) fn spread(&self) -> (i64, i64, i64) {
         (self.shape.groups(), self.shape.blocks, self.shape.tiles)
+    }
+
+    /// Whether a thread holds so many elements of a value that lie in a row, at a multiple of their number.
+    pub(super) fn holds_in_a_row(&self, value: ValueId, elements: i64) -> bool {
+        let access = Access { layout: &self.group.layout, shape: &self.shape, value };
+        self.shape.vector == elements && access.is_vector()
     }
 
     /// What it computes, for messages: the names that its results have in the source.

@@ -227,7 +227,17 @@ impl Writer<'_> {
         }
         let (vector, offset) = (self.shape.vector, self.access(value).offset(None));
         let mut loops = self.small_loops(value, &[]);
-        if self.access(value).is_vector() {
+        if let Some(end) = self.end.filter(|end| end.value == value) {
+            let index: String = loops.iter().map(|(v, _)| format!("[{v}]")).collect();
+            let extent: String = loops.iter().map(|(_, size)| format!("[{size}]")).collect();
+            self.text.line(format!("uint4 state_result{extent};"));
+            let n = self.text.loops(&loops);
+            self.text.line(format!("state_result{index} = fixed_held({name}{index});"));
+            self.text.close_all(n);
+            let n = self.text.loops(&loops);
+            self.text.line(end.way.at(&format!("state_result{index}"), &offset));
+            self.text.close_all(n);
+        } else if self.access(value).is_vector() {
             let index: String = loops.iter().map(|(v, _)| format!("[{v}]")).collect();
             let n = self.text.loops(&loops);
             self.text.line(format!("store<{vector}>({pointer} + {offset}, {name}{index});"));

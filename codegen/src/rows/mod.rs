@@ -33,12 +33,16 @@
 //! **Precision.** Values of class `act` are bf16 in memory and rounded to it wherever an op gives one;
 //! all arithmetic is 32-bit. So a kernel gives what its nodes give one by one, up to the order of sums.
 //!
+//! **Ends.** A kernel that ends a layer of a reversible stack is also generated with the step of the stack's state,
+//! and with the inverse of that, in place of the write of its result (`ends`).
+//!
 //! The text of a kernel says in its head what it reads and writes, and repeats each node as a comment.
 
 mod access;
 mod axes;
 mod copies;
 mod cuda;
+mod ends;
 mod express;
 mod group;
 mod layout;
@@ -53,6 +57,7 @@ mod table;
 mod text;
 
 pub(crate) use cuda::Kernel;
+pub(crate) use ends::Ends;
 pub(crate) use group::is_literal;
 pub(crate) use plan::Step;
 pub use report::{Plans, cuda_text, describe};

@@ -1,6 +1,7 @@
 //! What can be told of the kernels of a module: their text and a description for checks.
 
 use super::cuda::Kernel;
+use super::ends::{Ends, ends, layers};
 use super::plan::{Step, plan};
 use crate::ir::{FuncId, Function, Module, ValueId};
 use crate::ops::Op;
@@ -11,6 +12,9 @@ use std::collections::BTreeSet;
 /// What all generated kernels share.
 pub(crate) const PRELUDE: &str = include_str!("prelude.cu");
 
+/// What kernels with an end need beside it.
+const ENDS: &str = "\n#include \"fixed.cuh\"\n";
+
 /// The steps of all functions of a module.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plans {
@@ -18,25 +22,45 @@ pub struct Plans {
     pub(crate) forward: Vec<Vec<Step>>,
     /// One per backward function.
     pub(crate) backward: Vec<Vec<Step>>,
+    /// Per function, kernels that end it with the step of a reversible stack.
+    pub(crate) ends: Vec<Option<Ends>>,
 }
 
 impl Plans {
     /// Plans the functions of a module.
     pub fn of(module: &Module) -> Plans {
-        let forward = module.functions.iter().enumerate().map(|(index, function)| {
-            let mut kept: BTreeSet<ValueId> =
-                saved_values(module, FuncId(index as u32)).into_iter().collect();
-            kept.extend(function.outputs.iter().map(|output| output.value));
-            kept.extend(function.updates.iter().map(|(_, value)| *value));
-            plan(function, kept, &snake(&function.name))
-        });
+        let layers = layers(module);
+        let (mut forward, mut all_ends) = (Vec::new(), Vec::new());
+        for (index, function) in module.functions.iter().enumerate() {
+            let id = FuncId(index as u32);
+            let mut read: BTreeSet<ValueId> = saved_values(module, id).into_iter().collect();
+            read.extend(function.outputs.iter().skip(1).map(|output| output.value));
+            read.extend(function.updates.iter().map(|(_, value)| *value));
+            let mut kept = read.clone();
+            kept.extend(function.outputs.first().map(|output| output.value));
+            let steps = plan(function, kept, &snake(&function.name));
+            let is_layer = layers.contains(&id);
+            all_ends.push(is_layer.then(|| ends(function, &steps, &read)).flatten());
+            forward.push(steps);
+        }
         let backward = module.backward.iter().map(|backward| {
             let mut kept: BTreeSet<ValueId> =
                 backward.body.outputs.iter().map(|output| output.value).collect();
             kept.extend(backward.grads.iter().map(|(_, value)| *value));
             plan(&backward.body, kept, &snake(&backward.body.name))
         });
-        Plans { forward: forward.collect(), backward: backward.collect() }
+        Plans { forward, backward: backward.collect(), ends: all_ends }
+    }
+
+    /// All kernels with an end, with their functions.
+    pub(crate) fn ended<'m>(
+        &'m self,
+        module: &'m Module,
+    ) -> impl Iterator<Item = (&'m Function, &'m Kernel)> {
+        let all = module.functions.iter().zip(&self.ends);
+        all.flat_map(|(function, ends)| {
+            ends.iter().flat_map(Ends::kernels).map(move |kernel| (function, kernel))
+        })
     }
 
     /// All kernels with their functions, in the order of the module.
@@ -59,6 +83,14 @@ impl Plans {
     pub fn text(&self, module: &Module) -> String {
         let mut text = PRELUDE.to_owned();
         for (_, kernel) in self.kernels(module) {
+            text += "\n";
+            text += &kernel.text;
+        }
+        // What follows needs a header of the device library.
+        if self.ended(module).next().is_some() {
+            text += ENDS;
+        }
+        for (_, kernel) in self.ended(module) {
             text += "\n";
             text += &kernel.text;
         }
@@ -90,7 +122,7 @@ fn value_json(function: &Function, value: ValueId) -> Value {
 }
 
 /// A description of each kernel of a module for a check outside of this crate: how it is launched,
-/// and the nodes that say what it computes.
+/// and the nodes that say what it computes. Those with an end are left out: it is no node.
 pub fn describe(module: &Module) -> Value {
     let plans = Plans::of(module);
     let list = plans.kernels(module).map(|(function, kernel)| {

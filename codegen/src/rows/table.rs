@@ -38,10 +38,14 @@ pub struct Row {
 /// The kernels of a module with their cost; times are for these sizes.
 pub fn schedule_table(module: &Module, sizes: &BTreeMap<String, i64>) -> Vec<Row> {
     let plans = Plans::of(module);
-    let rows = plans.kernels(module).map(|(function, kernel)| {
+    let rows = plans.kernels(module).chain(plans.ended(module)).map(|(function, kernel)| {
         let sums = kernel.sums.iter().map(|sum| &sum.value);
         let moved = kernel.group.inputs.iter().chain(&kernel.writes).chain(sums);
-        let bytes = total(moved.map(|value| bytes(function, *value)));
+        let state = kernel.end.iter().filter_map(|end| {
+            let each = Size::constant(end.way.element_bytes());
+            function.ty(end.value).count()?.checked_mul(&each)
+        });
+        let bytes = total(moved.map(|value| bytes(function, *value)).chain(state));
         let flops = total(kernel.group.nodes.iter().map(|id| {
             let node = function.node(*id);
             let args: Vec<_> = node.args.iter().map(|arg| function.ty(*arg)).collect();

@@ -3,6 +3,7 @@
 mod attention;
 mod delta;
 mod experts;
+mod fixed;
 mod gather;
 mod harness;
 mod indexer;
@@ -32,6 +33,7 @@ pub fn all() -> Vec<Box<dyn Case>> {
         Box::new(experts::Adapters),
         Box::new(experts::Experts),
         Box::new(optimizer::Optimizer),
+        Box::new(fixed::Fixed),
         Box::new(stage::Dense),
         Box::new(stage::Reversible),
         Box::new(moe_stage::Mixtures),

@@ -78,15 +78,19 @@ impl Data {
         })
     }
 
-    pub(super) fn step(&self, stage: &dyn Stage) -> Result<Step> {
-        let inputs = Inputs {
+    fn inputs(&self) -> Inputs<'_> {
+        Inputs {
             params: &self.params,
             states: &self.states,
             tables: &self.tables,
             tokens: &self.tokens,
             continues: &self.continues,
             carries: &self.carries,
-        };
+        }
+    }
+
+    pub(super) fn step(&self, stage: &dyn Stage) -> Result<Step> {
+        let inputs = self.inputs();
         let outputs = stage.forward(&inputs)?;
         let loss = outputs.values.first().map_or(Ok(f64::NAN), |(_, x)| x.f_double_value(&[]))?;
         let gradients = stage.backward(&inputs, outputs.saved)?;
@@ -298,13 +302,23 @@ impl Case for Reversible {
         };
         let data = Data::new(gpu, stage, t)?;
         let label = format!("{} T={t}", stage.name());
-        Ok(vec![had_back(stage, &data, &label)?])
+        let mut verdicts = vec![had_back(stage, &data, &label)?, flipped(gpu)?];
+        if gpu.small {
+            // Kernels that make the step at the end of a layer, beside libtorch in f64: the value of a state
+            // that they give is within what bf16 leaves. What bits it has, the runs above say.
+            verdicts.extend(compared(&label, 4.0, &mut || data.step(stage).map(|_| ()))?);
+            let _ = take_report()?;
+        }
+        Ok(verdicts)
     }
 
     fn bench(&self, gpu: &Gpu) -> Result<Vec<Measured>> {
         let stage: &dyn Stage = &stages::deep_2b::Deep2b;
         let data = Data::new(gpu, stage, FULL)?;
-        both_ways(gpu, stage, &data, &format!("T={FULL}, d=4096"))
+        let mut rows = both_ways(gpu, stage, &data, &format!("T={FULL}, d=4096"))?;
+        drop(data);
+        rows.extend(kernels_of_states(gpu, stage)?);
+        Ok(rows)
     }
 }
 
@@ -314,7 +328,7 @@ pub(super) fn had_back(stage: &dyn Stage, data: &Data, label: &str) -> Result<Ve
     let run = |store_everything| -> Result<(Step, Vec<Tensor>)> {
         let options = Options { store_everything, record_states: true };
         let step = with_options(options, || data.step(stage))?;
-        let report = take_report();
+        let report = take_report()?;
         if report.beyond > 0 {
             let detail = format!("{} elements of states left the range", report.beyond);
             return Err(lightc_runtime::Error::Op { op: "reversible", detail });
@@ -361,4 +375,50 @@ pub(super) fn both_ways(
         });
     }
     Ok(rows)
+}
+
+/// The kernels of a stage that make states, at 8192 positions.
+fn kernels_of_states(gpu: &Gpu, stage: &dyn Stage) -> Result<Vec<Measured>> {
+    let data = Data::new(gpu, stage, 8192)?;
+    cuda::set_mode(Mode::Time(Time::default()));
+    let done = data.step(stage);
+    let timed = cuda::timed();
+    cuda::set_mode(Mode::Normal);
+    let _ = (done?, take_report()?);
+    let of_states = |row: &&cuda::Timed| {
+        let ends = ["_step", "_inverse"].iter().any(|end| row.entry.ends_with(end));
+        ends || row.entry.starts_with("fixed_") || row.entry.ends_with("pack_bits")
+    };
+    let measured = |row: &cuda::Timed| Measured {
+        name: row.entry.to_owned(),
+        shape: format!("{} calls, T=8192, {}", row.calls, row.origin),
+        spread: row.spread,
+        flops: 0.0,
+        bytes: row.bytes as f64,
+        peers: &[],
+    };
+    Ok(timed.iter().filter(of_states).map(measured).collect())
+}
+
+/// One kept bit that changes between the passes is found (E1121).
+fn flipped(gpu: &Gpu) -> Result<Verdict> {
+    let stage: &dyn Stage = &stages::narrow_deep::NarrowDeep;
+    let data = Data::new(gpu, stage, 63)?;
+    let inputs = data.inputs();
+    let mut outputs = stage.forward(&inputs)?;
+    let _ = take_report()?;
+    let saved = outputs.saved.downcast_mut::<stages::narrow_deep::language_model::Saved>();
+    let fault = match saved {
+        None => Some("the stage keeps something else".to_owned()),
+        Some(saved) => {
+            saved.layers_call.flip_kept_bit(4, 1001)?;
+            match stage.backward(&inputs, outputs.saved) {
+                Err(error) if error.code() == "E1121" => None,
+                Err(error) => Some(format!("another error: {error}")),
+                Ok(_) => Some("a flipped bit is not found".to_owned()),
+            }
+        }
+    };
+    let (label, detail) = (format!("{} T=63", stage.name()), "a flipped bit is E1121".to_owned());
+    Ok(Verdict { label, detail, fault })
 }

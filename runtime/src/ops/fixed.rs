@@ -2,14 +2,15 @@
 //!
 //! [`lightc_numerics::fixed`] defines each element; here are whole tensors. States are i32, kept
 //! bits u8 with several elements to a byte. Whatever the kind of the values, a force is taken in
-//! f64. On the CPU a native loop shared by threads does it, elsewhere libtorch in f64 and i64;
-//! both give the same bits.
+//! f64. On the CPU a native loop shared by threads does it, elsewhere libtorch in f64 and i64, or, as
+//! `states` says, a kernel; all give the same bits.
 
 use lightc_numerics::fixed::{self, HALF_RANGE, Step};
 use tch::{Device, Kind, Tensor};
 
 use super::native::{Host, Kernel, Output, Real, by_kind, parallel_each, vectorized};
 use super::support::{cast, ensure, ensure_kind, is_float};
+use super::tile;
 use crate::Result;
 
 /// Elements that one thread does at a time: a multiple of what a byte holds.
@@ -45,8 +46,7 @@ pub fn fixed_quantize(x: &Tensor, bits: u32) -> Result<(Tensor, i64)> {
         let scaled = x.f_to_kind(Kind::Double)?.f_mul_scalar((1_u64 << bits) as f64)?.f_round()?;
         let small = scaled.f_abs()?.f_le(HALF_RANGE as f64)?;
         let beyond = x.numel() as i64 - small.f_sum(Kind::Int64)?.f_int64_value(&[])?;
-        let whole = scaled.f_nan_to_num(0.0, 9e18, -9e18)?.f_to_kind(Kind::Int64)?;
-        return Ok((whole.f_to_kind(Kind::Int)?, beyond));
+        return Ok((wrapped(&saturated(&scaled)?)?, beyond));
     }
     let x = native_kind(x)?;
     by_kind!(x.kind(), quantize_native(&x, bits))
@@ -310,14 +310,17 @@ fn rounded_force(step: &Step, force: &Force<'_>) -> Result<(Tensor, Tensor)> {
     let (p, y) = (force.p.f_to_kind(Kind::Double)?, force.y.f_to_kind(Kind::Double)?);
     let push = y.f_sub(&p)?.f_mul_scalar(force.gate)?.f_mul_scalar(step.scale)?.f_round()?;
     let small = push.f_abs()?.f_lt(9e15)?;
-    // As a cast of Rust: what is not a number is 0, and what is too large the largest.
+    Ok((saturated(&push)?, small))
+}
+
+/// As a cast of Rust: what is not a number is 0, and what is too large the largest.
+fn saturated(push: &Tensor) -> Result<Tensor> {
     let inside = push.f_nan_to_num(0.0, 0.0, 0.0)?.f_clamp(-9e18, 9e18)?.f_to_kind(Kind::Int64)?;
     let extreme = |value: i64| Tensor::f_full_like(&inside, value);
     let high =
         inside.f_where_self(&push.f_lt(9_223_372_036_854_775_808.0)?, &extreme(i64::MAX)?)?;
     let both = high.f_where_self(&push.f_gt(-9_223_372_036_854_775_808.0)?, &extreme(i64::MIN)?)?;
-    let rounded = both.f_where_self(&push.f_isnan()?.f_logical_not()?, &extreme(0)?)?;
-    Ok((rounded, small))
+    Ok(both.f_where_self(&push.f_isnan()?.f_logical_not()?, &extreme(0)?)?)
 }
 
 /// The low 32 bits of an i64.
@@ -354,8 +357,8 @@ fn unpack(packed: &Tensor, n: i64, bits: u32) -> Result<Tensor> {
 /// Truth values, eight to a byte.
 pub fn pack_bools(x: &Tensor) -> Result<Tensor> {
     ensure_kind("pack_bools", "x", x, Kind::Bool)?;
-    if x.device() != Device::Cpu {
-        return pack(&x.f_to_kind(Kind::Int64)?, 1);
+    if tile::takes_bits(x) {
+        return tile::pack_bools(x);
     }
     let host = Host::of(x)?;
     let mut out = Output::zeros::<u8>(&[fixed::packed_len(x.numel(), 1) as i64])?;
@@ -368,9 +371,8 @@ pub fn pack_bools(x: &Tensor) -> Result<Tensor> {
 
 /// The truth values of a shape that [`pack_bools`] packed.
 pub fn unpack_bools(packed: &Tensor, shape: &[i64]) -> Result<Tensor> {
-    let n: i64 = shape.iter().product();
-    if packed.device() != Device::Cpu {
-        return Ok(unpack(packed, n, 1)?.f_to_kind(Kind::Bool)?.f_reshape(shape)?);
+    if tile::takes_bits(packed) {
+        return tile::unpack_bools(packed, shape);
     }
     let host = Host::of(packed)?;
     let mut out = Output::zeros::<bool>(shape)?;
@@ -380,6 +382,17 @@ pub fn unpack_bools(packed: &Tensor, shape: &[i64]) -> Result<Tensor> {
         }
     }
     Ok(out.into_tensor())
+}
+
+/// [`pack_bools`] composed of libtorch calls.
+pub(crate) fn pack_composite(x: &Tensor) -> Result<Tensor> {
+    pack(&x.f_to_kind(Kind::Int64)?, 1)
+}
+
+/// [`unpack_bools`] composed of libtorch calls.
+pub(crate) fn unpack_composite(packed: &Tensor, shape: &[i64]) -> Result<Tensor> {
+    let n: i64 = shape.iter().product();
+    Ok(unpack(packed, n, 1)?.f_to_kind(Kind::Bool)?.f_reshape(shape)?)
 }
 
 /// Flips one bit of a packed tensor in place: for tests of what a wrong bit does.

@@ -34,6 +34,7 @@ mod select;
 mod sequence;
 mod shape;
 mod sinkhorn;
+pub(crate) mod states;
 mod support;
 mod tile;
 
@@ -56,5 +57,6 @@ pub use select::*;
 pub use sequence::*;
 pub use shape::*;
 pub use sinkhorn::*;
+pub use states::*;
 pub(crate) use support::{describe, is_float, op_error};
 pub(crate) use tile::LIMITS as TILE_LIMITS;

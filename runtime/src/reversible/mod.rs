@@ -9,10 +9,12 @@
 //! layer gives the same bits twice. That it did is checked at layer 0: its step, done again, must
 //! give the state that it gave before.
 
+mod end;
 mod report;
 mod tape;
 
-pub use report::{Options, Report, options, take_report, take_states, with_options};
+pub use end::End;
+pub use report::{Options, Report, options, take_report, take_states, take_waiting, with_options};
 pub use tape::Tape;
 
 use std::rc::Rc;
@@ -21,7 +23,10 @@ use lightc_numerics::fixed;
 use tch::Kind;
 
 use crate::error::{Result, TrainError};
-use crate::ops::{Force, fixed_inverse, fixed_quantize, fixed_step, fixed_value};
+use crate::ops::{
+    Cotangents, Count, Push, StepArgs, state_before, state_cotangent, state_seed, state_start,
+    state_step, state_value,
+};
 use crate::{Error, Tensor};
 use tape::Entry;
 
@@ -76,7 +81,7 @@ pub struct Forward {
     before: Tensor,
     now: Tensor,
     mark: usize,
-    beyond: i64,
+    beyond: Vec<Count>,
     layers: Vec<Layer>,
     stored: Option<Vec<Stored>>,
 }
@@ -116,15 +121,16 @@ impl Forward {
         x: &Tensor,
         outer: Option<&Tape>,
     ) -> Result<Forward> {
-        let (state, beyond) = fixed_quantize(x, integrator.fraction_bits)?;
+        let made = state_start(x, integrator.fraction_bits)?;
+        let state = made.state;
         Ok(Forward {
-            input: fixed_value(&state, integrator.fraction_bits, x.kind())?,
+            input: made.value,
             tape: outer.map_or_else(Tape::write, Tape::nested),
             integrator,
             before: state.shallow_clone(),
             now: state,
             mark: 0,
-            beyond,
+            beyond: made.beyond.into_iter().collect(),
             layers: Vec::new(),
             stored: options().store_everything.then(Vec::new),
         })
@@ -143,22 +149,58 @@ impl Forward {
     ) -> Result<Option<S>> {
         let saved = self.stored.is_some().then_some(saved);
         let step = step_of(self.integrator, self.layers.len())?;
-        let force = Force { p: &self.input, y: &result, gate: gate_value(gate)? };
+        let push = Push { now: &self.now, p: &self.input, y: &result, gate };
         let bits = self.integrator.fraction_bits;
-        let stepped = fixed_step(&step.fixed(bits), &self.before, &self.now, &force)?;
-        self.beyond += stepped.beyond;
-        let selections = self.tape.since(self.mark);
-        self.mark = self.tape.position();
-        self.layers.push(Layer { bits: stepped.kept, selections });
-        let kind = self.input.kind();
-        self.before = std::mem::replace(&mut self.now, stepped.next);
+        let made = state_step(&step.fixed(bits), bits, &self.before, &push)?;
         if let Some(stored) = &mut self.stored {
-            stored.push(Stored { state: self.before.shallow_clone(), result });
+            stored.push(Stored { state: self.now.shallow_clone(), result });
         } else {
             drop(result);
         }
-        self.input = fixed_value(&self.now, bits, kind)?;
+        self.step_to(made.state, made.value, made.kept, made.beyond);
         Ok(saved)
+    }
+
+    /// What a layer that can make its step itself is to end with: in a run that stores everything with its
+    /// result.
+    ///
+    /// # Errors
+    /// If there are more layers than steps.
+    pub fn end(&self) -> Result<End> {
+        if self.stored.is_some() {
+            return Ok(End::result());
+        }
+        let step = step_of(self.integrator, self.layers.len())?;
+        let args = step_args(self.integrator, step, self.input.kind());
+        Ok(End::step(args, &self.before, &self.now))
+    }
+
+    /// [`Forward::advance`] with what a layer gave that was handed an end.
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub fn advance_to<S>(&mut self, result: Tensor, end: End, saved: S) -> Result<Option<S>> {
+        if end.is_result() {
+            return self.advance(result, None, saved);
+        }
+        let (state, kept, beyond) = end.finish()?;
+        self.step_to(state, result, kept, beyond);
+        Ok(None)
+    }
+
+    fn step_to(
+        &mut self,
+        state: Tensor,
+        value: Tensor,
+        bits: Option<Tensor>,
+        beyond: Option<Count>,
+    ) {
+        self.beyond.extend(beyond);
+        let selections = self.tape.since(self.mark);
+        self.mark = self.tape.position();
+        self.layers.push(Layer { bits, selections });
+        self.before = std::mem::replace(&mut self.now, state);
+        self.input = value;
     }
 
     /// The last state as a value, and what the backward pass needs.
@@ -181,8 +223,10 @@ impl Forward {
             layers: self.layers,
             stored: self.stored,
         };
+        let (known, waiting) = counts(self.beyond);
+        report::wait(waiting);
         report::add(&Report {
-            beyond: self.beyond,
+            beyond: known,
             kept_bytes: kept.kept_bytes(),
             replay_bytes: kept.replay_bytes(),
             state_bytes: kept.state_bytes(),
@@ -246,10 +290,12 @@ pub struct Backward<'a> {
     next: Tensor,
     /// The state that the layer at hand read.
     now: Tensor,
+    /// The value of `now`, where it came with it.
+    value: Option<Tensor>,
     /// Cotangent of `next`.
     d_next: Tensor,
-    /// Cotangent of `now`, as far as later steps have added to it.
-    d_now: Option<Tensor>,
+    /// Cotangent of the state after `next`, and its share in that of `now`.
+    late: Option<(Tensor, f64)>,
     /// Layers to come.
     remaining: usize,
 }
@@ -265,8 +311,9 @@ impl<'a> Backward<'a> {
             kept,
             next: kept.last.shallow_clone(),
             now: kept.before.shallow_clone(),
+            value: None,
             d_next: d.shallow_clone(),
-            d_now: None,
+            late: None,
             remaining: kept.layers.len(),
         })
     }
@@ -301,6 +348,66 @@ impl<'a> Backward<'a> {
         d_gate.ok_or_else(|| fault("a gate has no cotangent".into()))
     }
 
+    /// [`Backward::layer`] of a layer that is handed an end.
+    ///
+    /// # Errors
+    /// As [`Backward::layer`].
+    pub fn ended_layer<S>(
+        &mut self,
+        stored: Option<&S>,
+        forward: impl FnOnce(&Tensor, &mut Tape, &mut End) -> Result<(Tensor, S)>,
+        backward: impl FnOnce(&S, &Tensor) -> Result<Tensor>,
+    ) -> Result<()> {
+        if stored.is_some() {
+            let forward = |p: &Tensor, tape: &mut Tape| forward(p, tape, &mut End::result());
+            return self.layer(stored, forward, backward);
+        }
+        let (layer, step, p) = self.begin()?;
+        let mut end = self.end(layer, step)?;
+        let mut tape = Tape::read(self.selections(layer));
+        let (value, saved) = forward(&p, &mut tape, &mut end)?;
+        drop(p);
+        if !tape.is_used_up() {
+            return Err(not_reconstructed(layer));
+        }
+        let (state, _, _) = end.finish()?;
+        let before = if layer > 0 {
+            self.value = Some(value);
+            Some(state)
+        } else {
+            self.is_next(&state)?;
+            None
+        };
+        let seed = state_seed(&self.d_next, step.weight, None)?;
+        let through = backward(&saved, &seed)?;
+        self.step_back(step, None, (&seed, &through), before)
+    }
+
+    /// What the layer at hand is to end with in its second pass: the state before, or, where there is none, its
+    /// step again.
+    fn end(&self, layer: usize, step: Step) -> Result<End> {
+        let args = step_args(self.kept.integrator, step, self.kept.kind);
+        if layer == 0 {
+            return Ok(End::step(args, &self.now, &self.now));
+        }
+        let kept = self.kept.layers.get(layer).and_then(|layer| layer.bits.as_ref());
+        End::inverse(args, &self.next, &self.now, kept)
+    }
+
+    /// The next layer towards the first, its step, and the value that it read.
+    fn begin(&mut self) -> Result<(usize, Step, Tensor)> {
+        let layer =
+            self.remaining.checked_sub(1).ok_or_else(|| fault("one layer too many".into()))?;
+        self.remaining = layer;
+        report::record_state(&self.now);
+        let integrator = self.kept.integrator;
+        let p = match self.value.take() {
+            Some(value) => value,
+            None => state_value(&self.now, integrator.fraction_bits, self.kept.kind)?,
+        };
+        Ok((layer, step_of(integrator, layer)?, p))
+    }
+
     fn any_layer<S>(
         &mut self,
         gate: Option<&Tensor>,
@@ -308,12 +415,7 @@ impl<'a> Backward<'a> {
         forward: impl FnOnce(&Tensor, &mut Tape) -> Result<(Tensor, S)>,
         backward: impl FnOnce(&S, &Tensor) -> Result<Tensor>,
     ) -> Result<Option<Tensor>> {
-        let layer =
-            self.remaining.checked_sub(1).ok_or_else(|| fault("one layer too many".into()))?;
-        self.remaining = layer;
-        report::record_state(&self.now);
-        let step = step_of(self.kept.integrator, layer)?;
-        let p = fixed_value(&self.now, self.kept.integrator.fraction_bits, self.kept.kind)?;
+        let (layer, step, p) = self.begin()?;
         let (y, again) = match stored {
             Some(_) => (self.stored(layer)?.result.shallow_clone(), None),
             None => {
@@ -325,14 +427,15 @@ impl<'a> Backward<'a> {
                 (y, Some(saved))
             }
         };
-        let force = Force { p: &p, y: &y, gate: gate_value(gate)? };
-        let before = self.state_before(layer, step, &force)?;
-        let seed = self.d_next.f_mul_scalar(step.weight * force.gate)?;
-        let d_gate = gate.map(|gate| self.gate_cotangent(step, &force, gate)).transpose()?;
-        drop((p, y));
+        let now = self.now.shallow_clone();
+        let push = Push { now: &now, p: &p, y: &y, gate };
+        let before = self.state_before(layer, step, &push)?;
+        let seed = state_seed(&self.d_next, step.weight, gate)?;
+        let d_gate = gate.map(|gate| self.gate_cotangent(step, &push, gate)).transpose()?;
+        drop((p, y, now));
         let saved = stored.or(again.as_ref());
         let through = backward(saved.ok_or_else(|| fault("a layer saved nothing".into()))?, &seed)?;
-        self.step_back(step, &seed, &through, before)?;
+        self.step_back(step, gate, (&seed, &through), before)?;
         Ok(d_gate)
     }
 
@@ -356,48 +459,63 @@ impl<'a> Backward<'a> {
         stored.ok_or_else(|| fault(format!("layer {layer} was not stored")))
     }
 
-    /// The state before the one that the layer read; for layer 0 there is none, and its step is
-    /// done again in place of undone.
-    fn state_before(&self, layer: usize, step: Step, force: &Force<'_>) -> Result<Option<Tensor>> {
-        let fixed = step.fixed(self.kept.integrator.fraction_bits);
+    /// The state before the one that the layer read; for layer 0 there is none, and its step is done again in
+    /// place of undone.
+    fn state_before(
+        &mut self,
+        layer: usize,
+        step: Step,
+        push: &Push<'_>,
+    ) -> Result<Option<Tensor>> {
+        let bits = self.kept.integrator.fraction_bits;
+        let fixed = step.fixed(bits);
         if self.kept.stored.is_some() {
             let before = layer.checked_sub(1).map(|before| self.stored(before)).transpose()?;
             return Ok(before.map(|stored| stored.state.shallow_clone()));
         }
         if layer > 0 {
-            let bits = self.kept.layers.get(layer).and_then(|layer| layer.bits.as_ref());
-            return fixed_inverse(&fixed, &self.next, bits, &self.now, force).map(Some);
+            let kept = self.kept.layers.get(layer).and_then(|layer| layer.bits.as_ref());
+            let (before, value) = state_before(&fixed, bits, &self.next, kept, push)?;
+            self.value = value;
+            return Ok(Some(before));
         }
-        let again = fixed_step(&fixed, &self.now, &self.now, force)?;
-        if again.next.f_equal(&self.next)? { Ok(None) } else { Err(not_reconstructed(layer)) }
+        self.is_next(&state_step(&fixed, bits, push.now, push)?.state)?;
+        Ok(None)
     }
 
-    fn gate_cotangent(&self, step: Step, force: &Force<'_>, gate: &Tensor) -> Result<Tensor> {
+    /// The first step, done again, must give what it gave: one look at the device in a stack.
+    fn is_next(&self, again: &Tensor) -> Result<()> {
+        if again.f_equal(&self.next)? { Ok(()) } else { Err(not_reconstructed(0)) }
+    }
+
+    fn gate_cotangent(&self, step: Step, push: &Push<'_>, gate: &Tensor) -> Result<Tensor> {
         let wide = crate::Precision::F32.kind(gate.kind());
-        let made = force.y.f_to_kind(wide)?.f_sub(&force.p.f_to_kind(wide)?)?;
+        let made = push.y.f_to_kind(wide)?.f_sub(&push.p.f_to_kind(wide)?)?;
         let felt = self.d_next.f_to_kind(wide)?.f_mul(&made)?.f_sum(wide)?;
         Ok(felt.f_mul_scalar(step.weight)?.f_to_kind(gate.kind())?.f_reshape(gate.size())?)
     }
 
-    /// `d_now + (1 - a) d_next - seed + through`, in this order, is the cotangent of the state that
-    /// the layer read; `a d_next` goes to the one before.
+    /// `late + (1 - a) d_next - seed + through`, in this order, is the cotangent of the state that the layer
+    /// read, where `late` is what the step after it has of it; `a d_next` goes to the state before.
     fn step_back(
         &mut self,
         step: Step,
-        seed: &Tensor,
-        through: &Tensor,
+        gate: Option<&Tensor>,
+        (seed, through): (&Tensor, &Tensor),
         before: Option<Tensor>,
     ) -> Result<()> {
-        let direct = self.d_next.f_mul_scalar(1.0 - step.a())?;
-        let direct = match self.d_now.take() {
-            Some(d_now) => d_now.f_add(&direct)?,
-            None => direct,
+        let late = self.late.take();
+        let parts = Cotangents {
+            late: late.as_ref().map(|(late, share)| (late, *share)),
+            d: &self.d_next,
+            share: 1.0 - step.a(),
+            seed,
+            through,
         };
-        let d_now = direct.f_sub(seed)?.f_add(through)?;
-        let d_before = self.d_next.f_mul_scalar(step.a())?;
-        self.d_next = d_now;
+        let d_now = state_cotangent(&parts, step.weight, gate)?;
+        let d_next = std::mem::replace(&mut self.d_next, d_now);
         if let Some(before) = before {
-            self.d_now = Some(d_before);
+            self.late = Some((d_next, step.a()));
             self.next = std::mem::replace(&mut self.now, before);
         }
         Ok(())
@@ -409,8 +527,21 @@ fn step_of(integrator: &'static Integrator, layer: usize) -> Result<Step> {
     step.ok_or_else(|| fault(format!("the integrator has no step for layer {layer}")))
 }
 
-fn gate_value(gate: Option<&Tensor>) -> Result<f64> {
-    gate.map_or(Ok(1.0), |gate| Ok(gate.f_double_value(&[])?))
+/// What is known of several counts, and what is not read yet.
+fn counts(all: Vec<Count>) -> (i64, Vec<Tensor>) {
+    let (mut known, mut waiting) = (0, Vec::new());
+    for count in all {
+        match count {
+            Count::Known(n) => known += n,
+            Count::Waiting(n) => waiting.push(n),
+        }
+    }
+    (known, waiting)
+}
+
+fn step_args(integrator: &Integrator, step: Step, kind: Kind) -> StepArgs {
+    let bits = integrator.fraction_bits;
+    StepArgs { step: step.fixed(bits), fraction_bits: bits, kind }
 }
 
 fn fault(detail: String) -> Error {

@@ -5,7 +5,7 @@
 
 use std::cell::{Cell, RefCell};
 
-use crate::Tensor;
+use crate::{Kind, Result, Tensor};
 
 /// Sums over all stacks since the last [`take_report`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -37,12 +37,37 @@ thread_local! {
     static OPTIONS: Cell<Options> = const { Cell::new(Options {
         store_everything: false, record_states: false,
     }) };
+    /// Counts of elements that no one has read from their device.
+    static WAITING: RefCell<Vec<Tensor>> = const { RefCell::new(Vec::new()) };
     static STATES: RefCell<Vec<Tensor>> = const { RefCell::new(Vec::new()) };
 }
 
-/// The sums, which then begin anew.
-pub fn take_report() -> Report {
-    REPORT.take()
+/// The sums, which then begin anew. Waits for the device where a stack ran on a GPU.
+///
+/// # Errors
+/// The device's.
+pub fn take_report() -> Result<Report> {
+    let (report, waiting) = take_waiting()?;
+    let more = waiting.map_or(Ok(0), |count| count.f_int64_value(&[]))?;
+    Ok(Report { beyond: report.beyond + more, ..report })
+}
+
+/// The same without waiting: elements beyond half of the range that are counted on a device come
+/// apart, as one i64 `[]`.
+///
+/// # Errors
+/// libtorch's.
+pub fn take_waiting() -> Result<(Report, Option<Tensor>)> {
+    let (report, waiting) = (REPORT.take(), WAITING.take());
+    if waiting.is_empty() {
+        return Ok((report, None));
+    }
+    Ok((report, Some(Tensor::f_cat(&waiting, 0)?.f_sum(Kind::Int64)?)))
+}
+
+/// Adds counts `[1]` on a device.
+pub(super) fn wait(mut counts: Vec<Tensor>) {
+    WAITING.with_borrow_mut(|waiting| waiting.append(&mut counts));
 }
 
 pub(super) fn add(more: &Report) {

@@ -23,6 +23,8 @@ pub struct Forwarded {
     pub(super) values: Vec<(&'static str, Value)>,
     pub(super) carries: Vec<Tensor>,
     pub(super) states: Vec<Tensor>,
+    /// Numbers of elements of reversible states beyond their range, i64 `[]` on the device, not read yet.
+    pub(super) beyond: Vec<Tensor>,
 }
 
 impl Forwarded {
@@ -75,13 +77,15 @@ impl TrainState {
             self.finite_tensors(&forwarded)?;
             return Ok((forwarded, saved));
         }
-        self.in_range()?;
+        let (report, beyond) = crate::reversible::take_waiting()?;
+        self.none_beyond(report.beyond)?;
         let waiting = |(name, tensor): &(&'static str, Tensor)| -> Result<(&'static str, Value)> {
             let wide = tensor.f_detach()?.f_to_kind(Kind::Double)?.f_reshape([0i64; 0])?;
             Ok((*name, Value::Waiting(wide)))
         };
         let values = outputs.values.iter().map(waiting).collect::<Result<Vec<_>>>()?;
-        self.take_tensors(values, outputs, carries)
+        let (forwarded, saved) = self.take_tensors(values, outputs, carries)?;
+        Ok((Forwarded { beyond: beyond.into_iter().collect(), ..forwarded }, saved))
     }
 
     fn take_tensors(
@@ -94,12 +98,15 @@ impl TrainState {
         let states = self.of_same_types("state", paths.zip(&self.states), outputs.states)?;
         let names = self.info.carries.iter().map(|spec| spec.name);
         let carries = self.of_same_types("carry", names.zip(carries), outputs.carries)?;
-        Ok((Forwarded { values, carries, states }, outputs.saved))
+        Ok((Forwarded { values, carries, states, beyond: Vec::new() }, outputs.saved))
     }
 
     /// No state of a reversible stack has left its range.
     fn in_range(&self) -> Result<()> {
-        let n_elements = crate::reversible::take_report().beyond;
+        self.none_beyond(crate::reversible::take_report()?.beyond)
+    }
+
+    fn none_beyond(&self, n_elements: i64) -> Result<()> {
         if n_elements > 0 {
             return Err(TrainError::OutOfRange { step: self.step + 1, n_elements }.into());
         }
@@ -300,6 +307,9 @@ impl TrainState {
         }
         let gradients: Vec<&Tensor> = gradients.iter().flatten().collect();
         numbers.push(square_sum_on_device(&gradients, self.setup.device)?);
+        for count in &forwarded.beyond {
+            numbers.push(count.f_to_kind(Kind::Double)?);
+        }
         let mut finite = Vec::new();
         for tensor in forwarded.states.iter().chain(&forwarded.carries) {
             finite.push(tensor.f_isfinite()?.f_all()?);
@@ -311,11 +321,11 @@ impl TrainState {
         let names = forwarded.values.iter().map(|(name, _)| *name);
         let values: Vec<(&'static str, f64)> = names.zip(read.iter().copied()).collect();
         let mut rest = read.iter().skip(values.len());
-        Ok(Read {
-            square_sum: rest.next().copied().unwrap_or(f64::NAN),
-            is_finite: rest.next().is_none_or(|flag| *flag != 0.0),
-            values,
-        })
+        let square_sum = rest.next().copied().unwrap_or(f64::NAN);
+        let beyond: f64 = rest.by_ref().take(forwarded.beyond.len()).sum();
+        #[allow(clippy::cast_possible_truncation)] // a count, exact in f64
+        self.none_beyond(beyond as i64)?;
+        Ok(Read { square_sum, is_finite: rest.next().is_none_or(|flag| *flag != 0.0), values })
     }
 
     pub(super) fn not_finite(&self, what: String, value: f64) -> Error {

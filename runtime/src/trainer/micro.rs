@@ -171,6 +171,7 @@ struct Sums {
     states: Vec<Tensor>,
     carries: Vec<Vec<Tensor>>,
     gradients: Vec<Option<Tensor>>,
+    beyond: Vec<Tensor>,
 }
 
 impl Sums {
@@ -182,6 +183,7 @@ impl Sums {
         n_parts: usize,
     ) -> Result<()> {
         self.carries.push(forwarded.carries);
+        self.beyond.extend(forwarded.beyond);
         if self.carries.len() == 1 {
             self.values = forwarded.values;
             self.states = forwarded.states;
@@ -225,10 +227,10 @@ impl Sums {
         train: &TrainState,
         n_parts: usize,
     ) -> Result<(Forwarded, Vec<Option<Tensor>>)> {
-        let Sums { mut values, mut states, mut carries, gradients } = self;
+        let Sums { mut values, mut states, mut carries, gradients, beyond } = self;
         if n_parts == 1 {
             let carries = carries.pop().unwrap_or_default();
-            return Ok((Forwarded { values, carries, states }, gradients));
+            return Ok((Forwarded { values, carries, states, beyond }, gradients));
         }
         let n = n_parts as f64;
         for (_, value) in &mut values {
@@ -245,7 +247,7 @@ impl Sums {
             let parts: Vec<&Tensor> = carries.iter().filter_map(|part| part.get(index)).collect();
             joined.push(Tensor::f_cat(&parts, lane_axis(spec).unwrap_or(0))?);
         }
-        Ok((Forwarded { values, carries: joined, states }, gradients))
+        Ok((Forwarded { values, carries: joined, states, beyond }, gradients))
     }
 }
 

@@ -58,7 +58,7 @@ fn probe(stage: &dyn Stage, store_everything: bool) {
             let before = status("VmRSS");
             fs::write("/proc/self/clear_refs", "5").expect("the mark can be reset");
             let outputs = stage.forward(&inputs).expect("forward");
-            let report = take_report();
+            let report = take_report().expect("a report");
             let grads = stage.backward(&inputs, outputs.saved).expect("backward");
             let peak = status("VmHWM") - before;
             let grads: Vec<Tensor> = grads.into_iter().flatten().collect();

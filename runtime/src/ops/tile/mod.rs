@@ -8,6 +8,7 @@
 mod attention;
 mod combine;
 mod delta;
+mod fixed;
 mod gather;
 mod hadamard;
 mod indexer;
@@ -20,6 +21,10 @@ mod routing;
 pub(super) use attention::{attention, attention_grad, takes_attention};
 pub(super) use combine::{takes_weigh, weigh};
 pub(super) use delta::{delta_rule, delta_rule_grad, takes_delta_rule};
+pub(super) use fixed::{
+    pack_bools, state_before, state_cotangent, state_seed, state_start, state_step, state_value,
+    takes_bits, takes_states, takes_value, unpack_bools,
+};
 pub(super) use gather::{gather, gather_grad, takes_gather};
 pub(super) use hadamard::{hadamard, takes_hadamard};
 pub(super) use indexer::{index, select, takes_index, takes_select};
