@@ -216,6 +216,7 @@ pub(super) fn kernel(function: &Function, panel: &Panel, group: &Group, entry: &
         sums: Vec::new(),
         symbols: Vec::new(),
         passes: 1,
+        end: None,
     }
 }
 
