@@ -18,6 +18,9 @@
 #ifndef EXPERTS_FENCE
 #define EXPERTS_FENCE 1
 #endif
+#ifndef EXPERTS_TAIL
+#define EXPERTS_TAIL 0
+#endif
 #ifndef EXPERTS_STAGGER
 #define EXPERTS_STAGGER 1
 #endif
@@ -144,7 +147,8 @@ experts_weight_grad(const bf16* x, const bf16* dy, const i64* order, const i64* 
                 const u64 a = advance(a_desc, ring.at * STAGE_BYTES), b = advance(b_desc, ring.at * STAGE_BYTES);
                 wgmma_fence();
 #pragma unroll
-                for (int j = 0; j < 4; j++) wgmma_ss<1, 1>(acc, advance(a, j * 2048), advance(b, j * 2048), s + j > 0);
+                for (int j = 0; j < 4; j++)
+                    if (!EXPERTS_TAIL || j == 0 || walk.first + s * DEPTH + 16 * j < walk.end) wgmma_ss<1, 1>(acc, advance(a, j * 2048), advance(b, j * 2048), s + j > 0);
                 wgmma_commit();
                 if (s > 0) {
                     wgmma_wait<1>();

@@ -25,9 +25,12 @@ struct Divisor {
     }
 };
 
+#ifndef EXPERTS_STREAM
+#define EXPERTS_STREAM ""
+#endif
 /// A store without a branch around it.
 DEVICE void store_if(bool yes, void* to, const uint4& v) {
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %0, 0;\n@p st.global.v4.u32 [%1], {%2, %3, %4, %5};\n}" ::"r"(int(yes)), "l"(to),
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %0, 0;\n@p st.global" EXPERTS_STREAM ".v4.u32 [%1], {%2, %3, %4, %5};\n}" ::"r"(int(yes)), "l"(to),
                  "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
 }
 
@@ -53,9 +56,4 @@ template <int C, class F> DEVICE void store_rows(u8* staging, bf16* to, int row,
         const uint4 v = *(const uint4*)(staging + r * PITCH + ((chunk ^ (r & 7)) << 4));
         store_if(inside && index >= 0, to + u64(u32(index)) * n, v);
     }
-}
-/// The same for 128 columns, in passes of C.
-template <int C, class F> DEVICE void store_128(u8* staging, bf16* to, int row, int n, int column, F pair) {
-#pragma unroll
-    for (int c = 0; c < 128 / C; c++) store_rows<C>(staging, to, row, n, column + c * C, [&](int i) { return pair(i + c * C / 4); });
 }
