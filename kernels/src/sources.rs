@@ -5,6 +5,8 @@ pub const HEADERS: &[(&str, &str)] = &[
     ("base.cuh", include_str!("../include/base.cuh")),
     ("copy.cuh", include_str!("../include/copy.cuh")),
     ("experts.cuh", include_str!("../include/experts.cuh")),
+    ("experts_int8.cuh", include_str!("../include/experts_int8.cuh")),
+    ("experts_tiles.cuh", include_str!("../include/experts_tiles.cuh")),
     ("mma.cuh", include_str!("../include/mma.cuh")),
     ("places.cuh", include_str!("../include/places.cuh")),
     ("wgmma.cuh", include_str!("../include/wgmma.cuh")),
