@@ -2,11 +2,14 @@
 
 mod attention;
 mod delta;
+mod experts;
 mod gather;
 mod harness;
 mod indexer;
 mod loss;
+mod mixture;
 mod optimizer;
+mod routing;
 mod stage;
 
 use crate::Case;
@@ -22,6 +25,11 @@ pub fn all() -> Vec<Box<dyn Case>> {
         Box::new(attention::Attention),
         Box::new(loss::Loss),
         Box::new(gather::Gather),
+        Box::new(routing::Routing),
+        Box::new(routing::Hadamard),
+        Box::new(routing::Quantize),
+        Box::new(experts::Adapters),
+        Box::new(experts::Experts),
         Box::new(optimizer::Optimizer),
         Box::new(stage::Dense),
         Box::new(stage::Reversible),

@@ -12,8 +12,7 @@
 //! takes no part in libtorch autograd; otherwise the composition runs. Both
 //! give one meaning and are tested against each other.
 //!
-//! On a GPU some ops have a tile kernel (`tile`), which runs where activations are bf16 and the
-//! shapes are ones that it has.
+//! On a GPU some ops have a tile kernel (`tile`), which runs where kinds and shapes are ones that it has.
 
 mod attention;
 mod contract;
@@ -28,6 +27,7 @@ pub(crate) mod native;
 mod pointwise;
 mod quantized;
 mod reduce;
+mod routed;
 mod select;
 mod sequence;
 mod shape;
@@ -47,6 +47,7 @@ pub use loss::*;
 pub use pointwise::*;
 pub use quantized::*;
 pub use reduce::*;
+pub use routed::*;
 pub use select::*;
 pub use sequence::*;
 pub use shape::*;
