@@ -170,9 +170,9 @@ struct Held {
 
 impl Held {
     /// With `unpack` codes are given as bf16.
-    fn of(terms: &[Term<'_>], n_wide: usize, unpack: bool) -> Result<Held> {
+    fn of(terms: &[Term<'_>], unpack: bool) -> Result<Held> {
         let mut held = Held { x: vec![], scale: vec![], weights: vec![], maps: vec![] };
-        for (index, term) in terms.iter().enumerate() {
+        for term in terms {
             held.x.push(aligned(term.x)?);
             let w = match term.scale {
                 Some(scale) if unpack => unpacked("routed_dot", term.w, scale)?,
@@ -182,7 +182,7 @@ impl Held {
                 }
                 None => aligned(term.w)?,
             };
-            held.maps.push(map(&w, term.turned, index < n_wide)?);
+            held.maps.push(map(&w, term.turned)?);
             held.weights.push(w);
         }
         Ok(held)
@@ -204,11 +204,9 @@ impl Held {
     }
 }
 
-/// Tiles of a weight: 128 rows or, turned, 64, of 64 columns; codes as they stand.
-fn map(w: &Tensor, turned: bool, wide: bool) -> Result<TensorMap> {
-    let rows = if turned { 64 } else { 128 };
-    let swizzled = !(wide && w.kind() == Kind::Int8);
-    cuda::weight_map(w, [64, rows], swizzled)
+/// Tiles of a weight: 128 rows or, turned, 64, of 64 columns.
+fn map(w: &Tensor, turned: bool) -> Result<TensorMap> {
+    cuda::weight_map(w, [64, if turned { 64 } else { 128 }])
 }
 
 /// Blocks of a kernel whose blocks stay: one for each multiprocessor, in pairs.
@@ -235,7 +233,7 @@ fn dot_by(routing: &Routing<'_>, layout: Layout, terms: &[Term<'_>]) -> Result<T
     let kernel = if codes { int8 } else { bf16 };
     let fused: cuda::Way<'_> = &|args, _| {
         let terms = terms_at(args, &mut 3, layout)?;
-        let held = Held::of(&terms, layout.n_wide, unpack)?;
+        let held = Held::of(&terms, unpack)?;
         let (ids, order, bounds) = (at(args, 0)?, aligned(at(args, 1)?)?, aligned(at(args, 2)?)?);
         let (places, experts) = (order.numel() as i64, bounds.numel() as i64 - 1);
         let (k, n) = terms.first().and_then(widths).unwrap_or((0, 0));
@@ -325,7 +323,7 @@ fn swiglu_by(
         let position = &mut 3;
         let gate = terms_at(args, position, layout)?;
         let up = terms_at(args, position, layout)?;
-        let (a, b) = (Held::of(&gate, 1, unpack)?, Held::of(&up, 1, unpack)?);
+        let (a, b) = (Held::of(&gate, unpack)?, Held::of(&up, unpack)?);
         let (ids, order, bounds) = (at(args, 0)?, aligned(at(args, 1)?)?, aligned(at(args, 2)?)?);
         let (places, experts) = (order.numel() as i64, bounds.numel() as i64 - 1);
         let (k, n) = gate.first().and_then(widths).unwrap_or((0, 0));
