@@ -6,14 +6,16 @@
 //          their rows: plain [experts,n,k], scale [experts,n]; turned [experts,k,n], scale [experts,k].
 //          Low terms, optional: low [P,16] bf16 with left [experts,n,16] (plain) or right [experts,16,n] (turned), bf16.
 //          Outputs [P,n] bf16.
-// Sizes    k and n multiples of 64; experts 1..512; P 1..2^31 - 1; every pointer 16-byte aligned. Any imbalance.
+// Sizes    k and n multiples of 64; experts 1..512; P 1..2^31 - 1, P n up to 2^45, rows of x times k up to 2^35; every pointer 16-byte
+//          aligned. Any imbalance.
 // Meaning  experts_dot            y[p,n] = sum_k x[p / run,k] w[e,n,k] (scale[e,n]) + sum_r low[p,r] left[e,n,r]
 //          experts_dot_turned     y[p,n] = sum over one or two terms of sum_k x[p / run,k] (scale[e,k]) w[e,k,n]
 //                                 + sum_r low[p,r] right[e,r,n]
 //          experts_swiglu         gated and lifted as experts_dot of two weights; hidden = silu(gated) lifted
 //          A place without an expert gets zeros. NaN in a row stays in the results of its places.
 // Numerics bf16 operands, fp32 accumulators, each output rounded once; hidden is computed from the fp32 sums. Codes are exact
-//          in bf16: plain, the scale multiplies the accumulator; turned, scale * code is rounded to bf16 once.
+//          in bf16: plain, the scale multiplies the accumulator; turned, the scale is the sum of two bf16 (good to 2^-17) and
+//          scale * code is rounded to bf16. A scale beyond 2^120 overflows.
 // Outputs  `=`, every byte. No atomics, no host sync: a fixed order of every sum whatever the grid.
 //
 // Entry points, arguments in order. A TensorMap is by value; every pointer may be given as the 8 bytes of an i64, and 0 where it says null.
@@ -36,31 +38,22 @@
 // Maps     rank 3, interleave none, L2 promotion 256 bytes, out of range zeros, element strides 1; dimensions innermost first:
 //          w, gate, up bf16 plain      (k, n, experts)   box (64, 128, 1), 128-byte swizzle
 //          w bf16 turned               (n, k, experts)   box (64, 64, 1), 128-byte swizzle
-//          w, gate, up int8 plain      (k, n, experts)   box (64, 128, 1), no swizzle, CU_TENSOR_MAP_DATA_TYPE_UINT8
-//          w int8 turned               (n, k, experts)   box (64, 64, 1), no swizzle, CU_TENSOR_MAP_DATA_TYPE_UINT8
+//          w, gate, up int8 plain      (k, n, experts)   box (64, 128, 1), 64-byte swizzle, CU_TENSOR_MAP_DATA_TYPE_UINT8
+//          w int8 turned               (n, k, experts)   box (64, 64, 1), 64-byte swizzle, CU_TENSOR_MAP_DATA_TYPE_UINT8
 //          left                        (16, n, experts)  box (64, 128, 1), 128-byte swizzle, bf16 (the box is wider than the tensor)
 //          right                       (n, 16, experts)  box (64, 64, 1), 128-byte swizzle, bf16 (the box is higher)
 //
-// Launch   grid (G, 1, 1), G even, the number of multiprocessors or one less (any even G >= 2 is right); the cluster of 2 is in the
-//          code. 384 threads; dynamic shared memory EXPERTS_SMEM, for int8 EXPERTS_INT8_SMEM.
+// Launch   grid (G, 1, 1), G the number of multiprocessors, for bf16 made even (any even G >= 2 is right, for int8 any G >= 1; the
+//          cluster of 2 is in the code). 384 threads; dynamic shared memory EXPERTS_SMEM, for int8 EXPERTS_INT8_SMEM.
 //
-// A cluster of two blocks computes 256 rows x 256 columns (swiglu: 128 of gate and 128 of up): each block gathers its own 128 rows with
-// 16-byte copies and loads half of B by the copy engine for both. Codes are loaded likewise, and the computing warpgroups turn
-// those of the next step into bf16 panels while the tensor cores work on this one.
-// A block walks its tiles by itself; one expert's tiles come one after another, in groups of 8 x all columns, so that what runs at
-// one time shares rows and weights in L2. A block whose 64-row half is empty skips its products, so rows cost in steps of 128.
+// bf16: a cluster of two blocks computes 256 rows x 256 columns (swiglu: 128 of gate and 128 of up); each block gathers its own 128 rows
+// with 16-byte copies and loads half of the weights by the copy engine for both. A block whose 64-row half is empty skips its
+// products, so rows cost in steps of 128. int8: see experts_int8.cuh. A block walks its tiles by itself; one expert's tiles come one
+// after another, 8 high and all columns wide, so that what runs at one time shares rows and weights in L2.
+//
+// Limit    tensor and power: 2 k n FLOP of a row and term. At 98,304 rows of 58 experts of 4096 x 1024, 825 GFLOP a product, 1.05 ms at
+//          788 TFLOP/s. Measured (NVIDIA H200, 2026-11-28): see the table in README.md.
 #include "experts_int8.cuh"
-
-// How the kernels were tuned; see the table in README.md.
-#ifndef EXPERTS_FENCE
-#define EXPERTS_FENCE 1
-#endif
-#ifndef EXPERTS_STAGGER
-#define EXPERTS_STAGGER 1
-#endif
-#ifndef EXPERTS_PREFETCH
-#define EXPERTS_PREFETCH 0
-#endif
 
 constexpr int CLUSTER = 2, STAGES = 4;
 constexpr int EXPERTS_SMEM = STAGES * STAGE_BYTES + 8 * 32 * 128 + TABLE_BYTES + 2 * STAGES * 8;
@@ -147,11 +140,6 @@ DEVICE void products(const TensorMap& w0, const TensorMap& w1, const TensorMap& 
             for (int term = 0; term < terms; term++) {
                 const u8* x = (const u8*)(term ? x1 : x0);
                 for (int s = 0; s < steps; s++, x += 128) {
-                    if (EXPERTS_PREFETCH && (s & 7) == 0 && s + EXPERTS_PREFETCH < steps) {  // a line of each row for each lane of eight
-#pragma unroll
-                        for (int i = 0; i < 8; i++)
-                            if (row + 16 * i < tile.rows && s + EXPERTS_PREFETCH + chunk < steps) line_prefetch(x + u64(from[i] - chunk) * 16 + (EXPERTS_PREFETCH + chunk) * 128);
-                    }
                     barrier_wait(&empty[ring.at], ring.parity ^ 1);
                     if (tid == 0) load_b(FORM == TURNED && term ? w1 : w0, w1, tile, s * DEPTH, false);
                     const u32 a = to + ring.at * STAGE_BYTES;
@@ -185,12 +173,11 @@ DEVICE void products(const TensorMap& w0, const TensorMap& w1, const TensorMap& 
         float acc[128];
         auto wait_full = [&] {
             barrier_wait(&full[ring.at], ring.parity);
-            if (EXPERTS_FENCE) fence_async();  // the rows were written by ordinary copies
+            fence_async();  // the rows were written by ordinary copies
         };
         auto release = [&](u32 stage) {
             if (lane < 2) barrier_arrive_at(&empty[stage], lane);
         };
-        bool behind = EXPERTS_STAGGER;
         Tile tile, following;
         bool more = list.next(following);
         while (more) {
@@ -198,10 +185,7 @@ DEVICE void products(const TensorMap& w0, const TensorMap& w1, const TensorMap& 
             int place = -1;
             const int r = part * 64 + (warp & 3) * 16 + lane;
             if (lane < 16 && r < tile.rows) place = int(load_early_word(order + tile.first + r));
-            if (behind && part) named_barrier(1, 256);  // two steps behind, so that one half stores while the other computes
             if (part * 64 >= tile.rows) {
-                if (behind && !part) asm volatile("bar.arrive 1, 256;" ::: "memory");
-                behind = false;
                 more = list.next(following);
                 for (int s = 0; s < wide + lows; s++, ring.next()) {
                     barrier_wait(&full[ring.at], ring.parity);
@@ -222,12 +206,7 @@ DEVICE void products(const TensorMap& w0, const TensorMap& w1, const TensorMap& 
                     release(before);
                 } else more = list.next(following);  // while the tensor cores work
                 before = ring.at;
-                if (behind && !part && (s == 1 || s == wide - 1)) {
-                    asm volatile("bar.arrive 1, 256;" ::: "memory");
-                    behind = false;
-                }
             }
-            behind = false;
             wgmma_wait<0>();
             release(before);
             for (int l = 0; l < lows; l++, ring.next()) {

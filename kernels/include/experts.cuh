@@ -25,12 +25,9 @@ struct Divisor {
     }
 };
 
-#ifndef EXPERTS_STREAM
-#define EXPERTS_STREAM ""
-#endif
 /// A store without a branch around it.
 DEVICE void store_if(bool yes, void* to, const uint4& v) {
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %0, 0;\n@p st.global" EXPERTS_STREAM ".v4.u32 [%1], {%2, %3, %4, %5};\n}" ::"r"(int(yes)), "l"(to),
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %0, 0;\n@p st.global.v4.u32 [%1], {%2, %3, %4, %5};\n}" ::"r"(int(yes)), "l"(to),
                  "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
 }
 

@@ -2,10 +2,8 @@
 #pragma once
 #include "experts.cuh"
 
-#ifndef EXPERTS_GROUP
-#define EXPERTS_GROUP 8
-#endif
-
+/// Tiles of rows that run beside all columns before the next ones.
+constexpr int GROUP = 8;
 constexpr int TABLE_BYTES = (MAX_EXPERTS + 4) * 4;
 
 enum Form { PLAIN, TURNED, SWIGLU };
@@ -47,10 +45,10 @@ template <int C> struct List {
         while (at >= prefix[expert + 1] * columns) expert++;
         const int pairs = prefix[expert + 1] - prefix[expert];
         int i = at - prefix[expert] * columns;
-        const int group = i / (EXPERTS_GROUP * columns);
-        i -= group * EXPERTS_GROUP * columns;
-        const int height = min(EXPERTS_GROUP, pairs - group * EXPERTS_GROUP), column = i / height;
-        const int pair = group * EXPERTS_GROUP + i - column * height;
+        const int group = i / (GROUP * columns);
+        i -= group * GROUP * columns;
+        const int height = min(GROUP, pairs - group * GROUP), column = i / height;
+        const int pair = group * GROUP + i - column * height;
         const int begin = int(bounds[expert]), left = int(bounds[expert + 1]) - begin - pair * C * ROWS;
         // A part of a pair is shared evenly, in blocks of 64 rows.
         const int mine = C == 1 ? ROWS : (min(4, (left + 63) / 64) + 1) / 2 * 64;

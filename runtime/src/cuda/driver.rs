@@ -378,9 +378,8 @@ pub(super) struct Tiles<'a> {
     /// Bytes of an element: 2 for bf16, 1 for codes.
     pub(super) element_bytes: u64,
     pub(super) dimensions: &'a [u64],
+    /// Of rows of 64 or 128 bytes, which lie in shared memory swizzled over that width.
     pub(super) tile: &'a [u32],
-    /// Whether a box lies in shared memory in the order that a warpgroup's products read.
-    pub(super) swizzled: bool,
     /// Whether what is read from memory comes to L2 in 256 bytes, not 128.
     pub(super) far: bool,
 }
@@ -404,8 +403,9 @@ pub(super) fn tensor_map(ordinal: usize, address: u64, tiles: Tiles<'_>) -> Resu
     } else {
         T::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
     };
+    let row_bytes = tiles.tile.first().map_or(0, |across| u64::from(*across) * tiles.element_bytes);
     let swizzle =
-        if tiles.swizzled { S::CU_TENSOR_MAP_SWIZZLE_128B } else { S::CU_TENSOR_MAP_SWIZZLE_NONE };
+        if row_bytes == 64 { S::CU_TENSOR_MAP_SWIZZLE_64B } else { S::CU_TENSOR_MAP_SWIZZLE_128B };
     let promotion = if tiles.far {
         sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B
     } else {

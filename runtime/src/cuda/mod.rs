@@ -198,7 +198,6 @@ pub fn tensor_map(tensor: &Tensor, rows: u32) -> Result<TensorMap> {
                 element_bytes: 2,
                 dimensions: &[d, h, t, b],
                 tile: &[64, 1, rows, 1],
-                swizzled: true,
                 far: false,
             };
             driver::tensor_map(ordinal, address(tensor), tiles)
@@ -216,11 +215,11 @@ pub fn tensor_map(tensor: &Tensor, rows: u32) -> Result<TensorMap> {
 }
 
 /// How the copy engine takes the weights `[experts, rows, columns]` of bf16 or int8 in tiles of one expert,
-/// `tile` being columns and rows of it. The map holds an address: it serves while the tensor lives.
+/// `tile` being columns (of 64 or 128 bytes) and rows of it. The map holds an address: it serves while the tensor lives.
 ///
 /// # Errors
 /// Another kind, rank or layout, or the driver refuses.
-pub fn weight_map(tensor: &Tensor, tile: [u32; 2], swizzled: bool) -> Result<TensorMap> {
+pub fn weight_map(tensor: &Tensor, tile: [u32; 2]) -> Result<TensorMap> {
     let size: Vec<u64> = tensor.size().iter().map(|n| n.cast_unsigned()).collect();
     let element_bytes = match tensor.kind() {
         Kind::BFloat16 => 2,
@@ -236,7 +235,6 @@ pub fn weight_map(tensor: &Tensor, tile: [u32; 2], swizzled: bool) -> Result<Ten
                 element_bytes,
                 dimensions: &[*columns, *rows, *experts],
                 tile: &[across, down, 1],
-                swizzled,
                 far: true,
             };
             driver::tensor_map(ordinal, address(tensor), tiles)

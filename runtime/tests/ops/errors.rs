@@ -197,7 +197,7 @@ fn merged_adapters() {
     merge(&codes, &scale, &left, &of(&[2, 3, 3]));
     merge(&codes, &scale, &left, &wide(&[2, 4, 3]));
     merge(&codes, &scale, &left, &right.ones_like().multiply_scalar(f64::NAN));
-    let huge = left.full_like(f64::MAX);
+    let huge = left.full_like(f64::from(f32::MAX));
     merge(&codes, &scale, &huge, &right.ones_like());
 }
 

@@ -238,7 +238,7 @@ mod tests {
             let inverse = if run == 1 { 0 } else { (1u64 << 32).div_ceil(run) };
             let last = MOST_PLACES as u64 - 1;
             for place in [0, 1, run - 1, run, last / 2, last / run * run, last - 1, last] {
-                let found = if run == 1 { place } else { place * inverse >> 32 };
+                let found = if run == 1 { place } else { (place * inverse) >> 32 };
                 assert_eq!(found, place / run, "{place} / {run}");
             }
         }
