@@ -145,11 +145,7 @@ FIXED uint4 fixed_held(const float (&result)[8]) {
 
 /// Adds to a count that is nearly always 0; whole numbers, so the order does not matter.
 FIXED void fixed_count(unsigned long long* count, unsigned beyond) {
-    if (beyond) {
-        // One thread adds for all of its warp that are here.
-        const unsigned here = __activemask(), sum = __reduce_add_sync(here, __popc(beyond));
-        if (threadIdx.x % 32 == __ffs(here) - 1) atomicAdd(count, (unsigned long long)sum);
-    }
+    if (beyond) atomicAdd(count, (unsigned long long)__popc(beyond));
 }
 
 /// [`fixed_forward`] from memory to memory, for the eight elements at `at`, a multiple of eight.

@@ -182,9 +182,8 @@ impl Case for Fixed {
         let n = 8192 * 4 * 4096;
         let step = Step::new(1, 1, 0.5, FRACTION_BITS);
         // States as they are: nothing beyond its range.
-        let state = || Ok(ops::state_start(&gpu.normal_bf16(&[n])?, FRACTION_BITS)?);
-        let states: Result<[Made; 2]> = Ok([state()?, state()?]);
-        let [before, now] = states?;
+        let state = || -> Result<Made> { ops::state_start(&gpu.normal_bf16(&[n])?, FRACTION_BITS) };
+        let (before, now) = (state()?, state()?);
         let y = gpu.normal_bf16(&[n])?;
         let drawn = Drawn { before: before.state, now: now.state, p: now.value, y, gate: None };
         let made = ops::state_step(&step, FRACTION_BITS, &drawn.before, &drawn.push())?;
