@@ -140,6 +140,6 @@ fn layers_with_a_gate_write_their_result() {
     let rust = rust("lightning_9b_exact");
     let count = |word: &str| rust.matches(word).count();
     assert_eq!((count(".gated_layer("), count(".ended_layer("), count(".layer(")), (12, 10, 0));
-    assert_eq!((count(".advance("), count(".advance_to(")), (12, 10));
+    assert_eq!((count("layers_call.advance("), count("layers_call.advance_to(")), (12, 10));
     assert_eq!(count("&mutreversible::End::result()"), 24);
 }

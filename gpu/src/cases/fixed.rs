@@ -1,7 +1,8 @@
 //! States of reversible stacks: steps and inverses against the CPU, to the bit.
 
 use lightc_numerics::fixed::Step;
-use lightc_runtime::ops::{self, Cotangents, Count, Force, Push};
+use lightc_runtime::cuda::{self, Mode, Names};
+use lightc_runtime::ops::{self, Cotangents, Count, Force, Made, Push};
 use lightc_runtime::{Device, Kind, Result, Tensor};
 
 use super::chosen;
@@ -95,6 +96,32 @@ fn differing(drawn: &Drawn, step: &Step) -> Result<f64> {
     Ok(same.iter().filter(|same| !**same).count() as f64)
 }
 
+/// How many cotangents have other bits than libtorch's calls in bf16 give.
+fn differing_cotangents(gpu: &Gpu, n: i64, step: &Step, gate: Option<&Tensor>) -> Result<f64> {
+    let (late, d, through) =
+        (gpu.normal_bf16(&[n])?, gpu.normal_bf16(&[n])?, gpu.normal_bf16(&[n])?);
+    let run = || -> Result<[Tensor; 3]> {
+        let seed = ops::state_seed(&d, 0.3, gate)?;
+        let with = |late| {
+            let share = 1.0 - step.a();
+            let parts = Cotangents { late, d: &d, share, seed: &seed, through: &through };
+            ops::state_cotangent(&parts, 0.3, gate)
+        };
+        let (first, later) = (with(None)?, with(Some((&late, step.a())))?);
+        Ok([seed, first, later])
+    };
+    let made = run()?;
+    cuda::set_mode(Mode::Reference(Names::All));
+    let want = run();
+    cuda::set_mode(Mode::Normal);
+    let mut differ = 0.0;
+    for (made, want) in made.iter().zip(&want?) {
+        let bits = |x: &Tensor| x.f_view_dtype(Kind::Int16);
+        differ += if bits(made)?.f_equal(&bits(want)?)? { 0.0 } else { 1.0 };
+    }
+    Ok(differ)
+}
+
 /// Everything that runs beside a layer, once.
 fn all(gpu: &Gpu, drawn: &Drawn, step: &Step) -> Result<()> {
     let (n, gate) = (drawn.y.numel() as i64, drawn.gate.as_ref());
@@ -128,12 +155,15 @@ impl Case for Fixed {
     fn check(&self, gpu: &Gpu) -> Result<Vec<Verdict>> {
         let mut verdicts = Vec::new();
         for n in chosen(gpu.small, &SIZES, |n| *n) {
-            let mut differ = 0.0;
+            let (mut differ, mut others) = (0.0, 0.0);
             for (at, (numerator, bits)) in STEPS.into_iter().enumerate() {
                 for gate in GATES {
                     let step = Step::new(numerator, bits, 0.5, FRACTION_BITS);
                     let drawn = Drawn::new(gpu, n, gate)?;
                     differ += differing(&drawn, &step)?;
+                    if gate.is_none_or(f64::is_finite) {
+                        others += differing_cotangents(gpu, n, &step, drawn.gate.as_ref())?;
+                    }
                     if gate.is_none() || at % 4 == 2 {
                         let label = format!("states n={n} a={numerator}/2^{bits} gate={gate:?}");
                         verdicts.extend(compared(&label, 1.0, &mut || all(gpu, &drawn, &step))?);
@@ -142,6 +172,8 @@ impl Case for Fixed {
             }
             let label = format!("states n={n}, 40 steps and inverses");
             verdicts.push(within(label, "results with other bits than the CPU's:", differ, 0.0));
+            let label = format!("states n={n}, cotangents of 32 steps");
+            verdicts.push(within(label, "with other bits than libtorch's:", others, 0.0));
         }
         Ok(verdicts)
     }
@@ -149,7 +181,11 @@ impl Case for Fixed {
     fn bench(&self, gpu: &Gpu) -> Result<Vec<Measured>> {
         let n = 8192 * 4 * 4096;
         let step = Step::new(1, 1, 0.5, FRACTION_BITS);
-        let drawn = Drawn::new(gpu, n, None)?;
+        // States as they are: nothing beyond its range.
+        let state = || -> Result<Made> { ops::state_start(&gpu.normal_bf16(&[n])?, FRACTION_BITS) };
+        let (before, now) = (state()?, state()?);
+        let y = gpu.normal_bf16(&[n])?;
+        let drawn = Drawn { before: before.state, now: now.state, p: now.value, y, gate: None };
         let made = ops::state_step(&step, FRACTION_BITS, &drawn.before, &drawn.push())?;
         let row = |name: &str, bytes: f64, spread| Measured {
             name: name.to_owned(),
@@ -165,8 +201,8 @@ impl Case for Fixed {
         let inverse = &mut || {
             ops::state_before(&step, FRACTION_BITS, &made.state, kept, &drawn.push()).map(|_| ())
         };
-        let parts =
-            Cotangents { late: Some((y, 0.5)), d: y, share: 0.5, seed: y, through: &drawn.p };
+        let late = Some((&before.value, 0.5));
+        let parts = Cotangents { late, d: y, share: 0.5, seed: y, through: &drawn.p };
         Ok(vec![
             row("step of a state", 16.125, time(gpu, 11, forward)?),
             row("its inverse", 16.125, time(gpu, 11, inverse)?),

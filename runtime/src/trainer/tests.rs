@@ -146,6 +146,40 @@ fn a_state_beyond_its_range_stops_the_step_before_it_changes_anything() {
     let _ = stage.train_step(&mut state, &batch).expect("steps");
 }
 
+/// A count that waits on a device is read with the other numbers of the step, and stops it all the same.
+#[test]
+fn a_count_that_was_not_read_stops_the_step_too() {
+    use crate::reversible::{Forward, Integrator, Step, take_report};
+    static INTEGRATOR: Integrator = Integrator { fraction_bits: 20, steps: &[Step::first(1.0)] };
+    let corpus = TestCorpus::new();
+    let mut config = corpus.own_config();
+    config.data.micro_batch = Some(2);
+    let stage = BigramStage::GOOD;
+    let session = Session::open(&stage, &config).expect("opens");
+    let mut state = session.fresh_state().expect("makes");
+    state.is_deferred = true;
+    let before: Vec<Tensor> = state.master.iter().map(Tensor::copy).collect();
+    let split = &session.corpus().train;
+    let plan = Plan::new(split, &config.data, 1).expect("fits");
+    let batch = plan.batch(split, 0, Kind::Float).expect("reads");
+    let _ = take_report().expect("a report");
+    // As a kernel does it that ends a layer: the count stays a tensor.
+    let x = Tensor::from_slice(&[1.0f32, 2.0, 3.0]);
+    let y = Tensor::from_slice(&[1.5f32, 3000.0, f32::NAN]);
+    let mut stack = Forward::start(&INTEGRATOR, &x, None).expect("starts");
+    let mut end = stack.end().expect("an end");
+    let made = end.reference(&end.inputs(&[]), vec![y], &x).expect("steps");
+    let [value] = <[Tensor; 1]>::try_from(end.take(made).expect("a state")).expect("one");
+    assert_eq!(value.double_value(&[0]), 1.5);
+    let _ = stack.advance_to(value, end, ()).expect("goes on");
+    let _ = stack.finish(None).expect("ends");
+    let error = step(&stage, &mut state, &batch).expect_err("stops");
+    assert_eq!(error.code(), "E1120");
+    assert!(error.to_string().contains("2 elements"), "{error}");
+    assert_eq!(state.master, before);
+    let _ = step(&stage, &mut state, &batch).expect("steps");
+}
+
 /// Five steps in micro-batches of some lanes.
 fn five_steps(micro_batch: usize, is_deferred: bool) -> (TrainState, StepReport) {
     let corpus = TestCorpus::new();
