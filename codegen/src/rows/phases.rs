@@ -15,6 +15,14 @@ use std::collections::{BTreeMap, BTreeSet};
 /// Floats of a thread that may be kept from one phase to the next.
 const KEPT: i64 = 72;
 
+/// Registers of a thread that inputs without rows may take before all rows.
+const HOISTED: i64 = 64;
+
+/// Elements of a value in one register: a vector of class `act` is held in pairs.
+pub(super) fn per_register(function: &Function, layout: &Layout, value: ValueId) -> i64 {
+    if function.ty(value).dtype == DType::Act && layout.is_vector(value) { 2 } else { 1 }
+}
+
 /// What is done in one pass over a thread's elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Item {
@@ -89,14 +97,14 @@ impl Phases {
         };
         sorter.number();
         let mut phases = sorter.sort();
-        phases.hoist(group);
+        phases.hoist(function, group);
         phases
     }
 
-    fn hoist(&mut self, group: &Group) {
-        let mut left = 48;
+    fn hoist(&mut self, function: &Function, group: &Group) {
+        let mut left = HOISTED;
         for input in &group.inputs {
-            let held = held(&group.layout, *input);
+            let held = held(&group.layout, *input) / per_register(function, &group.layout, *input);
             if group.layout.row_parts(*input).is_empty() && held <= left {
                 left -= held;
                 let _ = self.hoisted.insert(*input);

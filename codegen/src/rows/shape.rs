@@ -104,7 +104,10 @@ pub(super) fn registers(function: &Function, group: &Group, phases: &Phases, sha
 
 /// Registers of what is read before all rows, and of steps that are handed from row to row.
 fn beside(function: &Function, group: &Group, phases: &Phases, vector: i64) -> i64 {
-    let hoisted = phases.hoisted.iter().map(|value| held(&group.layout, *value, vector));
+    let hoisted = phases.hoisted.iter().map(|value| {
+        held(&group.layout, *value, vector)
+            / super::phases::per_register(function, &group.layout, *value)
+    });
     let mut seen = std::collections::BTreeSet::new();
     let steps = group.nodes.iter().filter_map(|id| {
         let node = function.node(*id);
@@ -116,7 +119,7 @@ fn beside(function: &Function, group: &Group, phases: &Phases, vector: i64) -> i
             Op::CausalConvWeightGrad(op) => op.taps.size.as_constant()?,
             _ => return None,
         };
-        seen.insert(x).then_some(taps * vector / 2)
+        seen.insert(x).then_some((taps + 1) * vector / 2)
     });
     hoisted.sum::<i64>() + steps.sum::<i64>()
 }
