@@ -357,7 +357,8 @@ impl<'a> Writer<'a> {
                 // One row after the other: a remainder costs more than counting.
                 self.before_rows.push(format!("int next_r{index} = first % {size};"));
                 self.text.line(format!("const int r{index} = next_r{index};"));
-                self.text.line(format!("next_r{index} = r{index} + 1 == {size} ? 0 : r{index} + 1;"));
+                self.text
+                    .line(format!("next_r{index} = r{index} + 1 == {size} ? 0 : r{index} + 1;"));
                 rest = format!("row / {size}");
             } else {
                 self.text.line(format!("const int r{index} = {rest} % {size};"));

@@ -121,7 +121,8 @@ impl Writer<'_> {
         let stride = self.access(y).lane_stride();
         self.text.open(format!("if ({ready})"));
         let n = self.text.loops(&[("i".to_owned(), vector)]);
-        self.text.line(format!("narrow(out_{}[{offset} + i * {stride}], {pending}[{done}][i]);", y.0));
+        self.text
+            .line(format!("narrow(out_{}[{offset} + i * {stride}], {pending}[{done}][i]);", y.0));
         self.text.close_all(n + 1);
     }
 
