@@ -178,9 +178,8 @@ impl Rows {
     fn fix(&mut self, axes: &Axes, values: &[ValueId]) {
         let parts = |value: &ValueId| axes.parts(*value).into_iter().flatten().collect::<Vec<_>>();
         let size = |part: &Part| axes.part_size(*part).as_constant().unwrap_or_default();
-        let count = |parts: &Vec<Part>| {
-            parts.iter().try_fold(1_i64, |n, part| n.checked_mul(size(part)))
-        };
+        let count =
+            |parts: &Vec<Part>| parts.iter().try_fold(1_i64, |n, part| n.checked_mul(size(part)));
         // Of equal ones the first.
         let largest = values.iter().map(parts).rev().max_by_key(count).unwrap_or_default();
         if let [outer, _, ..] = largest.as_slice()

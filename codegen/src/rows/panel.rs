@@ -114,12 +114,7 @@ impl Panel {
     }
 
     /// The nodes from the rows to a value of each of their elements, if nothing else reads them.
-    fn chain(
-        &self,
-        function: &Function,
-        readers: &Readers,
-        value: ValueId,
-    ) -> Option<Vec<NodeId>> {
+    fn chain(&self, function: &Function, readers: &Readers, value: ValueId) -> Option<Vec<NodeId>> {
         let mut chain = Vec::new();
         let mut value = value;
         while value != self.x {
@@ -262,7 +257,9 @@ impl Writer<'_> {
         let text = &mut self.text;
         text.depth_in();
         text.line(format!("__shared__ float parts[{WARPS}][{ROWS}][{}];", width | 1));
-        text.line("const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;");
+        text.line(
+            "const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;",
+        );
         text.line("const int first = blockIdx.x * span;");
         text.line("const int last = min(first + span, rows);");
         text.open(format!("for (int base = first; base < last; base += {ROWS})"));
@@ -289,8 +286,11 @@ impl Writer<'_> {
         text.line(format!("load_pairs<8>(x[u][1], lower + at + u * {STEP});"));
         text.close_all(n);
         let n = text.loops(&of_tile);
-        let column =
-            if columns % 8 == 0 { "j * 8 + g".to_owned() } else { format!("min(j * 8 + g, {})", columns - 1) };
+        let column = if columns % 8 == 0 {
+            "j * 8 + g".to_owned()
+        } else {
+            format!("min(j * 8 + g, {})", columns - 1)
+        };
         text.line(format!(
             "load_pairs<8>(w[u][j], in_{w} + ({column}) * {lane} + t * 8 + at + u * {STEP});"
         ));
@@ -474,9 +474,8 @@ impl Writer<'_> {
             ));
         }
         let columns = self.panel.columns;
-        self.text.open(format!(
-            "for (int n = threadIdx.x % {threads}; n < {columns}; n += {threads})"
-        ));
+        self.text
+            .open(format!("for (int n = threadIdx.x % {threads}; n < {columns}; n += {threads})"));
         let place = format!("[(long long)row * {columns} + n]");
         for value in wide {
             self.text.line(format!("const float {} = widen(in_{}{place});", name(value), value.0));

@@ -1,8 +1,8 @@
 //! Which nodes of a function become one kernel.
 
 use super::cuda::{Kernel, kernel};
-use super::panel::{self, Panel};
 use super::group::{Group, Readers, is_free_view, is_known, is_literal, is_view, row_elements};
+use super::panel::{self, Panel};
 use crate::ir::{Function, NodeId, ValueId};
 use crate::ops::Op;
 use std::collections::{BTreeMap, BTreeSet};

@@ -194,7 +194,10 @@ INLINE float square(float x) { return x * x; }
 INLINE float exp_grad(float x, float dy) { return dy * expf(x); }
 INLINE float ln_grad(float x, float dy) { return dy / x; }
 INLINE float sqrt_grad(float x, float dy) { return 0.5f * dy / sqrtf(x); }
-INLINE float rsqrt_grad(float x, float dy) { return -0.5f * dy * rsqrtf(x) / x; }
+INLINE float rsqrt_grad(float x, float dy) {
+    const float root = rsqrtf(x);
+    return -0.5f * dy * root * (root * root);
+}
 INLINE float recip_grad(float x, float dy) { return -dy / (x * x); }
 INLINE float sigmoid_grad(float x, float dy) {
     const float s = sigmoid(x);
