@@ -6,7 +6,10 @@
 
 use lightc_gpu::stages;
 use lightc_runtime::reversible::{Options, take_report, with_options};
-use lightc_runtime::{Device, Inputs, Kind, Stage, Storage, Tensor, random};
+use lightc_runtime::optimizer::{AdamW, Group, Groups};
+use lightc_runtime::schedule::{Schedule, Shape};
+use lightc_runtime::trainer::{self, Batch, Setup, TrainState};
+use lightc_runtime::{Device, Inputs, Kind, Precision, Stage, Storage, Tensor, random};
 
 /// Positions, of which no chunk is a divisor.
 const POSITIONS: i64 = 21;
@@ -104,4 +107,56 @@ fn a_share_says_what_is_divided() {
     let codes = params.iter().filter(|spec| spec.path.ends_with("layers.0.feed.body.routed.gate.codes"));
     assert_eq!(codes.map(|spec| spec.shape.to_vec()).collect::<Vec<_>>(), [[8, 128, 512]]);
     assert!(stages::narrow_5b::Narrow5b.share().is_none());
+}
+
+/// Of what every rank has, one rank of eight updates its eighth; of what ranks divide, all that it has.
+#[test]
+fn a_rank_updates_what_is_its_own() {
+    let stage: &dyn Stage = &stages::narrow_120b::Narrow120b;
+    let divided = stage.share().unwrap().divided;
+    let Data { tables, tokens, continues, .. } = data(stage);
+    let group = Group { name: "all".to_owned(), lr_multiplier: 1.0, weight_decay: 0.1 };
+    let of_param = stage.params().iter().map(|spec| spec.storage.learns().then_some(0)).collect();
+    let setup = Setup {
+        seed: 3,
+        act: Kind::Float,
+        device: Device::Cpu,
+        n_lanes: 1,
+        micro_batch: 1,
+        adamw: AdamW { beta1: 0.9, beta2: 0.95, eps: 1e-10, clip_norm: 1.0 },
+        schedule: Schedule {
+            shape: Shape::Cosine,
+            n_steps: 10,
+            n_warmup_steps: 0,
+            warmup_from: 0.0,
+            peak: 1e-2,
+            end: 1e-3,
+        },
+        groups: Groups { groups: vec![group], of_param },
+        tables,
+    };
+    let mut state = TrainState::new(stage, setup).unwrap();
+    let before: Vec<Tensor> = state.params().iter().map(Tensor::copy).collect();
+    let batch = Batch { tokens, continues, n_targets: POSITIONS as usize };
+    let report = trainer::step(stage, &mut state, &batch).unwrap();
+    assert!(report.grad_norm > 0.0);
+    for ((spec, old), new) in stage.params().iter().zip(&before).zip(state.params()) {
+        let changed = old.ne_tensor(new).reshape([-1]);
+        let n = changed.numel() as i64;
+        let is_cut = spec.storage.learns()
+            && spec.precision == Precision::Act
+            && !divided.contains(&spec.path);
+        let own = match (spec.storage.learns(), is_cut) {
+            (false, _) => 0,
+            (true, false) => n,
+            (true, true) => (n + 7) / 8,
+        };
+        let rest = changed.narrow(0, own, n - own).sum(Kind::Int64).int64_value(&[]);
+        assert_eq!(rest, 0, "{} is another rank's from {own} on", spec.path);
+        // Adam moves what has a gradient; decay moves what is not 0.
+        if is_cut && n >= 4096 && !spec.path.contains("embed") {
+            let moved = changed.narrow(0, 0, own).sum(Kind::Int64).int64_value(&[]);
+            assert!(2 * moved > own, "{}: {moved} of {own}", spec.path);
+        }
+    }
 }

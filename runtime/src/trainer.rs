@@ -19,7 +19,7 @@
 //! Of a stage of which this is one rank's share, parameters that the ranks divide are trained as any. Of
 //! all others, which every rank has whole, the first of as many parts as there are ranks is this one's: it
 //! has masters and moments, and is updated; the rest of the working copy stays, as if the other ranks had
-//! given back what they got.
+//! given back what they got. Parameters that compute in 32 bits are small, and not cut.
 //!
 //! # When the host reads
 //! On the CPU each piece looks at its numbers at once. On a GPU nothing waits until all gradients are
@@ -372,7 +372,9 @@ fn own_parts(stage: &dyn Stage) -> Vec<Option<i64>> {
         let share = share.as_ref().filter(|share| !share.divided.contains(&spec.path))?;
         let ranks = i64::from(share.ranks.max(1));
         let n = spec.shape.iter().product::<i64>();
-        spec.storage.learns().then_some((n + ranks - 1) / ranks)
+        // What computes in 32 bits is its own master, and small.
+        let is_cut = spec.storage.learns() && spec.precision == Precision::Act;
+        is_cut.then_some((n + ranks - 1) / ranks)
     };
     stage.params().iter().map(part).collect()
 }

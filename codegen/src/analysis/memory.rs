@@ -155,6 +155,7 @@ pub fn at_rest(compiled: &Compiled) -> Option<Classes> {
         parameter(&placed, placed.item.ty.count()?.as_constant()?, &mut own)?;
         if let Some(share) = &compiled.share
             && !share.divided.contains(&placed.path)
+            && placed.item.ty.dtype == DType::Act
         {
             own.optimizer = own.optimizer.div_ceil(u64::from(share.share.ranks()));
         }
