@@ -1,7 +1,8 @@
 //! Generates the stages that are checked and timed.
 
 use lightc_codegen::emit::{Origin, emit_kernels, emit_stage, source_digest};
-use lightc_codegen::pipeline::{compile_for, program_for};
+use lightc_codegen::pipeline::{compile_share, program_for};
+use lightc_codegen::rewrite::share::Share;
 use lightc_codegen::schedule::Target;
 use lightc_dsl::diag::{self, Diag};
 use lightc_dsl::source::MapLoader;
@@ -9,7 +10,17 @@ use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
-const STAGES: [&str; 4] = ["lightning_2b", "narrow_2b", "narrow_deep", "deep_2b"];
+/// Stages whole, and one rank's share of others: of how many ranks.
+const STAGES: [(&str, Option<&str>); 8] = [
+    ("lightning_2b", None),
+    ("narrow_2b", None),
+    ("narrow_deep", None),
+    ("deep_2b", None),
+    ("narrow_5b", None),
+    ("lightning_5b", None),
+    ("narrow_120b", Some("1/8")),
+    ("lightning_120b", Some("1/8")),
+];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=stages.llm");
@@ -36,9 +47,11 @@ fn main() -> Result<(), Box<dyn Error>> {
         source_hash: source_digest(&files),
         compiler: env::var("CARGO_PKG_VERSION")?,
     };
-    for stage in STAGES {
+    for (stage, share) in STAGES {
+        let share = share.map(str::parse::<Share>).transpose()?;
         let model = program.resolve_stage(stage).map_err(|diags| report(&diags))?;
-        let compiled = compile_for(&model, Target::Sm90a).map_err(|diags| report(&diags))?;
+        let compiled = compile_share(&model, Target::Sm90a, share);
+        let compiled = compiled.map_err(|diags| report(&diags))?;
         let program = program_for(&compiled, Target::Sm90a).map_err(|diags| report(&diags))?;
         let folder = out.join(stage);
         fs::create_dir_all(&folder)?;

@@ -20,6 +20,7 @@ use crate::source::{Loaded, file_name};
 use crate::target::Target;
 use crate::terminal;
 use lightc_codegen::emit::{Origin, emit_crate};
+use lightc_codegen::rewrite::share::Share;
 use lightc_codegen::{pipeline, schedule};
 use lightc_dsl::model::StageModel;
 use lightc_libtorch::{Environment, Settings};
@@ -43,13 +44,14 @@ impl Program {
         file: &Path,
         stage: &str,
         target: Target,
+        share: Option<Share>,
         runtime: &runtime::Choice,
     ) -> Result<Self, Failure> {
         let runtime = runtime.find()?;
         let (loaded, model) = Loaded::read_stage(file, stage)?;
         // The name alone: the same stage is the same program wherever it is started.
         let origin = loaded.origin(file_name(file));
-        let files = generate(loaded, &model, &origin, &runtime, target.into())?;
+        let files = generate(loaded, &model, &origin, &runtime, (target.into(), share))?;
         let environment = environment()?;
         let cache = cache_folder()?;
         let folder = cache.join(format!("{stage}-{}", key(&files, &runtime)?));
@@ -78,15 +80,15 @@ impl Program {
     }
 }
 
-/// The files of a standalone crate.
+/// The files of a standalone crate, of a whole stage or of one rank's share.
 pub(crate) fn generate(
     loaded: Loaded,
     model: &StageModel,
     origin: &Origin,
     runtime: &Runtime,
-    target: schedule::Target,
+    (target, share): (schedule::Target, Option<Share>),
 ) -> Result<Vec<NewFile>, Failure> {
-    let compiled = match pipeline::compile_for(model, target) {
+    let compiled = match pipeline::compile_share(model, target, share) {
         Ok(compiled) => compiled,
         Err(found) => return Err(loaded.failure(found)),
     };

@@ -6,11 +6,13 @@ use crate::ir::verify::verify;
 use crate::ir::{BackwardId, Function, Module};
 use crate::lower;
 use crate::ops::TypeError;
+use crate::rewrite::share::Share;
 use crate::rewrite;
 use crate::schedule::Target;
 use lightc_dsl::diag::Diag;
 use lightc_dsl::model::StageModel;
 use lightc_dsl::source::Span;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A stage that has passed every check: nothing after this fails on what a user wrote.
 #[derive(Clone, Debug)]
@@ -19,6 +21,18 @@ pub struct Compiled {
     pub module: Module,
     /// The backward function of the entry, seeded with its loss.
     pub backward: BackwardId,
+    /// Which rank's share of the stage it is; none for the whole.
+    pub share: Option<Shared>,
+}
+
+/// A stage of which one rank has its share.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shared {
+    /// One of how many ranks.
+    pub share: Share,
+    /// Paths of the parameters that ranks divide among them; they have all others whole, and divide the
+    /// optimizer's state of these.
+    pub divided: BTreeSet<String>,
 }
 
 /// A compiled stage that the trainer can feed: what code is emitted from.
@@ -89,12 +103,59 @@ pub fn compile(model: &StageModel) -> Result<Compiled, Vec<Diag>> {
 /// # Errors
 /// All diagnostics of the first pass that has any.
 pub fn compile_for(model: &StageModel, target: Target) -> Result<Compiled, Vec<Diag>> {
+    compile_share(model, target, None)
+}
+
+/// [`compile_for`] one rank's share of a stage; see [`crate::rewrite::share`].
+///
+/// # Errors
+/// As there, and a stage without experts that the ranks could divide.
+pub fn compile_share(
+    model: &StageModel,
+    target: Target,
+    share: Option<Share>,
+) -> Result<Compiled, Vec<Diag>> {
     let lowered = lower(model)?;
-    let compiled = differentiate(model, lowered.clone())?;
-    match target {
-        Target::Cpu => Ok(compiled),
-        Target::Sm90a => fused(model, &lowered),
+    let whole = differentiate(model, lowered.clone())?;
+    let Some(share) = share else {
+        return match target {
+            Target::Cpu => Ok(whole),
+            Target::Sm90a => fused(model, &lowered),
+        };
+    };
+    let mut module = lowered.clone();
+    let failed = |error: TypeError| vec![fault(error.message, model.span)];
+    let n_divided = rewrite::share::share(&mut module, share).map_err(failed)?;
+    if n_divided == 0 {
+        return Err(vec![nothing_to_share(model, share)]);
     }
+    verified(&module, "sharing", model.span)?;
+    let sizes = |module: &Module| -> BTreeMap<String, crate::ir::Type> {
+        module.placed_params().into_iter().map(|p| (p.path, p.item.ty.clone())).collect()
+    };
+    let (all, own) = (sizes(&lowered), sizes(&module));
+    let divided = own.into_iter().filter(|(path, ty)| all.get(path) != Some(ty));
+    let divided = divided.map(|(path, _)| path).collect();
+    let compiled = match target {
+        Target::Cpu => differentiate(model, module)?,
+        Target::Sm90a => fused(model, &module)?,
+    };
+    Ok(Compiled { share: Some(Shared { share, divided }), ..compiled })
+}
+
+fn nothing_to_share(model: &StageModel, share: Share) -> Diag {
+    let ranks = share.ranks();
+    Diag::error(
+        "E0517",
+        format!("`{}` has no experts that {ranks} ranks could divide", model.name),
+        model.span,
+        format!("a share of {share} of this stage was asked for"),
+    )
+    .with_help(format!(
+        "a share divides axes of {} experts or more among the ranks; train the whole stage without \
+         `--share`",
+        4 * ranks
+    ))
 }
 
 /// The rewrites of a target that fuses operations.
@@ -104,14 +165,20 @@ fn fused(model: &StageModel, lowered: &Module) -> Result<Compiled, Vec<Diag>> {
     verified(&module, "inlining", model.span)?;
     rewrite::fold::fold(&mut module).map_err(failed)?;
     verified(&module, "folding norms", model.span)?;
+    rewrite::experts::group(&mut module).map_err(failed)?;
+    verified(&module, "grouping experts", model.span)?;
+    let _ = rewrite::indexer::indexers(&mut module).map_err(failed)?;
+    verified(&module, "finding indexers", model.span)?;
     let backward = autodiff::differentiate(&mut module, LOSS)
         .map_err(|error| vec![no_backward(model, &module, error)])?;
     verified(&module, "differentiation", model.span)?;
     rewrite::loss::share_logits(&mut module).map_err(failed)?;
     verified(&module, "sharing logits", model.span)?;
+    rewrite::experts::join_cotangents(&mut module).map_err(failed)?;
+    verified(&module, "joining cotangents of experts", model.span)?;
     rewrite::recompute::recompute(&mut module).map_err(failed)?;
     verified(&module, "recomputation", model.span)?;
-    Ok(Compiled { module, backward })
+    Ok(Compiled { module, backward, share: None })
 }
 
 /// The rest of [`compile`], from a stage's lowered module on.
@@ -124,7 +191,7 @@ pub fn differentiate(model: &StageModel, mut module: Module) -> Result<Compiled,
         .map_err(|error| vec![no_backward(model, &module, error)])?;
     verified(&module, "differentiation", model.span)?;
     let dead = analysis::dead_parameters(&module, backward);
-    if dead.is_empty() { Ok(Compiled { module, backward }) } else { Err(dead) }
+    if dead.is_empty() { Ok(Compiled { module, backward, share: None }) } else { Err(dead) }
 }
 
 /// Training minimises one number.

@@ -4,7 +4,7 @@
 #![allow(clippy::expect_used, reason = "a failed step is a failed test")]
 
 use lightc_codegen::analysis::{
-    BATCH, Live, MemorySetup, SEQUENCE, at_rest, contraction_flops, live, memory,
+    BATCH, Live, MemorySetup, SEQUENCE, at_rest, contraction_flops, live_for, memory,
 };
 use lightc_codegen::emit::{Origin, emit_crate};
 use lightc_codegen::pipeline::{Compiled, compile_for, program, program_for};
@@ -56,7 +56,7 @@ fn polynomials_give_the_numbers_of_the_ledger() {
     // A plain stack, and a reversible one with experts.
     for name in ["tiny_2b", "tiny_9b"] {
         let compiled = stage("models/tiny/tiny.llm", name);
-        let live = live(&compiled.module, compiled.backward).expect("counts");
+        let live = live_for(&compiled, Target::Cpu).expect("counts");
         for (micro_batch, seq) in [(1, 3), (1, 130), (7, 66), (2, 4096), (64, 9)] {
             let setup = MemorySetup { gpus: 1, micro_batch, seq };
             let ledger = memory(&compiled.module, compiled.backward, setup).expect("counts");
@@ -123,6 +123,6 @@ fn code_for_a_gpu_holds_the_counts_and_code_for_the_cpu_is_as_before() {
     let (library, main) = files(&gpu);
     assert!(library.contains("pub static FOOTPRINT: lightc_runtime::Footprint"));
     assert!(main.contains("main_on(&tiny_2b::Tiny2b, lightc_runtime::Target::Sm90a)"), "{main}");
-    let rest = at_rest(&compiled.module).expect("counts");
+    let rest = at_rest(&compiled).expect("counts");
     assert!(library.contains(&format!("factor: {}", rest.optimizer)));
 }

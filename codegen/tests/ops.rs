@@ -16,8 +16,8 @@ use lightc_codegen::ir::{Function, Module, Output, Param, Type, ValueId, text, v
 use lightc_codegen::ops::{
     Affine, Array, Attrs, Binary, BinaryFn, Broadcast, Call, CallBackward, Cast, Causal,
     CausalConv, CausalConvInputGrad, CausalConvWeightGrad, Clamp, ClampGrad, Concat, Const,
-    Contract, EvalCall, GatedDeltaRule, GatedDeltaRuleGrad, GatherSum, GatherSumGrad, Input,
-    LinearCrossEntropy, LinearCrossEntropyGrad, LinearCrossEntropyStep, Lookup, LookupGrad,
+    Contract, EvalCall, GatedDeltaRule, GatedDeltaRuleGrad, GatherSum, GatherSumGrad, Indexer,
+    Input, LinearCrossEntropy, LinearCrossEntropyGrad, LinearCrossEntropyStep, Lookup, LookupGrad,
     MaskedAttention, MaskedAttentionGrad, Mean, Merge, Op, Pad, ParamRef, Permute, Pick, Place,
     Position, Rename, Rotary, Saved, SelectTop, Sinkhorn, SinkhornGrad, SizeValue, Slice, Split,
     Stack, StackBackward, StateRef, StopGradient, Sum, TableRef, Unary, UnaryFn, UnaryGrad, Where,
@@ -522,7 +522,16 @@ fn selections_and_stops_have_no_gradient() {
         let select = SelectTop { query: word("t"), key: word("s"), sinks: 1, limit: 3 };
         let scores = vec![case.normal(&["b", "t", "s"]), case.float(&["b", "t"], Draw::Positive)];
         let x = vec![case.normal(&["b", "t"])];
-        for (op, args) in [(Op::from(select), scores), (StopGradient.into(), x)] {
+        let heads = vec![
+            case.normal(&["b", "t", "i", "c"]),
+            case.normal(&["b", "s", "c"]),
+            case.normal(&["b", "t", "i"]),
+            case.normal(&["i"]),
+            case.float(&[], Draw::Positive),
+        ];
+        for (op, args) in
+            [(Op::from(select), scores), (StopGradient.into(), x), (indexer().into(), heads)]
+        {
             let subject = subject(&mut case, &op, args);
             let mut module = subject.module;
             let backward = differentiate(&mut module, "loss").unwrap();
@@ -531,6 +540,20 @@ fn selections_and_stops_have_no_gradient() {
             let grads = gradients(&module, backward, trace, seed, &subject.store).unwrap();
             assert!(grads.is_empty());
         }
+    }
+}
+
+fn indexer() -> Indexer {
+    Indexer {
+        query: word("t"),
+        key: word("s"),
+        head: word("i"),
+        channel: word("c"),
+        base: 3.0,
+        low: 1.0,
+        high: 2.5,
+        sinks: 1,
+        limit: 3,
     }
 }
 
@@ -1064,6 +1087,7 @@ fn one_of_each() -> Vec<Op> {
         GatedDeltaRule { time: t.clone(), head: h.clone(), key: k.clone(), value: m.clone() }.into(),
         GatedDeltaRuleGrad { time: t.clone(), head: h.clone(), key: k.clone(), value: m.clone() }.into(),
         SelectTop { query: t.clone(), key: s.clone(), sinks: 4, limit: 256 }.into(),
+        indexer().into(),
         MaskedAttention { query: t.clone(), key: s.clone(), head: h.clone(), channel: k.clone() }.into(),
         MaskedAttentionGrad { query: t, key: s.clone(), head: h, channel: k }.into(),
         Sinkhorn { rows: s.clone(), columns: j.clone(), iterations: 20, eps: 1e-6 }.into(),
@@ -1116,7 +1140,7 @@ fn emitted(op: &Op, args: &str) -> String {
     let results: Vec<&Type> = results.iter().collect();
     let names: Vec<proc_macro2::TokenStream> =
         (0..types.len()).map(|i| format!("a{i}").parse().unwrap()).collect();
-    let call = EmitCall { args: &names, arg_types: &types, result_types: &results };
+    let call = EmitCall { args: &names, arg_types: &types, result_types: &results, scales: &[] };
     let text = op.def().emit_cpu(&call).to_string();
     text.split_whitespace().collect()
 }
@@ -1172,6 +1196,10 @@ fn emitted_calls_name_positions() {
     let select = SelectTop { query: word("t"), key: word("s"), sinks: 4, limit: 8 };
     let args = "act b=1 t=3 s=3; f32 b=1 t=3";
     check_emitted(select, args, "ops::select_top(a0, a1, 4, 8)?");
+    let args = "act b=1 t=3 i=2 c=4; act b=1 s=3 c=4; f32 b=1 t=3 i=2; f32 i=2; f32";
+    let call = "ops::indexer(a0, a1, a2, a3, a4, ops::IndexerNumbers { base: 3f64, low: 1f64, \
+                high: 2.5f64, sinks: 1, limit: 3 })?";
+    check_emitted(indexer(), args, call);
     let sinkhorn = Sinkhorn { rows: word("t"), columns: word("d"), iterations: 20, eps: 0.5 };
     check_emitted(sinkhorn, x, "ops::sinkhorn(a0, 20, 0.5f64)?");
     let grad = SinkhornGrad { rows: word("t"), columns: word("d"), iterations: 20, eps: 0.5 };
@@ -1325,6 +1353,19 @@ fn shape_rules_name_what_disagrees() {
     check_error(attention(), &wrong, "E0402", "size 5");
     let select = SelectTop { query: word("t"), key: word("s"), sinks: 4, limit: 8 };
     check_error(select, "act b=1 t=3 s=4; f32 b=1 t=3", "E0402", "size 3");
+    let (q, heed) = ("act b=1 t=3 i=2 c=4", "f32 b=1 t=3 i=2");
+    let wrong = format!("{q}; act b=1 s=4 c=4; {heed}; f32 i=2; f32");
+    check_error(indexer(), &wrong, "E0402", "size 3");
+    let wrong = format!("{q}; act b=1 s=3 c=5; {heed}; f32 i=2; f32");
+    check_error(indexer(), &wrong, "E0402", "size 4");
+    let wrong = format!("{q}; act b=1 s=3 c=4; {heed}; f32 i=2; f32 b=1");
+    check_error(indexer(), &wrong, "E0401", "its running mean");
+    let wrong = format!("{q}; act b=1 s=3 c=4; {heed}; index i=2; f32");
+    check_error(indexer(), &wrong, "E0404", "floating-point");
+    check_error(indexer(), q, "E0405", "takes 5");
+    let args = format!("{q}; act b=1 s=3 c=4; {heed}; f32 i=2; f32");
+    check_error(Indexer { low: 3.0, ..indexer() }, &args, "E0405", "range of budgets");
+    check_error(Indexer { limit: 0, ..indexer() }, &args, "E0405", "a limit of at least 1");
     let sinkhorn = Sinkhorn { rows: word("s"), columns: word("j"), iterations: 0, eps: 1e-6 };
     check_error(sinkhorn, "act s=2 j=2", "E0405", "at least 1 iteration");
     let loss = || LinearCrossEntropy { channel: word("d"), vocab: word("v"), softcap: 0.0 };

@@ -53,6 +53,27 @@ stage small_mixed extends lightning_5b {
     expert_width = 8
     motif = [delta, sparse]
 }
+
+stage small_adapted extends lightning_120b {
+    d = 64
+    vocab = 24
+    f = 16
+    byte_positions = 2
+    delta_heads = 2
+    delta_channels = 8
+    sparse_heads = 2
+    sparse_channels = 8
+    index_head = 2
+    index_channel = 4
+    budget_min = 2
+    budget_max = 4
+    expert_width = 8
+    e = 20
+    top_k = 3
+    rank = 4
+    router = SigmoidRouter(low: 0.02, high: 0.15)
+    motif = [delta, sparse]
+}
 "#;
 
 fn compile(stage: &str, target: Target) -> Compiled {
@@ -126,7 +147,7 @@ fn check_close(what: &str, wanted: &Array, got: &Array, limit: f64) {
 
 #[test]
 fn a_step_is_the_same_after_all_rewrites() {
-    for stage in ["small_dense", "small_mixed"] {
+    for stage in ["small_dense", "small_mixed", "small_adapted"] {
         let mut random = Random(ChaCha8Rng::seed_from_u64(7));
         let (plain, fused) = (compile(stage, Target::Cpu), compile(stage, Target::Sm90a));
         let store = store(&plain.module, &mut random);
@@ -154,7 +175,7 @@ fn a_step_is_the_same_after_all_rewrites() {
 
 #[test]
 fn paths_and_their_order_stay() {
-    for stage in ["small_dense", "small_mixed"] {
+    for stage in ["small_dense", "small_mixed", "small_adapted"] {
         let (plain, fused) = (compile(stage, Target::Cpu), compile(stage, Target::Sm90a));
         let paths = |module: &Module| {
             let params = module.placed_params().into_iter().map(|p| p.path).collect::<Vec<_>>();
@@ -186,10 +207,51 @@ fn a_layer_is_one_function_with_one_narrow_product_per_hyper_connection() {
 
 #[test]
 fn text_of_a_rewritten_module_parses_back() {
-    let module = compile("small_dense", Target::Sm90a).module;
-    let text = lightc_codegen::ir::text::print(&module);
-    let parsed = lightc_codegen::ir::text::parse(&text).unwrap();
-    assert_eq!(lightc_codegen::ir::text::print(&parsed), text);
+    for stage in ["small_dense", "small_adapted"] {
+        let module = compile(stage, Target::Sm90a).module;
+        let text = lightc_codegen::ir::text::print(&module);
+        let parsed = lightc_codegen::ir::text::parse(&text).unwrap();
+        assert_eq!(lightc_codegen::ir::text::print(&parsed), text);
+    }
+}
+
+/// Mnemonics of the nodes that belong to routed experts, in order.
+fn routed(nodes: &[lightc_codegen::ir::Node]) -> Vec<String> {
+    let names = nodes.iter().map(|node| match &node.op {
+        Op::RoutedDot(op) => format!("routed_dot {}", op.over.join(" ")),
+        Op::RoutedSwiglu(op) => format!("routed_swiglu {} | {}", op.gate.join(" "), op.up.join(" ")),
+        Op::RoutedCombine(op) => format!("routed_combine {}", op.over.join(" ")),
+        op => op.def().mnemonic().to_owned(),
+    });
+    names.filter(|name| name.starts_with("routed") || name.starts_with("expert")).collect()
+}
+
+#[test]
+fn experts_are_grouped_products() {
+    let module = compile("small_adapted", Target::Sm90a).module;
+    let layers = |name: &str| name.starts_with("DecoderLayer");
+    let forward = module.functions.iter().filter(|f| layers(&f.name));
+    let forward: Vec<_> = forward.map(|f| routed(&f.nodes)).collect();
+    assert_eq!(forward.len(), 2);
+    for found in forward {
+        let wanted = [
+            "expert_order",
+            "routed_dot d",
+            "routed_dot d",
+            "routed_swiglu d rank | d rank",
+            "routed_dot f",
+            "routed_combine f rank",
+        ];
+        assert_eq!(found, wanted);
+    }
+    let backward = module.backward.iter().filter(|b| layers(&b.body.name));
+    let backward: Vec<_> = backward.map(|b| routed(&b.body.nodes)).collect();
+    assert_eq!(backward.len(), 2);
+    for found in backward {
+        let joined = found.iter().filter(|name| **name == "routed_dot f f rank rank");
+        assert_eq!(joined.count(), 1, "{found:?}");
+        assert!(found.iter().all(|name| !name.starts_with("expert")), "{found:?}");
+    }
 }
 
 #[test]

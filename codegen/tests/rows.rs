@@ -95,15 +95,18 @@ fn each_value_is_written_once() {
 fn kernels_of_a_delta_layer() {
     let module = module("lightning_2b");
     let text = Plans::of(&module).text(&module);
-    // Mixes of streams with Sinkhorn, collapse with the norm of its result, entrance and post of
-    // the delta rule, the last norm, and the derivative of that.
+    // The narrow product with its norm, mixes of streams with Sinkhorn, collapse with the norm of its
+    // result, entrance and post of the delta rule, the last norm, the derivative of that, and the
+    // gradients of two losses.
     for entry in [
+        "decoder_layer_k0",
+        "decoder_layer_k1",
         "decoder_layer_k2",
-        "decoder_layer_k3",
+        "decoder_layer_k5",
         "decoder_layer_k6",
-        "decoder_layer_k7",
-        "language_model_k6",
-        "language_model_backward_loss_k2",
+        "language_model_k7",
+        "language_model_backward_loss_k0",
+        "language_model_backward_loss_k3",
     ] {
         insta::assert_snapshot!(entry, kernel(&text, entry));
     }
@@ -142,4 +145,59 @@ fn layers_with_a_gate_write_their_result() {
     assert_eq!((count(".gated_layer("), count(".ended_layer("), count(".layer(")), (12, 10, 0));
     assert_eq!((count("layers_call.advance("), count("layers_call.advance_to(")), (12, 10));
     assert_eq!(count("&mutreversible::End::result()"), 24);
+}
+
+/// The ops of a kernel, the sums and products of them in order.
+fn ops(kernel: &serde_json::Value) -> Vec<String> {
+    let nodes = kernel["nodes"].as_array().unwrap().iter();
+    nodes.map(|node| node["op"].as_str().unwrap().to_owned()).filter(|op| op != "const").collect()
+}
+
+#[test]
+fn coefficients_read_their_rows_once() {
+    for stage in ["lightning_2b", "lightning_9b"] {
+        let module = module(stage);
+        let all = describe(&module);
+        let all = all.as_array().unwrap();
+        let mut n = 0;
+        for kernel in all {
+            let ops = ops(kernel);
+            let entry = kernel["entry"].as_str().unwrap();
+            let inputs = kernel["inputs"].as_array().unwrap();
+            let is_matrix = |v: &serde_json::Value| v["axes"][0][0] == "stacked";
+            if entry.contains("backward") || !inputs.iter().any(is_matrix) {
+                continue;
+            }
+            let product = ops.iter().filter(|op| *op == "contract").count();
+            assert_eq!(product, 1, "{stage} {entry}");
+            // 24 columns are those of a hyper-connection, whose norm comes along.
+            if inputs.iter().any(|v| v["axes"][0][1] == "24") {
+                n += 1;
+                let sums = ops.iter().filter(|op| *op == "mean").count();
+                assert_eq!((sums, inputs.len()), (1, 2), "{stage} {entry}: {ops:?}");
+                assert_eq!(ops.last().unwrap(), "cast", "{stage} {entry}: {ops:?}");
+            }
+        }
+        assert!(n >= 4, "{stage}: {n}");
+    }
+}
+
+#[test]
+fn gradients_of_matrices_fuse_and_nothing_else_of_them_does() {
+    let module = module("lightning_2b");
+    let mut found = Vec::new();
+    for kernel in describe(&module).as_array().unwrap() {
+        if kernel["rows"].as_str().unwrap().parse::<i64>().is_ok() {
+            found.push((kernel["entry"].as_str().unwrap().to_owned(), ops(kernel).join(" ")));
+        }
+    }
+    let found: Vec<(&str, &str)> = found.iter().map(|(a, b)| (a.as_str(), b.as_str())).collect();
+    assert_eq!(
+        found,
+        [
+            ("language_model_k0", "cast"),
+            ("language_model_backward_loss_k0", "mul mul add"),
+            ("language_model_backward_loss_k10", "add cast"),
+        ]
+    );
 }

@@ -1,13 +1,14 @@
 //! `lightc-gpu`: checks kernels on a GPU and times them. Needs libtorch and a driver, no Rust.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use clap::{Parser, Subcommand, ValueEnum};
 use lightc_gpu::bench::{Peers, Row, table};
-use lightc_gpu::{Case, Ceilings, Gpu, cases, check};
-use lightc_runtime::cuda;
+use lightc_gpu::{Case, Ceilings, Gpu, cases, check, stages};
+use lightc_runtime::{Target, cuda, program};
 
 /// Checks kernels on a GPU and times them.
 #[derive(Parser)]
@@ -37,6 +38,14 @@ enum Command {
         format: Format,
         #[command(flatten)]
         chosen: Chosen,
+    },
+    /// Run the program of a stage, as `lightc train --target sm_90a` builds it.
+    Run {
+        /// The stage: a name of `lightc_gpu::stages`; `lightning_120b` is one rank's share of eight.
+        stage: String,
+        /// What the program is given, such as `train --config FILE --out DIR`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
     },
     /// Do what must not be done, which `test` looks at from outside.
     #[command(hide = true)]
@@ -69,9 +78,13 @@ enum Format {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if let Command::Run { stage, arguments } = &arguments.command {
+        return run(stage, arguments);
+    }
     let (chosen, small) = match &arguments.command {
         Command::Test { chosen, small } => (chosen, *small),
         Command::Bench { chosen, .. } | Command::Misuse { chosen, .. } => (chosen, true),
+        Command::Run { .. } => return ExitCode::FAILURE,
     };
     let cases = match pick(&chosen.only) {
         Ok(cases) => cases,
@@ -95,6 +108,7 @@ fn main() -> ExitCode {
     let green = match &arguments.command {
         Command::Test { .. } => test(&cases, &gpu),
         Command::Bench { peers, format, .. } => bench(&cases, &gpu, peers.as_deref(), *format),
+        Command::Run { .. } => false,
         Command::Misuse { what, .. } => match cases::misuse(&gpu, what) {
             Ok(()) => true,
             Err(error) => {
@@ -104,6 +118,18 @@ fn main() -> ExitCode {
         },
     };
     if green { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// The program of a stage with its arguments.
+fn run(name: &str, arguments: &[OsString]) -> ExitCode {
+    let all = stages::all();
+    let Some(stage) = all.iter().find(|stage| stage.name() == name) else {
+        let names: Vec<&str> = all.iter().map(|stage| stage.name()).collect();
+        eprintln!("error: no stage `{name}`; there are {}", names.join(", "));
+        return ExitCode::from(2);
+    };
+    let arguments = std::iter::once(OsString::from(name)).chain(arguments.iter().cloned());
+    ExitCode::from(program::run_on(*stage, Target::Sm90a, arguments))
 }
 
 fn pick(only: &[String]) -> Result<Vec<Box<dyn Case>>, String> {

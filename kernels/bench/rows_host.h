@@ -56,6 +56,22 @@ static inline float __shfl_xor_sync(unsigned, float x, int step) {
     wait_for_all();
     return y;
 }
+static inline float half_of(unsigned pair, int at) { return __uint_as_float(at % 2 ? pair & 0xffff0000u : pair << 16); }
+static inline void multiply(float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
+    static unsigned a[1024][4], b[1024][2];
+    unsigned* const own = a[threadIdx.x];
+    own[0] = a0, own[1] = a1, own[2] = a2, own[3] = a3, b[threadIdx.x][0] = b0, b[threadIdx.x][1] = b1;
+    wait_for_all();
+    const int warp = threadIdx.x / 32 * 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    for (int i = 0; i < 4; ++i) {
+        const int row = g + i / 2 * 8, column = t * 2 + i % 2;
+        for (int k = 0; k < 16; ++k) {
+            const int part = k % 8 / 2;
+            c[i] += half_of(a[warp + row % 8 * 4 + part][row / 8 + k / 8 * 2], k) * half_of(b[warp + column * 4 + part][k / 8], k);
+        }
+    }
+    wait_for_all();
+}
 static void fiber() {
     body();
     done[current] = true;

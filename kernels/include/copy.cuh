@@ -63,3 +63,38 @@ template <int N> DEVICE void store_wait_read() { asm volatile("cp.async.bulk.wai
 template <int N> DEVICE void store_wait() { asm volatile("cp.async.bulk.wait_group %0;" ::"n"(N) : "memory"); }
 /// Orders ordinary writes to shared memory before reads by the copy engine and by wgmma; each writer, then a barrier.
 DEVICE void fence_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+// ---- boxes of 3-D maps, copies of 16 bytes, and clusters of two blocks ----
+/// Box at coordinates (x innermost) of a 3-D map; outside the tensor it reads zeros.
+DEVICE void tensor_load(void* to, const TensorMap& map, int x, int y, int z, u64* bar) {
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], [%5];" ::"r"(smem_u32(to)),
+                 "l"(&map), "r"(x), "r"(y), "r"(z), "r"(smem_u32(bar)) : "memory");
+}
+/// The same to both blocks of a cluster, at the same offsets; each block's barrier counts the bytes it gets.
+DEVICE void tensor_load_both(void* to, const TensorMap& map, int x, int y, int z, u64* bar) {
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(smem_u32(to)),
+                 "l"(&map), "r"(x), "r"(y), "r"(z), "r"(smem_u32(bar)), "h"(u16(3)) : "memory");
+}
+/// 16 bytes from global to shared memory, of which the first `bytes` (0 or 16) are read and the rest is zeros.
+DEVICE void copy_async(u32 to, const void* from, u32 bytes = 16) {
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
+}
+/// Arrives once all earlier copy_async of this thread are done; one of the arrivals that the barrier was made for.
+DEVICE void copy_async_arrive(u64* bar) {
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(smem_u32(bar)) : "memory");
+}
+DEVICE u32 cluster_rank() {
+    u32 r;
+    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(r));
+    return r;
+}
+/// Barrier of all threads of a cluster.
+DEVICE void cluster_sync() {
+    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+/// Arrives at the barrier of this offset in block `rank` of the cluster. For a reader that is done: it publishes no writes
+/// (an arrival that releases to the cluster waits for all memory operations of the thread).
+DEVICE void barrier_arrive_at(u64* bar, u32 rank) {
+    asm volatile("{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\n"
+                 "mbarrier.arrive.shared::cluster.b64 _, [there];\n}" ::"r"(smem_u32(bar)), "r"(rank) : "memory");
+}

@@ -454,6 +454,14 @@ pub enum TrainError {
         /// Where it shows.
         layer: usize,
     },
+    /// A checkpoint of one rank's share was asked for.
+    #[error("`{stage}` is one rank's share (1/{ranks}), of which no checkpoint is written or read")]
+    ShareCheckpoint {
+        /// The stage.
+        stage: &'static str,
+        /// How many ranks there are.
+        ranks: u32,
+    },
     /// A metrics file that cannot be continued.
     #[error("{}:{line}: not a metrics row: {detail}", path.display())]
     Metrics {
@@ -468,12 +476,12 @@ pub enum TrainError {
 
 /// Every code of this crate, in order, but for those of checkpoints, in
 /// [`lightc_checkpoint::error::CODES`], and of GPUs, in [`crate::cuda::error::CODES`].
-pub const CODES: [&str; 43] = [
+pub const CODES: [&str; 44] = [
     "E0801", "E0802", "E0803", "E0804", "E0805", "E0806", "E0807", "E0808", "E0809", "E0810",
     "E0811", "E0812", "E0901", "E0902", "E0903", "E0904", "E0905", "E0906", "E0907", "E0908",
     "E0909", "E0910", "E0911", "E0912", "E0913", "E0914", "E0915", "E0916", "E0917", "E0918",
     "E0919", "E0920", "E0921", "E1101", "E1102", "E1103", "E1104", "E1105", "E1106", "E1107",
-    "E1108", "E1120", "E1121",
+    "E1108", "E1109", "E1120", "E1121",
 ];
 
 impl Error {
@@ -664,6 +672,7 @@ impl TrainError {
             TrainError::Contract { .. } => "E1106",
             TrainError::Io { .. } => "E1107",
             TrainError::Metrics { .. } => "E1108",
+            TrainError::ShareCheckpoint { .. } => "E1109",
             TrainError::OutOfRange { .. } => "E1120",
             TrainError::NotReconstructed { .. } => "E1121",
         }
@@ -689,6 +698,9 @@ impl TrainError {
             }
             TrainError::Io { .. } => "check that the path is writable and has free space",
             TrainError::Metrics { .. } => "remove the damaged line, or move the file away",
+            TrainError::ShareCheckpoint { .. } => {
+                "give `--no-checkpoints` (of `lightc train`: after `--`): a share measures memory and time"
+            }
             TrainError::OutOfRange { .. } => {
                 "lower the learning rate, or give the integrator fewer `fraction_bits`: one less \
                  doubles the range"

@@ -38,7 +38,7 @@ pub mod watch;
 pub use error::{Error, Result};
 pub use footprint::{Footprint, Term};
 pub use stage::{
-    CarrySpec, Format, Init, Inputs, Outputs, ParamSpec, Precision, Stage, StateSpec, Storage,
+    CarrySpec, Format, Init, Inputs, Outputs, ParamSpec, ShareSpec, Precision, Stage, StateSpec, Storage,
     TableSpec,
 };
 pub use target::Target;

@@ -25,7 +25,7 @@ pub fn init_params(
     for spec in specs {
         let drawn = match spec.storage {
             Storage::Codes(format) => {
-                let (codes, its_scale) = init_quantized(spec, format, seed)?;
+                let (codes, its_scale) = init_quantized(spec, format, seed, device)?;
                 scale = Some(its_scale);
                 codes
             }
@@ -79,10 +79,18 @@ fn draw<T: Send>(spec: &ParamSpec, path: &str, seed: u64, out: &mut [T], round: 
     });
 }
 
-/// Codes and scales of a quantized parameter.
-fn init_quantized(spec: &ParamSpec, format: Format, seed: u64) -> Result<(Tensor, Tensor)> {
+/// Codes and scales of a quantized parameter, made on the device of the run: of large ones the host would
+/// take minutes. The draw is rounded to f32, from which codes are made, at once.
+fn init_quantized(
+    spec: &ParamSpec,
+    format: Format,
+    seed: u64,
+    device: Device,
+) -> Result<(Tensor, Tensor)> {
     let path = spec.path.strip_suffix(".codes").unwrap_or(spec.path);
-    ops::quantize(&drawn(spec, path, seed)?, format)
+    let mut out = Output::zeros::<f32>(spec.shape)?;
+    draw(spec, path, seed, out.slice::<f32>(), |x| x as f32);
+    ops::quantize(&out.into_tensor().f_to_device(device)?, format)
 }
 
 #[cfg(test)]

@@ -213,6 +213,7 @@ pub fn train(
     options: &RunOptions,
     stop: &AtomicBool,
 ) -> Result<Summary> {
+    check_share(stage, options)?;
     let session = Session::open_on(stage, config, options.target)?;
     let _lock = lock(&options.out)?;
     let store = Store::new(options.out.join("checkpoints"));
@@ -231,6 +232,17 @@ pub fn train(
     let run =
         Run { session: &session, options, store, state, plan, metrics, progress, last_saved, rate };
     run.drive(end, stop)
+}
+
+/// One rank's share has no checkpoints.
+fn check_share(stage: &dyn Stage, options: &RunOptions) -> Result<()> {
+    match stage.share() {
+        Some(share) if !options.no_checkpoints || options.start != Start::New => {
+            let (stage, ranks) = (stage.name(), share.ranks);
+            Err(TrainError::ShareCheckpoint { stage, ranks }.into())
+        }
+        _ => Ok(()),
+    }
 }
 
 /// What MFU is made of.

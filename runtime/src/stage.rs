@@ -102,6 +102,16 @@ pub struct TableSpec {
     pub source: &'static str,
 }
 
+/// One rank's share of a stage whose experts several ranks divide among them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ShareSpec {
+    /// How many ranks there are.
+    pub ranks: u32,
+    /// Paths of the parameters that the ranks divide. They have the others whole, and divide the masters
+    /// and moments of those.
+    pub divided: &'static [&'static str],
+}
+
 /// One tensor that a step hands to the next step of the same lane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CarrySpec {
@@ -166,6 +176,10 @@ pub trait Stage {
     fn carries(&self) -> &'static [CarrySpec];
     /// The number of token ids.
     fn vocab(&self) -> i64;
+    /// One rank's share, where the code is that and not the whole stage.
+    fn share(&self) -> Option<ShareSpec> {
+        None
+    }
     /// What a step takes; nothing for code that was generated without the counts.
     fn footprint(&self) -> Option<&'static Footprint> {
         None

@@ -15,6 +15,12 @@
 //! micro-batches give: for an update that is linear in means over the batch, such as a running mean,
 //! that is what the whole batch would give; a controller that takes signs averages its steps.
 //!
+//! # One rank's share
+//! Of a stage of which this is one rank's share, parameters that the ranks divide are trained as any. Of
+//! all others, which every rank has whole, the first of as many parts as there are ranks is this one's: it
+//! has masters and moments, and is updated; the rest of the working copy stays, as if the other ranks had
+//! given back what they got.
+//!
 //! # When the host reads
 //! On the CPU each piece looks at its numbers at once. On a GPU nothing waits until all gradients are
 //! there; then one read brings the values, the norm, and whether states and carries are finite. Only
@@ -97,8 +103,10 @@ pub struct TrainState {
     pub(crate) moment_updates: u64,
     /// The growth that the run began with.
     pub(crate) grown: Option<lightc_checkpoint::Grown>,
-    /// Per parameter, at least f32; updated in place.
+    /// Per parameter, at least f32; updated in place. Of a share, the flat part that is this rank's.
     pub(crate) master: Vec<Tensor>,
+    /// Per parameter the number of its first elements that are this rank's, where they are not all.
+    part: Vec<Option<i64>>,
     /// Per parameter, in its run kind. Shares memory with the master weight
     /// where the kinds are the same.
     params: Vec<Tensor>,
@@ -147,6 +155,7 @@ impl TrainState {
         state.master.clear();
         state.master = random::init_params(state.info.params, seed, kind, device)?;
         state.refresh_params()?;
+        state.keep_own_parts()?;
         Ok(state)
     }
 
@@ -166,6 +175,7 @@ impl TrainState {
             step: 0,
             moment_updates: 0,
             grown: None,
+            part: own_parts(stage),
             master: Vec::new(),
             params: Vec::new(),
             moments_m: Vec::new(),
@@ -175,7 +185,7 @@ impl TrainState {
             is_deferred: device.is_cuda(),
             setup,
         };
-        for spec in info.params {
+        for (spec, part) in info.params.iter().zip(state.part.clone()) {
             let at_rest = match spec.precision {
                 Precision::Act | Precision::F32 => kind,
                 Precision::Code | Precision::Scale => spec.precision.kind(act),
@@ -183,7 +193,9 @@ impl TrainState {
             state.master.push(zeros(spec.shape, at_rest)?);
             let trained = spec.storage.learns();
             for moments in [&mut state.moments_m, &mut state.moments_v] {
-                let moment = trained.then(|| zeros(spec.shape, kind)).transpose()?;
+                let part: Option<[i64; 1]> = part.map(|n| [n]);
+                let shape = part.as_ref().map_or(spec.shape, |part| &part[..]);
+                let moment = trained.then(|| zeros(shape, kind)).transpose()?;
                 moments.push(moment);
             }
         }
@@ -205,6 +217,20 @@ impl TrainState {
             Ok(master.f_to_kind(kind)?)
         };
         self.params = self.master.iter().zip(self.info.params).map(cast).collect::<Result<_>>()?;
+        Ok(())
+    }
+
+    /// Cuts the masters to what is this rank's, once the working copies are made of the whole.
+    fn keep_own_parts(&mut self) -> Result<()> {
+        for (master, part) in self.master.iter_mut().zip(&self.part) {
+            if let Some(n) = part {
+                // A copy, so that the rest is given back.
+                let own = master.f_reshape([-1i64])?.f_narrow(0, 0, *n)?;
+                let mut copy = own.f_empty_like()?;
+                copy.f_copy_(&own)?;
+                *master = copy;
+            }
+        }
         Ok(())
     }
 
@@ -264,23 +290,36 @@ impl TrainState {
     /// one place that chooses how: on the CPU tensor by tensor in libtorch, on a GPU all in one
     /// kernel.
     pub fn update(&mut self, clipped: &Clipped) -> Result<()> {
-        let TrainState { setup, info, master, params, moments_m, moments_v, .. } = self;
+        let TrainState { setup, info, master, params, part, moments_m, moments_v, .. } = self;
         let Setup { adamw, schedule, groups, act, .. } = &*setup;
         let n_updates = self.moment_updates + self.step + 1;
+        // What is updated of gradients and working copies: all of it, or this rank's part.
+        let own = |x: &Tensor, part: &Option<i64>| -> Result<Tensor> {
+            match part {
+                Some(n) => Ok(x.f_contiguous()?.f_reshape([-1i64])?.f_narrow(0, 0, *n)?),
+                None => Ok(x.shallow_clone()),
+            }
+        };
+        let mut parts = Vec::new();
+        for ((gradient, param), part) in clipped.gradients.iter().zip(&*params).zip(&*part) {
+            let gradient = gradient.as_ref().map(|gradient| own(gradient, part)).transpose()?;
+            parts.push((gradient, own(param, part)?));
+        }
         let mut fused = Vec::new();
-        let slots = master.iter_mut().zip(moments_m).zip(moments_v).zip(params).zip(info.params);
-        for ((((((master, m), v), param), spec), gradient), group) in
-            slots.zip(&clipped.gradients).zip(&groups.of_param)
+        let slots = master.iter_mut().zip(moments_m).zip(moments_v).zip(&mut parts).zip(info.params);
+        for ((((((master, m), v), (gradient, param)), spec), group), part) in
+            slots.zip(&groups.of_param).zip(&*part)
         {
             let group = group.and_then(|group| groups.groups.get(group));
-            let (Some(gradient), Some(group), Some(m), Some(v)) = (gradient, group, m, v) else {
+            let (Some(gradient), Some(group), Some(m), Some(v)) = (&*gradient, group, m, v) else {
                 continue;
             };
             let (lr, weight_decay) =
                 (schedule.lr(self.step, group.lr_multiplier), group.weight_decay);
             let kind = master.f_kind()?;
             // One that computes in the kind of its master shares its memory.
-            let copy = (spec.precision.kind(*act) != kind).then_some(param);
+            let is_apart = spec.precision.kind(*act) != kind || part.is_some();
+            let copy = is_apart.then_some(param);
             if master.device().is_cuda() {
                 let (master, moment_m, moment_v) = (&*master, &*m, &*v);
                 let act = copy.map(|copy| &*copy);
@@ -324,6 +363,18 @@ impl TrainState {
     pub(crate) fn contract(&self, detail: String) -> Error {
         TrainError::Contract { stage: self.info.name, detail }.into()
     }
+}
+
+/// Per parameter the number of its first elements that are one rank's of a share; `None` where all are.
+fn own_parts(stage: &dyn Stage) -> Vec<Option<i64>> {
+    let share = stage.share();
+    let part = |spec: &crate::ParamSpec| {
+        let share = share.as_ref().filter(|share| !share.divided.contains(&spec.path))?;
+        let ranks = i64::from(share.ranks.max(1));
+        let n = spec.shape.iter().product::<i64>();
+        spec.storage.learns().then_some((n + ranks - 1) / ranks)
+    };
+    stage.params().iter().map(part).collect()
 }
 
 /// Carries of zeros for a number of lanes.

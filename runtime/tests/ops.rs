@@ -31,6 +31,8 @@ mod pointwise;
 mod quantized;
 #[path = "ops/repeat.rs"]
 mod repeat;
+#[path = "ops/routed.rs"]
+mod routed;
 #[path = "ops/sequence.rs"]
 mod sequence;
 #[path = "ops/shape.rs"]

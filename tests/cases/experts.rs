@@ -4,7 +4,40 @@ use super::Cases;
 use super::Draw::{BelowOrEmpty, Normal, Whole, Wide};
 use super::Length::{AtLeast, AtMost, Power};
 
+/// Experts with low-rank terms as grouped products, and everything that such a sum can be made of.
+const ROUTED: &str = r#"
+module routed entry @Root
+
+func @Root {
+  param gate: act[e=3, f=4, d=5] ~ normal(0.02) trained
+  param up: act[e=3, f=4, d=5] ~ normal(0.02) trained
+  param right: act[e=3, r=2, d=5] ~ normal(0.02) trained
+  param left: act[e=3, f=4, r=2] ~ normal(0.02) trained
+  param down: act[e=3, d=5, f=4] ~ normal(0.02) trained
+  param turned: act[e=3, f=4, g=6] ~ normal(0.02) trained
+  %0.x = input name="x" () : act[n, d=5]
+  %1.ids = input name="ids" () : index[n, p]
+  %2.weights = input name="weights" () : f32[n, p]
+  %3, %4 = expert_order expert=<e=3> (%1) : index[places=n*p], index[bounds=4]
+  %5 = param index=0 () : act[e=3, f=4, d=5]
+  %6 = param index=1 () : act[e=3, f=4, d=5]
+  %7 = param index=2 () : act[e=3, r=2, d=5]
+  %8 = param index=3 () : act[e=3, f=4, r=2]
+  %9 = param index=4 () : act[e=3, d=5, f=4]
+  %10 = param index=5 () : act[e=3, f=4, g=6]
+  %11.low = routed_dot expert=e over=[d] (%1, %3, %4, %0, %7) : act[n, p, r=2]
+  %12, %13, %14.hidden = routed_swiglu expert=e gate=[d, r] up=[d] (%1, %3, %4, %0, %5, %11, %8, %0, %6) : act[n, p, f=4], act[n, p, f=4], act[n, p, f=4]
+  %15.y = routed_combine expert=e over=[f] slots=p (%2, %1, %3, %4, %14, %9) : act[n, d=5]
+  %16.z = routed_dot expert=e over=[f] (%1, %3, %4, %14, %10) : act[n, p, g=6]
+  %17 = sum over=[p, g] (%16) : act[n]
+  %18 = mul (%15, %17) : act[n, d=5]
+  return loss: %18, gated: %12, lifted: %13, order: %3, bounds: %4
+}
+"#;
+
 pub(super) fn all(cases: &mut Cases) {
+    let draws = [("ids", BelowOrEmpty("3")), ("weights", Wide)];
+    cases.module("routed", ROUTED, &draws);
     indexes(cases);
     choices(cases);
     products(cases);

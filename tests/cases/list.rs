@@ -227,6 +227,15 @@ pub(super) fn attention(cases: &mut Cases) {
     ] {
         cases.op(&format!("{select} {attrs}"), &[score, budget], &[]);
     }
+    let index = "indexer query=t key=s head=h channel=k";
+    for (attrs, q, k, heed) in [
+        ("base=3.0 low=1.0 high=4.0", "act[b, t, h, k=4]", "act[b, s=t, k=4]", "f32[b, t, h]"),
+        ("base=90.0 low=2.0 high=3.5", "f32[k=7, t, h, b]", "f32[s=t, b, k=7]", "act[t, h, b]"),
+    ] {
+        let args =
+            [(q, Normal), (k, Normal), (heed, Unit), ("f32[h]", Normal), ("f32[]", Positive)];
+        cases.op(&format!("{index} {attrs} sinks=1 limit=5"), &args, &[("h", AtMost(3))]);
+    }
     let names = "query=t key=s head=h channel=k";
     let few = [("h", AtMost(3))];
     let sets = [

@@ -8,6 +8,7 @@ use crate::source::{Loaded, name_of};
 use crate::table::counted;
 use crate::target::Target;
 use crate::terminal;
+use lightc_codegen::rewrite::share::Share;
 use std::path::PathBuf;
 
 /// Write a crate that trains and evaluates a stage.
@@ -24,6 +25,9 @@ pub(crate) struct Arguments {
     /// What the code runs on.
     #[arg(long, value_enum, default_value_t = Target::Cpu)]
     target: Target,
+    /// Build one rank's share of a stage whose experts several ranks divide, such as `1/8`.
+    #[arg(long, value_name = "1/N")]
+    share: Option<Share>,
     /// The folder to write.
     #[arg(long)]
     out: PathBuf,
@@ -35,7 +39,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let runtime = arguments.runtime.find()?;
     let (loaded, model) = Loaded::read_stage(&arguments.file, &arguments.stage)?;
     let origin = loaded.origin(name_of(&arguments.file)?);
-    let files = program::generate(loaded, &model, &origin, &runtime, arguments.target.into())?;
+    let what = (arguments.target.into(), arguments.share);
+    let files = program::generate(loaded, &model, &origin, &runtime, what)?;
     let changed = files::replace_folder(&arguments.out, &files)?;
     for file in &files {
         let path = arguments.out.join(&file.path);

@@ -36,7 +36,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let _ = read_text(&arguments.config)?;
     arguments.target.is_here()?;
     let (file, stage) = (&arguments.file, &arguments.stage);
-    let program = Program::build(file, stage, arguments.target, &arguments.runtime)?;
+    let program = Program::build(file, stage, arguments.target, None, &arguments.runtime)?;
     let mut command = program.command("evaluate");
     command.arg("--config").arg(&arguments.config);
     command.arg("--checkpoint").arg(&arguments.checkpoint).args(&arguments.rest);

@@ -7,6 +7,7 @@ use crate::table::Table;
 use crate::target::Target;
 use crate::terminal::{self, Format};
 use clap::ValueEnum;
+use lightc_codegen::rewrite::share::Share;
 use lightc_codegen::emit::emit_stage;
 use lightc_codegen::ir::Module;
 use lightc_codegen::pipeline::{self, Program};
@@ -36,6 +37,9 @@ pub(crate) struct Arguments {
     /// and `schedule` lists its row kernels.
     #[arg(long, value_enum, default_value_t = Target::Cpu)]
     target: Target,
+    /// One rank's share of a stage whose experts several ranks divide, such as `1/8`, for `sm_90a`.
+    #[arg(long, value_name = "1/N", requires = "target")]
+    share: Option<Share>,
     /// Sequences of a step, for the predicted times of `schedule` for `sm_90a`.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(i64).range(1..))]
     micro_batch: i64,
@@ -115,22 +119,22 @@ fn text(
         Emit::Ir => {
             let module = match arguments.target {
                 Target::Cpu => pipeline::lower(model)?,
-                Target::Sm90a => fused(model)?,
+                Target::Sm90a => fused(model, arguments.share)?,
             };
             functions(arguments, &module, generated::forward_functions(&module))
         }
         Emit::Backward => {
-            let module = pipeline::compile_for(model, arguments.target.into())?.module;
+            let module = pipeline::compile_share(model, arguments.target.into(), arguments.share)?.module;
             functions(arguments, &module, generated::backward_functions(&module))
         }
         Emit::Schedule => match arguments.target {
             Target::Cpu => schedule(arguments.format, wanted, &differentiated(model)?),
-            Target::Sm90a => row_schedule(arguments, &fused(model)?),
+            Target::Sm90a => row_schedule(arguments, &fused(model, arguments.share)?),
         },
-        Emit::Cuda => cuda(arguments.format, &fused(model)?),
+        Emit::Cuda => cuda(arguments.format, &fused(model, arguments.share)?),
         Emit::Rust => {
             let target = arguments.target.into();
-            let compiled = pipeline::compile_for(model, target)?;
+            let compiled = pipeline::compile_share(model, target, arguments.share)?;
             rust(arguments, loaded, &pipeline::program_for(&compiled, target)?)
         }
     })
@@ -144,10 +148,11 @@ fn cuda(format: Format, module: &Module) -> Result<String, Failure> {
 }
 
 /// As target `sm_90a` has it, with backward functions where there is a loss.
-fn fused(model: &StageModel) -> Result<Module, Vec<Diag>> {
+fn fused(model: &StageModel, share: Option<Share>) -> Result<Module, Vec<Diag>> {
     let module = pipeline::lower(model)?;
     if pipeline::has_loss(&module) {
-        return Ok(pipeline::compile_for(model, lightc_codegen::schedule::Target::Sm90a)?.module);
+        let target = lightc_codegen::schedule::Target::Sm90a;
+        return Ok(pipeline::compile_share(model, target, share)?.module);
     }
     Ok(module)
 }

@@ -4,8 +4,10 @@ use crate::failure::Failure;
 use crate::source::Loaded;
 use crate::table::Table;
 use crate::terminal::{self, Format};
-use lightc_codegen::analysis::{Ledger, MemorySetup, memory};
-use lightc_codegen::pipeline;
+use crate::target::Target;
+use lightc_codegen::analysis::{Ledger, MemorySetup, memory, memory_of_run};
+use lightc_codegen::rewrite::share::Share;
+use lightc_codegen::{pipeline, schedule};
 use lightc_dsl::diag::Diag;
 use lightc_dsl::model::StageModel;
 use std::path::PathBuf;
@@ -30,6 +32,13 @@ pub(crate) struct Arguments {
     /// Tokens per sequence.
     #[arg(long, value_parser = clap::value_parser!(u64).range(3..))]
     seq: u64,
+    /// Count what the one GPU of a run of this target holds.
+    #[arg(long, value_enum)]
+    target: Option<Target>,
+    /// Count one rank's share of a stage whose experts several ranks divide, such as `1/8`, as
+    /// `lightc train --share` runs it for `sm_90a`.
+    #[arg(long, value_name = "1/N")]
+    share: Option<Share>,
     /// How to print the result.
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
@@ -42,7 +51,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         micro_batch: arguments.micro_batch,
         seq: arguments.seq,
     };
-    let ledger = match ledger(&model, setup) {
+    let ledger = match ledger(&model, setup, arguments) {
         Ok(ledger) => ledger,
         Err(found) => return Err(loaded.failure(found)),
     };
@@ -52,9 +61,22 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
 }
 
-fn ledger(model: &StageModel, setup: MemorySetup) -> Result<Ledger, Vec<Diag>> {
-    let compiled = pipeline::compile(model)?;
-    memory(&compiled.module, compiled.backward, setup).ok_or_else(|| {
+fn ledger(
+    model: &StageModel,
+    setup: MemorySetup,
+    arguments: &Arguments,
+) -> Result<Ledger, Vec<Diag>> {
+    let counted = match (arguments.target, arguments.share) {
+        (None | Some(Target::Cpu), None) => {
+            let compiled = pipeline::compile(model)?;
+            memory(&compiled.module, compiled.backward, setup)
+        }
+        (_, share) => {
+            let compiled = pipeline::compile_share(model, schedule::Target::Sm90a, share)?;
+            memory_of_run(&compiled, setup)
+        }
+    };
+    counted.ok_or_else(|| {
         let message = format!("the memory of `{}` cannot be counted", model.name);
         let label =
             "a size is bound neither here nor by batch and sequence, or a count is above 2^63";
@@ -63,7 +85,12 @@ fn ledger(model: &StageModel, setup: MemorySetup) -> Result<Ledger, Vec<Diag>> {
 }
 
 fn text(ledger: &Ledger) -> String {
-    let mut table = Table::new(&["GB per GPU", ">plain", ">ZeRO-1", ">expert parallel"]);
+    let head: &[&'static str] = match ledger.layouts.first().map(|layout| layout.name) {
+        Some("run") => &["GB per GPU", ">run"],
+        Some("share") => &["GB per GPU", ">share"],
+        _ => &["GB per GPU", ">plain", ">ZeRO-1", ">expert parallel"],
+    };
+    let mut table = Table::new(head);
     let gigabytes = |bytes: u64| match bytes {
         0 => "-".to_owned(),
         bytes => format!("{:.3}", bytes as f64 / 1e9),

@@ -33,7 +33,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let _ = read_text(&arguments.files_from)?;
     // Shards are the same for every target.
     let (file, stage) = (&arguments.file, &arguments.stage);
-    let program = Program::build(file, stage, Target::Cpu, &arguments.runtime)?;
+    let program = Program::build(file, stage, Target::Cpu, None, &arguments.runtime)?;
     let mut command = program.command("prepare");
     command.arg("--files-from").arg(&arguments.files_from);
     command.arg("--out").arg(&arguments.out).args(&arguments.rest);

@@ -5,6 +5,7 @@ use crate::program::Program;
 use crate::runtime;
 use crate::source::read_text;
 use crate::target::Target;
+use lightc_codegen::rewrite::share::Share;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -38,6 +39,11 @@ pub(crate) struct Arguments {
     /// What to run on.
     #[arg(long, value_enum, default_value_t = Target::Cpu)]
     target: Target,
+    /// Train one rank's share of a stage whose experts several ranks divide, such as `1/8`: to measure its
+    /// memory and time. Rows for the other ranks' experts go to experts of its own, by way of a copy, and no
+    /// checkpoint is written: give `-- --no-checkpoints`.
+    #[arg(long, value_name = "1/N")]
+    share: Option<Share>,
     #[command(flatten)]
     runtime: runtime::Choice,
     /// After `--`: passed on to the program.
@@ -50,7 +56,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     arguments.target.is_here()?;
     let _ = read_text(&arguments.config)?;
     let (file, stage) = (&arguments.file, &arguments.stage);
-    let program = Program::build(file, stage, arguments.target, &arguments.runtime)?;
+    let program = Program::build(file, stage, arguments.target, arguments.share, &arguments.runtime)?;
     let mut command = program.command("train");
     command.arg("--config").arg(&arguments.config).arg("--out").arg(&arguments.out);
     if arguments.resume {

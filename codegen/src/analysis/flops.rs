@@ -23,6 +23,9 @@ fn of_function(module: &Module, id: FuncId, sizes: &BTreeMap<String, Size>) -> O
         let own = match &node.op {
             Op::Contract(_)
             | Op::ExpertDot(_)
+            | Op::RoutedDot(_)
+            | Op::RoutedSwiglu(_)
+            | Op::RoutedCombine(_)
             | Op::GatedDeltaRule(_)
             | Op::MaskedAttention(_)
             | Op::LinearCrossEntropy(_) => {

@@ -3,14 +3,19 @@
 //!
 //! Tensors at rest are counted exactly from the declarations. What is live within a step is an
 //! estimate from the graph: every value of a forward or backward function occupies memory from
-//! the node that makes it to its last use, nothing is fused, and views occupy nothing.
+//! the node that makes it to its last use, and views occupy nothing. For `cpu` nothing is fused; for a
+//! target with kernels, values that live within one of them occupy nothing either.
 
 mod live;
 
-pub use live::{BATCH, Live, SEQUENCE, live};
+use live::live;
+pub use live::{BATCH, Live, SEQUENCE};
 pub(super) use live::{bound, callee_sizes, root_sizes, unshifted};
 
 use crate::ir::paths::Placed;
+use crate::pipeline::Compiled;
+use crate::rows::Plans;
+use crate::schedule::Target;
 use crate::ir::{BackwardId, Module};
 use lightc_dsl::ast::DType;
 use lightc_dsl::model::Storage;
@@ -56,6 +61,20 @@ impl Classes {
         self.rows().iter().map(|(_, bytes)| bytes).sum()
     }
 
+    /// Adds what lies at rest.
+    fn add(&mut self, other: &Classes) -> Option<()> {
+        for (to, from) in [
+            (&mut self.parameters, other.parameters),
+            (&mut self.quantized_base, other.quantized_base),
+            (&mut self.adapters, other.adapters),
+            (&mut self.gradients, other.gradients),
+            (&mut self.optimizer, other.optimizer),
+        ] {
+            *to = to.checked_add(from)?;
+        }
+        Some(())
+    }
+
     /// Name and bytes, in order.
     pub fn rows(&self) -> [(&'static str, u64); 9] {
         [
@@ -75,7 +94,7 @@ impl Classes {
 /// One way to spread a stage over GPUs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Layout {
-    /// `plain`, `zero_1` or `expert_parallel`.
+    /// `plain`, `zero_1` or `expert_parallel`; of one run, `run` or `share`.
     pub name: &'static str,
     /// Bytes of the GPU that has most.
     pub bytes: Classes,
@@ -94,10 +113,10 @@ pub struct Ledger {
     pub layouts: Vec<Layout>,
 }
 
-/// The ledger of a differentiated module whose parameters have bound sizes; `None` if a size is
-/// open that neither the batch nor the sequence binds, or a number overflows.
+/// The ledger of a compiled stage whose parameters have bound sizes, as `cpu` computes it: nothing fused.
+/// `None` if a size is open that neither the batch nor the sequence binds, or a number overflows.
 pub fn memory(module: &Module, backward: BackwardId, setup: Setup) -> Option<Ledger> {
-    let live = live(module, backward)?;
+    let live = live(module, backward, None)?;
     let mut layouts = Vec::new();
     for name in ["plain", "zero_1", "expert_parallel"] {
         let rest = parameters(module, name, setup.gpus.max(1))?;
@@ -107,9 +126,41 @@ pub fn memory(module: &Module, backward: BackwardId, setup: Setup) -> Option<Led
     Some(Ledger { stage: module.name.clone(), setup, layouts })
 }
 
-/// Bytes of tensors at rest on the one GPU of a run, by class.
-pub fn at_rest(module: &Module) -> Option<Classes> {
-    parameters(module, "plain", 1)
+/// What is live within a step of a compiled stage, as its target computes it; `None` as for [`memory`].
+pub fn live_for(compiled: &Compiled, target: Target) -> Option<Live> {
+    let plans = match target {
+        Target::Cpu => None,
+        Target::Sm90a => Some(Plans::of(&compiled.module)),
+    };
+    live(&compiled.module, compiled.backward, plans.as_ref())
+}
+
+/// What the one GPU of a run of target `sm_90a` holds: of a whole stage, or of one rank's share. `None` as
+/// for [`memory`].
+pub fn of_run(compiled: &Compiled, setup: Setup) -> Option<Ledger> {
+    let module = &compiled.module;
+    let bytes = live_for(compiled, Target::Sm90a)?.at(&at_rest(compiled)?, setup.micro_batch, setup.seq)?;
+    let name = if compiled.share.is_some() { "share" } else { "run" };
+    let layouts = vec![Layout { name, bytes, total: bytes.total() }];
+    Some(Ledger { stage: module.name.clone(), setup, layouts })
+}
+
+/// Bytes of tensors at rest on the one GPU of a run, by class. With a share, the optimizer's state of what
+/// every rank has is divided among the ranks.
+pub fn at_rest(compiled: &Compiled) -> Option<Classes> {
+    let module = &compiled.module;
+    let mut sum = Classes::default();
+    for placed in module.placed_params() {
+        let mut own = Classes::default();
+        parameter(&placed, placed.item.ty.count()?.as_constant()?, &mut own)?;
+        if let Some(share) = &compiled.share
+            && !share.divided.contains(&placed.path)
+        {
+            own.optimizer = own.optimizer.div_ceil(u64::from(share.share.ranks()));
+        }
+        sum.add(&own)?;
+    }
+    Some(sum)
 }
 
 /// Bytes of an element.
@@ -132,28 +183,39 @@ fn parameters(module: &Module, layout: &str, gpus: u64) -> Option<Classes> {
             Some(experts) => count / experts.max(1) * experts.div_ceil(gpus),
             None => count,
         };
-        let row = placed.item.ty.axes.last().and_then(|axis| axis.size.as_constant());
-        let value = here.checked_mul(width(placed.item.ty.dtype))?;
-        match placed.item.storage {
-            Storage::Quantized(_) => {
-                sum.quantized_base += here + 4 * (here / u64::try_from(row?).ok()?.max(1));
-                continue;
-            }
-            Storage::Frozen(_) => {
-                sum.parameters += value;
-                continue;
-            }
-            Storage::Trained => sum.parameters += value,
-            Storage::Adapter => sum.adapters += value,
-        }
-        sum.gradients += value;
-        // A parameter that computes in 32 bits is its own master.
-        let per_element = if placed.item.ty.dtype == DType::F32 { 8 } else { 12 };
-        let whole = here.checked_mul(per_element)?;
+        let mut own = Classes::default();
+        parameter(&placed, i64::try_from(here).ok()?, &mut own)?;
         let is_local = layout == "plain" || experts.is_some();
-        sum.optimizer += if is_local { whole } else { whole.div_ceil(gpus) };
+        if !is_local {
+            own.optimizer = own.optimizer.div_ceil(gpus);
+        }
+        sum.add(&own)?;
     }
     Some(sum)
+}
+
+/// Adds the bytes of `here` elements of a parameter, and of what belongs to it.
+fn parameter(placed: &Placed<'_, crate::ir::Param>, here: i64, to: &mut Classes) -> Option<()> {
+    let here = u64::try_from(here).ok()?;
+    let row = placed.item.ty.axes.last().and_then(|axis| axis.size.as_constant());
+    let value = here.checked_mul(width(placed.item.ty.dtype))?;
+    match placed.item.storage {
+        Storage::Quantized(_) => {
+            to.quantized_base += here + 4 * (here / u64::try_from(row?).ok()?.max(1));
+            return Some(());
+        }
+        Storage::Frozen(_) => {
+            to.parameters += value;
+            return Some(());
+        }
+        Storage::Trained => to.parameters += value,
+        Storage::Adapter => to.adapters += value,
+    }
+    to.gradients += value;
+    // A parameter that computes in 32 bits is its own master.
+    let per_element = if placed.item.ty.dtype == DType::F32 { 8 } else { 12 };
+    to.optimizer += here.checked_mul(per_element)?;
+    Some(())
 }
 
 /// How many experts a parameter has: the axis of which only some positions work per token.

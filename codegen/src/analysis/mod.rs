@@ -13,7 +13,7 @@ pub use liveness::{cut_layer, dead_parameters, gradient_paths};
 pub use flops::contraction_flops;
 pub use memory::{
     BATCH, Classes as MemoryClasses, Layout, Ledger, Live, SEQUENCE, Setup as MemorySetup, at_rest,
-    live, memory,
+    live_for, memory, of_run as memory_of_run,
 };
 pub use ranks::rank_dependent_states;
 pub use storage::{Classes, Count, ModuleRow, ParamRow, ParamTable, param_table};

@@ -41,6 +41,11 @@ impl Vjp<'_> {
         })
     }
 
+    /// Cotangent of result `index`, where it has one.
+    pub fn dy_of(&self, index: usize) -> Option<ValueId> {
+        self.dys.get(index).copied().flatten()
+    }
+
     /// Whether argument `index` depends on anything that learns or comes in; where it does not,
     /// its cotangent is not needed and a rule can leave it out.
     #[allow(clippy::indexing_slicing)]

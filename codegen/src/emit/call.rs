@@ -14,12 +14,20 @@ pub struct EmitCall<'a> {
     pub arg_types: &'a [&'a Type],
     /// Types of the results.
     pub result_types: &'a [&'a Type],
+    /// For each argument that is handed over as 8-bit codes, the Rust expression of their scales. Only
+    /// where [`crate::ops::OpDef::takes_codes`].
+    pub scales: &'a [Option<TokenStream>],
 }
 
 impl EmitCall<'_> {
     /// Argument `index` as a Rust expression of type `&Tensor`.
     pub fn arg(&self, index: usize) -> TokenStream {
         self.args.get(index).cloned().unwrap_or_default()
+    }
+
+    /// The scales of argument `index`, where it is 8-bit codes.
+    pub fn scale(&self, index: usize) -> Option<&TokenStream> {
+        self.scales.get(index)?.as_ref()
     }
 
     /// Position of an axis of argument `index` as a number; -1 for an axis it does not have,

@@ -15,8 +15,8 @@ pub(super) fn footprint_items(program: &Program<'_>) -> Result<(TokenStream, Tok
     }
     let uncounted = || "compiler fault: the memory of a step cannot be counted".to_owned();
     let compiled = program.compiled;
-    let rest = analysis::at_rest(&compiled.module).ok_or_else(uncounted)?;
-    let live = analysis::live(&compiled.module, compiled.backward).ok_or_else(uncounted)?;
+    let rest = analysis::at_rest(compiled).ok_or_else(uncounted)?;
+    let live = analysis::live_for(compiled, program.target).ok_or_else(uncounted)?;
     let flops = analysis::contraction_flops(&compiled.module).ok_or_else(uncounted)?;
     let mut rows = Vec::new();
     for (class, bytes) in rest.rows().into_iter().filter(|(_, bytes)| *bytes > 0) {

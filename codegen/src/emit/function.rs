@@ -332,7 +332,8 @@ impl Emitter<'_> {
         locals.handed_over(updated.chain(kept.iter().copied()).chain(returned));
         let plan = self.plans.and_then(|plans| plans.forward.get(self.id.0 as usize));
         let ends = self.ends(self.id);
-        for step in steps(self.function, plan).iter() {
+        let steps = steps(self.function, plan);
+        for (position, step) in steps.iter().enumerate() {
             statements.push(match step {
                 Step::Node(id) => self.forward_node(*id, self.function.node(*id), &mut locals),
                 Step::Kernel(kernel) => match ends.filter(|ends| ends.entry == kernel.entry) {
@@ -340,6 +341,7 @@ impl Emitter<'_> {
                     None => row_kernel(kernel, &locals),
                 },
             });
+            statements.extend(locals.dropped(&steps, position));
         }
         for (index, value) in &self.function.updates {
             let Some(state) = self.function.states.get(*index) else { continue };
@@ -468,8 +470,8 @@ impl Emitter<'_> {
         }
     }
 
-    /// A parameter is read where it is used; a quantized one is made of its codes and scales there,
-    /// and is gone with the function.
+    /// A parameter is read where it is used. A quantized one is made of its codes and scales there, and is
+    /// gone with the function, unless all that read it take the codes themselves.
     fn param(&self, index: usize, node: &Node, locals: &mut Locals<'_>) -> TokenStream {
         let param = self.function.params.get(index);
         let quantized = param.and_then(|param| match param.storage {
@@ -480,6 +482,10 @@ impl Emitter<'_> {
             return locals.set_member(node, param.map(|p| &p.name));
         };
         let (codes, scale) = (ident(&param.name), scale_field(self.function, &param.name));
+        if format == Format::Int8 && is_read_as_codes(locals.function, *result) {
+            let _ = locals.scales.insert(*result, quote!(weights.#scale));
+            return locals.set_member(node, Some(&param.name));
+        }
         let read = match format {
             Format::Int8 => quote!(dequantize),
             Format::Quantile8 => quote!(dequantize_quantiles),
@@ -520,11 +526,13 @@ impl Emitter<'_> {
         let added = backward.grads.iter().map(|(_, value)| *value);
         locals.handed_over(added.chain(body.outputs.iter().map(|output| output.value)));
         let plan = self.plans.and_then(|plans| plans.backward.get(id.0 as usize));
-        for step in steps(body, plan).iter() {
+        let steps = steps(body, plan);
+        for (position, step) in steps.iter().enumerate() {
             statements.push(match step {
                 Step::Node(id) => self.backward_node(body.node(*id), &forward_names, &mut locals),
                 Step::Kernel(kernel) => row_kernel(kernel, &locals),
             });
+            statements.extend(locals.dropped(&steps, position));
         }
         for (index, value) in &backward.grads {
             let Some(param) = self.function.params.get(*index) else { continue };
@@ -684,7 +692,7 @@ impl Emitter<'_> {
 pub(super) fn scalar(op: &impl OpDef, args: &[TokenStream]) -> TokenStream {
     let number = Type::scalar(DType::F32);
     let arg_types: Vec<&Type> = args.iter().map(|_| &number).collect();
-    op.emit_cpu(&EmitCall { args, arg_types: &arg_types, result_types: &[&number] })
+    op.emit_cpu(&EmitCall { args, arg_types: &arg_types, result_types: &[&number], scales: &[] })
 }
 
 pub(super) fn share_of(total: &Ident, n: usize) -> TokenStream {
@@ -729,6 +737,15 @@ fn without_question(expression: TokenStream) -> TokenStream {
     }
 }
 
+/// Whether everything that reads a value can take it as codes.
+fn is_read_as_codes(function: &Function, value: ValueId) -> bool {
+    let readers = function.nodes.iter().flat_map(|node| {
+        let args = node.args.iter().enumerate();
+        args.filter(|(_, arg)| **arg == value).map(|(index, _)| node.op.def().takes_codes(index))
+    });
+    readers.fold(None, |all, takes| Some(all.unwrap_or(true) && takes)).unwrap_or(false)
+}
+
 /// The steps of a function: those of its plan, or every node by itself.
 fn steps<'p>(function: &Function, plan: Option<&'p Vec<Step>>) -> Cow<'p, [Step]> {
     match plan {
@@ -736,6 +753,9 @@ fn steps<'p>(function: &Function, plan: Option<&'p Vec<Step>>) -> Cow<'p, [Step]
         None => Cow::Owned(function.nodes().map(|(id, _)| Step::Node(id)).collect()),
     }
 }
+
+/// Values of less than so many elements are not worth a statement that drops them.
+const SMALL: i64 = 1 << 16;
 
 /// The statement of an op that computes.
 pub(super) fn compute(
@@ -748,11 +768,19 @@ pub(super) fn compute(
     let args: Vec<TokenStream> = node.args.iter().map(|arg| locals.by_ref(*arg)).collect();
     let arg_types: Vec<&Type> = node.args.iter().map(|arg| function.ty(*arg)).collect();
     let result_types: Vec<&Type> = node.results.iter().map(|r| function.ty(*r)).collect();
-    let call = EmitCall { args: &args, arg_types: &arg_types, result_types: &result_types };
+    let scales: Vec<Option<TokenStream>> =
+        node.args.iter().map(|arg| locals.scales.get(arg).cloned()).collect();
+    let call = EmitCall {
+        args: &args,
+        arg_types: &arg_types,
+        result_types: &result_types,
+        scales: &scales,
+    };
     let mut expression = op.def().emit_cpu(&call);
     if replayed {
         let fallible = without_question(expression);
-        expression = quote!(tape.keep(|| #fallible)?);
+        let keep = if node.results.len() == 1 { quote!(keep) } else { quote!(keep_pair) };
+        expression = quote!(tape.#keep(|| #fallible)?);
     }
     let results: Vec<TokenStream> = node.results.iter().map(|r| locals.binding(*r)).collect();
     match results.as_slice() {
@@ -770,6 +798,8 @@ pub(super) struct Locals<'a> {
     /// How often each local is still handed over at the end of the function: the last time it
     /// is moved.
     remaining: BTreeMap<ValueId, usize>,
+    /// The scales of values that are handed over as 8-bit codes.
+    scales: BTreeMap<ValueId, TokenStream>,
 }
 
 impl<'a> Locals<'a> {
@@ -779,7 +809,7 @@ impl<'a> Locals<'a> {
             let name = &names[&value];
             others.insert(value, (quote!(#name), quote!(#name.shallow_clone())));
         }
-        Locals { function, names, others, remaining: BTreeMap::new() }
+        Locals { function, names, others, remaining: BTreeMap::new(), scales: BTreeMap::new() }
     }
 
     /// The locals of a closure that takes some values as `args`.
@@ -833,6 +863,33 @@ impl<'a> Locals<'a> {
         }
         let name = &self.names[&value];
         quote!(&#name)
+    }
+
+    /// A statement that drops the locals whose last use is a step, so that their memory serves what comes
+    /// after. What is small, and what the end of the function gives away, stays.
+    fn dropped(&self, steps: &[Step], position: usize) -> Option<TokenStream> {
+        let step = steps.get(position).filter(|_| position + 1 < steps.len())?;
+        let used = step.reads(self.function).into_iter().chain(step.makes(self.function));
+        let later: BTreeSet<ValueId> = steps
+            .iter()
+            .skip(position + 1)
+            .flat_map(|step| step.reads(self.function))
+            .collect();
+        let is_local = |value: &ValueId| {
+            let is_bound = !self.others.contains_key(value) && !self.binding(*value).is_empty();
+            is_bound && self.binding(*value).to_string() != "_"
+        };
+        let is_large = |value: &ValueId| {
+            let count = self.function.ty(*value).count();
+            count.is_none_or(|count| count.as_constant().is_none_or(|n| n >= SMALL))
+        };
+        let done: BTreeSet<ValueId> = used
+            .filter(|value| !later.contains(value) && !self.remaining.contains_key(value))
+            .filter(|value| is_local(value) && is_large(value))
+            .collect();
+        let names = done.into_iter().map(|value| self.name(value));
+        let drops: Vec<TokenStream> = names.map(|name| quote!(drop(#name);)).collect();
+        (!drops.is_empty()).then(|| quote!(#(#drops)*))
     }
 
     /// Announces the values that the end of the function gives away, each as often as it does.

@@ -235,6 +235,18 @@ fn integrators(module: &Module) -> TokenStream {
     }
 }
 
+/// The method that says which rank's share the code is; nothing for a whole stage.
+fn share(compiled: &Compiled) -> TokenStream {
+    let Some(shared) = &compiled.share else { return TokenStream::new() };
+    let ranks = Literal::u32_unsuffixed(shared.share.ranks());
+    let divided = shared.divided.iter();
+    quote! {
+        fn share(&self) -> Option<lightc_runtime::ShareSpec> {
+            Some(lightc_runtime::ShareSpec { ranks: #ranks, divided: &[#(#divided),*] })
+        }
+    }
+}
+
 fn state_specs(compiled: &Compiled) -> Result<Vec<TokenStream>, String> {
     let mut specs = Vec::new();
     for placed in compiled.module.placed_states() {
@@ -292,6 +304,7 @@ fn stage_items(program: &Program<'_>, origin: &Origin) -> Result<TokenStream, St
         }
     });
     let integrators = integrators(module);
+    let share = share(compiled);
     let (footprint, counts) = footprint_items(program)?;
     let flat_states = has_states(module, module.entry).then(|| quote!(FlatStates,));
     let doc = format!(" Stage `{name}`: {} parameter tensors.", params.len());
@@ -322,6 +335,7 @@ fn stage_items(program: &Program<'_>, origin: &Origin) -> Result<TokenStream, St
             fn name(&self) -> &'static str { #name }
             fn source_hash(&self) -> &'static str { #hash }
             #integrators
+            #share
             fn params(&self) -> &'static [ParamSpec] { PARAMS }
             fn states(&self) -> &'static [StateSpec] { STATES }
             fn tables(&self) -> &'static [TableSpec] { TABLES }

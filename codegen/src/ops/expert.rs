@@ -55,7 +55,7 @@ fn x_order(x: &Type, ids: &Type, over: &str) -> Option<Vec<String>> {
 }
 
 /// Checks that x has nothing but d and axes of ids.
-fn check_rows(what: &str, x: &Type, ids: &Type, over: &str) -> Result<(), TypeError> {
+pub(super) fn check_rows(what: &str, x: &Type, ids: &Type, over: &str) -> Result<(), TypeError> {
     need_dtype(what, "its ids", ids, DType::Index)?;
     need_axis(what, x, over)?;
     if ids.has(over) {

@@ -9,14 +9,17 @@ mod attention;
 mod attrs;
 mod contract;
 mod delta;
+mod exchange;
 mod expert;
 mod gather;
 mod hadamard;
 mod index;
+mod indexer;
 mod loss;
 mod pointwise;
 mod ranks;
 mod reduce;
+mod routed;
 mod sequence;
 mod shape;
 mod sinkhorn;
@@ -27,10 +30,13 @@ pub use attention::{MaskedAttention, MaskedAttentionGrad, SelectTop};
 pub use attrs::{Attr, Attrs};
 pub use contract::Contract;
 pub use delta::{GatedDeltaRule, GatedDeltaRuleGrad};
+pub use exchange::{Exchange, LocalExpert};
 pub use expert::{ExpertDot, ExpertDotWeightGrad};
 pub use gather::{GatherSum, GatherSumGrad, Lookup, LookupGrad};
 pub use hadamard::Hadamard;
 pub use index::{Below, Count, IndexAffine, IndexBinary, IndexFn, Top};
+pub use indexer::Indexer;
+pub(crate) use indexer::LEAST_MEAN;
 pub use loss::{LinearCrossEntropy, LinearCrossEntropyGrad, LinearCrossEntropyStep};
 pub use pointwise::{
     Affine, Binary, BinaryFn, Cast, Clamp, ClampGrad, Const, SizeValue, StopGradient, Unary,
@@ -38,6 +44,7 @@ pub use pointwise::{
 };
 pub use ranks::SumRanks;
 pub use reduce::{LogSumExp, Mean, Sum};
+pub use routed::{ExpertOrder, RoutedCombine, RoutedDot, RoutedSwiglu, RoutedWeightGrad};
 pub use sequence::{
     Causal, CausalConv, CausalConvInputGrad, CausalConvWeightGrad, Position, Rotary,
 };
@@ -230,9 +237,16 @@ pub trait OpDef {
     /// A rule that builds ill-typed IR: a fault of this compiler.
     fn vjp(&self, vjp: &mut Vjp<'_>) -> Result<Vec<Option<ValueId>>, TypeError>;
 
-    /// Whether its one result is a selection or a draw: something that a second pass over a layer
-    /// takes over from the first instead of making it anew.
+    /// Whether its results are a selection or a draw, and what belongs to it: something that a second
+    /// pass over a layer takes over from the first instead of making it anew.
     fn is_replayed(&self) -> bool {
+        false
+    }
+
+    /// Whether argument `index` is a weight that it also takes as 8-bit codes with the scales of their
+    /// rows ([`EmitCall::scale`]), so that no such weight has to be made of them.
+    fn takes_codes(&self, index: usize) -> bool {
+        let _ = index;
         false
     }
 
@@ -289,11 +303,12 @@ ops! {
     Sum, Mean, LogSumExp, Contract,
     Broadcast, Permute, Rename, Split, Merge, Slice, Pad, Concat, Place, Pick,
     CausalConv, CausalConvInputGrad, CausalConvWeightGrad, Rotary, Causal, Position,
-    GatedDeltaRule, GatedDeltaRuleGrad, SelectTop, MaskedAttention, MaskedAttentionGrad,
+    GatedDeltaRule, GatedDeltaRuleGrad, SelectTop, Indexer, MaskedAttention, MaskedAttentionGrad,
     Sinkhorn, SinkhornGrad, LinearCrossEntropy, LinearCrossEntropyGrad, LinearCrossEntropyStep,
     GatherSum, GatherSumGrad, Lookup, LookupGrad, Take, TakeGrad,
     IndexAffine, IndexBinary, Below, Count, Top,
     ExpertDot, ExpertDotWeightGrad, Hadamard, SumRanks,
+    ExpertOrder, RoutedDot, RoutedSwiglu, RoutedCombine, RoutedWeightGrad, Exchange, LocalExpert,
 }
 
 impl Op {

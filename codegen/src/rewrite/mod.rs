@@ -5,13 +5,19 @@
 //! |---|---|---|
 //! | [`inline`](mod@inline) | lowered module | writes calls out, so that a layer is one function |
 //! | [`fold`](mod@fold) | the same | takes the scale of a norm out of narrow contractions that read it |
+//! | [`share`](mod@share) | lowered module | has one rank's share of the experts |
+//! | [`experts`](mod@experts) | the same, then the differentiated one | makes grouped products of products with chosen weights |
+//! | [`indexer`](mod@indexer) | the same | puts one op in place of the ops of an indexer |
 //! | [`loss`](mod@loss) | differentiated module | has the gradients of a fused loss from its forward |
 //! | [`recompute`](mod@recompute) | the same | has cheap values again in the backward instead of keeping them |
 
+pub mod experts;
 pub mod fold;
+pub mod indexer;
 pub mod inline;
 pub mod loss;
 pub mod recompute;
+pub mod share;
 
 use crate::ir::{Function, Node, Output, Type, ValueId};
 use crate::ops::{Attr, Op, TypeError, parse_op};

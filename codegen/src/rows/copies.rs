@@ -13,7 +13,7 @@ impl Planner<'_> {
     pub(super) fn copy(&mut self) {
         for consumer in 0..self.groups.len() {
             for producer in 0..self.groups.len() {
-                if consumer != producer {
+                if consumer != producer && !self.panels.contains_key(&consumer) {
                     self.copy_between(producer, consumer);
                 }
             }

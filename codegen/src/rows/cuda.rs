@@ -372,6 +372,13 @@ impl<'a> Writer<'a> {
             let size = size_text(size);
             if index == 0 {
                 self.text.line(format!("const int r0 = {rest};"));
+            } else if rest == "row" && self.shape.groups() == 1 {
+                // One row after the other: a remainder costs more than counting.
+                self.before_rows.push(format!("int next_r{index} = first % {size};"));
+                self.text.line(format!("const int r{index} = next_r{index};"));
+                self.text
+                    .line(format!("next_r{index} = r{index} + 1 == {size} ? 0 : r{index} + 1;"));
+                rest = format!("row / {size}");
             } else {
                 self.text.line(format!("const int r{index} = {rest} % {size};"));
                 rest = if rest == "row" {

@@ -130,6 +130,21 @@ pub(crate) fn is_known(function: &Function, node: &Node) -> bool {
     )
 }
 
+/// Whether each element of the result is made of the elements at its place.
+pub(super) fn is_pointwise(op: &Op) -> bool {
+    matches!(
+        op,
+        Op::Affine(_)
+            | Op::Unary(_)
+            | Op::UnaryGrad(_)
+            | Op::Binary(_)
+            | Op::Clamp(_)
+            | Op::ClampGrad(_)
+            | Op::Where(_)
+            | Op::Cast(_)
+    )
+}
+
 /// Whether an op only says under which names or in which order the same elements are read.
 pub(super) fn is_view(op: &Op) -> bool {
     matches!(op, Op::Rename(_) | Op::Split(_) | Op::Merge(_) | Op::StopGradient(_) | Op::Permute(_))
@@ -249,6 +264,9 @@ fn fits(function: &Function, layout: &Layout, node: &Node, made: &BTreeSet<Value
         return false;
     }
     let over = over(layout, node);
+    if layout.has_fixed_rows() && !is_pointwise(&node.op) {
+        return false;
+    }
     if summed(node).is_some() && over.is_none() {
         return false;
     }

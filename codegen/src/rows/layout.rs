@@ -11,6 +11,8 @@ const SMALL: i64 = 8;
 const UNROLLED: i64 = 32;
 /// The longest lane.
 const LANE: i64 = 1 << 16;
+/// The shortest outermost part that stands for rows where no part is open.
+const FIXED_ROWS: i64 = 1024;
 
 /// What a part of an axis is in a kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,7 +63,7 @@ impl Layout {
             }
         }
         let rows = Rows::of(&axes, &values)?;
-        let slots = Slots::of(&axes, &values)?;
+        let slots = Slots::of(&axes, &values, &rows)?;
         let mut layout = Layout {
             rows: rows.sizes.clone(),
             slots: slots.sizes.clone(),
@@ -121,14 +123,19 @@ impl Layout {
         self.slots.len().checked_sub(1).is_some_and(|last| self.lanes(value).contains(&last))
     }
 
+    /// Whether the rows are those of a matrix of known size.
+    pub(super) fn has_fixed_rows(&self) -> bool {
+        self.rows.iter().any(|size| size.as_constant().is_some())
+    }
+
     /// Whether a value varies over any lane part.
     pub(super) fn is_lane(&self, value: ValueId) -> bool {
         !self.lanes(value).is_empty()
     }
 }
 
-fn lane_parts(axes: &Axes, value: ValueId) -> Vec<Part> {
-    let parts = axes.parts(value).into_iter().flatten();
+fn lane_parts(axes: &Axes, value: ValueId, rows: &Rows) -> Vec<Part> {
+    let parts = axes.parts(value).into_iter().flatten().filter(|part| !rows.of.contains_key(part));
     parts.filter(|part| axes.part_size(*part).as_constant().is_some_and(|n| n > SMALL)).collect()
 }
 
@@ -147,6 +154,10 @@ impl Rows {
         let widest = all.first().cloned().unwrap_or_default();
         let sizes: Vec<Size> = widest.iter().map(|part| axes.part_size(*part).clone()).collect();
         let mut rows = Rows { sizes, of: BTreeMap::new() };
+        if widest.is_empty() {
+            rows.fix(axes, values);
+            return Some(rows);
+        }
         for parts in &all {
             let mut free = rows.sizes.len();
             for part in parts.iter().rev() {
@@ -160,6 +171,23 @@ impl Rows {
             }
         }
         Some(rows)
+    }
+
+    /// Where no part is open, as with the gradient of a matrix, the rows are the outermost part of
+    /// the largest value, if it is long and there are other parts.
+    fn fix(&mut self, axes: &Axes, values: &[ValueId]) {
+        let parts = |value: &ValueId| axes.parts(*value).into_iter().flatten().collect::<Vec<_>>();
+        let size = |part: &Part| axes.part_size(*part).as_constant().unwrap_or_default();
+        let count =
+            |parts: &Vec<Part>| parts.iter().try_fold(1_i64, |n, part| n.checked_mul(size(part)));
+        // Of equal ones the first.
+        let largest = values.iter().map(parts).rev().max_by_key(count).unwrap_or_default();
+        if let [outer, _, ..] = largest.as_slice()
+            && size(outer) >= FIXED_ROWS
+        {
+            self.sizes.push(axes.part_size(*outer).clone());
+            let _ = self.of.insert(*outer, 0);
+        }
     }
 }
 
@@ -176,8 +204,8 @@ struct Slots {
 impl Slots {
     /// The lane is that of the value with the most; parts of other values are put on parts of the
     /// lane that have their size, such as the channels of values on those of keys.
-    fn of(axes: &Axes, values: &[ValueId]) -> Option<Slots> {
-        let mut all: Vec<Vec<Part>> = values.iter().map(|v| lane_parts(axes, *v)).collect();
+    fn of(axes: &Axes, values: &[ValueId], rows: &Rows) -> Option<Slots> {
+        let mut all: Vec<Vec<Part>> = values.iter().map(|v| lane_parts(axes, *v, rows)).collect();
         all.sort_by_key(|parts| std::cmp::Reverse(parts.len()));
         let size = |part: &Part| axes.part_size(*part).as_constant().unwrap_or_default();
         let widest = all.first().cloned().unwrap_or_default();

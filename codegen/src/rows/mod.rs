@@ -4,13 +4,18 @@
 //! merging, splitting and renaming cost nothing. A part whose size stays open (batch, time) is a row
 //! part; a constant part of up to 8 is unrolled, each thread holding all its elements; a longer one is a
 //! lane part, spread over the threads of a row (`layout`). Lane parts nest: with heads of 128 channels a
-//! lane is a head and a channel, and a sum over the channels is one of neighbouring threads.
+//! lane is a head and a channel, and a sum over the channels is one of neighbouring threads. Where nothing is
+//! open, as with the gradients of matrices, rows are those of the largest value, and only pointwise ops fuse.
 //!
 //! **What one kernel can compute** (`group`): pointwise ops; sums over what a thread holds, over the
 //! innermost lane part, over the whole lane, or over all rows; contractions that are such sums, unless an
 //! operand without rows has 16384 elements or more (that is a matrix product); convolutions along the
 //! innermost row part, rotations of pairs of lanes, Sinkhorn where a thread has a row to itself. All
 //! that it computes varies over all its rows. Index ops, slices and everything else stay single steps.
+//!
+//! **Narrow products** (`panel`). A contraction of long rows with a matrix of at most 64 columns is a sum over the
+//! lane with several results: one kernel makes it on tensor cores, 16 rows of a block, with the sums over
+//! the same lane and what follows of these numbers. It comes before all other grouping.
 //!
 //! **Grouping** (`plan`). In the order of the graph, a node joins the first group that it can, of those
 //! that made its arguments and those that read a long argument of it too (1024 elements of a row); the
@@ -47,6 +52,7 @@ mod express;
 mod group;
 mod layout;
 mod memory;
+mod panel;
 mod phases;
 mod plan;
 mod report;

@@ -15,6 +15,29 @@ use std::collections::{BTreeMap, BTreeSet};
 /// Floats of a thread that may be kept from one phase to the next.
 const KEPT: i64 = 72;
 
+/// Registers of a thread that inputs without rows may take before all rows.
+const HOISTED: i64 = 48;
+/// The same where convolutions go from row to row, whose matrices would be read in each.
+const HOISTED_BY_STEPS: i64 = 64;
+
+/// Elements of an input in one register before all rows. It is held in pairs; only where a block goes over
+/// many rows with convolutions is it certain that the compiler does not keep it unpacked.
+pub(super) fn per_register(function: &Function, group: &Group, value: ValueId) -> i64 {
+    let in_pairs = function.ty(value).dtype == DType::Act && group.layout.is_vector(value);
+    if in_pairs && has_steps(function, group) { 2 } else { 1 }
+}
+
+/// Whether a group has convolutions.
+pub(super) fn has_steps(function: &Function, group: &Group) -> bool {
+    let is = |id: &NodeId| {
+        matches!(
+            function.node(*id).op,
+            Op::CausalConv(_) | Op::CausalConvInputGrad(_) | Op::CausalConvWeightGrad(_)
+        )
+    };
+    group.nodes.iter().any(is)
+}
+
 /// What is done in one pass over a thread's elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Item {
@@ -89,14 +112,14 @@ impl Phases {
         };
         sorter.number();
         let mut phases = sorter.sort();
-        phases.hoist(group);
+        phases.hoist(function, group);
         phases
     }
 
-    fn hoist(&mut self, group: &Group) {
-        let mut left = 48;
+    fn hoist(&mut self, function: &Function, group: &Group) {
+        let mut left = if has_steps(function, group) { HOISTED_BY_STEPS } else { HOISTED };
         for input in &group.inputs {
-            let held = held(&group.layout, *input);
+            let held = held(&group.layout, *input) / per_register(function, group, *input);
             if group.layout.row_parts(*input).is_empty() && held <= left {
                 left -= held;
                 let _ = self.hoisted.insert(*input);

@@ -2,6 +2,7 @@
 
 use super::cuda::{Kernel, kernel};
 use super::group::{Group, Readers, is_free_view, is_known, is_literal, is_view, row_elements};
+use super::panel::{self, Panel};
 use crate::ir::{Function, NodeId, ValueId};
 use crate::ops::Op;
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,6 +25,27 @@ pub(crate) enum Step {
     Kernel(Box<Kernel>),
 }
 
+impl Step {
+    /// The values that it reads.
+    pub(crate) fn reads(&self, function: &Function) -> Vec<ValueId> {
+        match self {
+            Step::Node(id) => function.node(*id).args.clone(),
+            Step::Kernel(kernel) => kernel.group.inputs.clone(),
+        }
+    }
+
+    /// The values that it makes.
+    pub(crate) fn makes(&self, function: &Function) -> Vec<ValueId> {
+        match self {
+            Step::Node(id) => function.node(*id).results.clone(),
+            Step::Kernel(kernel) => {
+                let sums = kernel.sums.iter().map(|sum| sum.value);
+                kernel.writes.iter().copied().chain(sums).collect()
+            }
+        }
+    }
+}
+
 /// The steps of a function in the order in which they run. Values in `kept` are read after it.
 pub(crate) fn plan(function: &Function, kept: BTreeSet<ValueId>, prefix: &str) -> Vec<Step> {
     let mut planner = Planner {
@@ -33,7 +55,9 @@ pub(crate) fn plan(function: &Function, kept: BTreeSet<ValueId>, prefix: &str) -
         owner: vec![None; function.nodes.len()],
         built: Vec::new(),
         copies: BTreeMap::new(),
+        panels: BTreeMap::new(),
     };
+    planner.find_panels();
     planner.grow();
     planner.join_tiny();
     planner.trim();
@@ -51,6 +75,8 @@ pub(super) struct Planner<'f> {
     built: Vec<Option<Group>>,
     /// Nodes of other groups that a group computes again.
     pub(super) copies: BTreeMap<usize, BTreeSet<NodeId>>,
+    /// Groups that are a narrow product.
+    pub(super) panels: BTreeMap<usize, Panel>,
 }
 
 impl Planner<'_> {
@@ -81,8 +107,27 @@ impl Planner<'_> {
         }
     }
 
+    fn find_panels(&mut self) {
+        for (id, _) in self.function.nodes() {
+            let fits = |nodes: &[NodeId]| {
+                nodes.iter().all(|id| self.owner(*id).is_none()) && self.is_acyclic(nodes)
+            };
+            let Some(panel) = Panel::of(self.function, &self.readers, id, &fits) else { continue };
+            let index = self.groups.len();
+            self.groups.push(Vec::new());
+            self.set(index, panel.nodes.clone());
+            if let Some(built) = self.built.get_mut(index) {
+                *built = Some(panel.group(self.function, &self.readers));
+            }
+            let _ = self.panels.insert(index, panel);
+        }
+    }
+
     fn grow(&mut self) {
         for (id, node) in self.function.nodes() {
+            if self.owner(id).is_some() {
+                continue;
+            }
             if !is_known(self.function, node) || matches!(node.op, Op::Const(_) | Op::SizeValue(_))
             {
                 continue;
@@ -281,6 +326,9 @@ impl Planner<'_> {
 
     /// A group with what it computes again; it writes only what is its own.
     pub(super) fn final_group(&self, index: usize) -> Option<Group> {
+        if self.panels.contains_key(&index) {
+            return self.built(index).cloned();
+        }
         let own = |value: ValueId| self.owner(self.function.value(value).node) == Some(index);
         let outside = |value: ValueId| own(value) && self.is_read_outside(value, index);
         Group::with(self.function, self.members(index), &outside)
@@ -331,7 +379,12 @@ impl Planner<'_> {
             };
             let entry = format!("{prefix}_k{number}");
             number += 1;
-            steps.push(Step::Kernel(Box::new(kernel(self.function, &group, &entry))));
+            let owner = nodes.first().and_then(|id| self.owner(*id));
+            let made = match owner.and_then(|index| self.panels.get(&index)) {
+                Some(panel) => panel::kernel(self.function, panel, &group, &entry),
+                None => kernel(self.function, &group, &entry),
+            };
+            steps.push(Step::Kernel(Box::new(made)));
             done.extend(group.outputs.iter().copied());
             // Views of what it wrote.
             let mut shown: BTreeSet<ValueId> = BTreeSet::new();

@@ -25,6 +25,13 @@ INLINE float quick_reciprocal(float x) {
     asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
+// C[16][8] += A[16][16] B[16][8] of a warp, bf16 and f32: the rows and columns of a thread are those of
+// mma.m16n8k16.
+INLINE void multiply(float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
 #endif
 
 INLINE float widen(bf16 x) { return __uint_as_float((unsigned)x << 16); }
@@ -187,7 +194,10 @@ INLINE float square(float x) { return x * x; }
 INLINE float exp_grad(float x, float dy) { return dy * expf(x); }
 INLINE float ln_grad(float x, float dy) { return dy / x; }
 INLINE float sqrt_grad(float x, float dy) { return 0.5f * dy / sqrtf(x); }
-INLINE float rsqrt_grad(float x, float dy) { return -0.5f * dy * rsqrtf(x) / x; }
+INLINE float rsqrt_grad(float x, float dy) {
+    const float root = rsqrtf(x);
+    return -0.5f * dy * root * (root * root);
+}
 INLINE float recip_grad(float x, float dy) { return -dy / (x * x); }
 INLINE float sigmoid_grad(float x, float dy) {
     const float s = sigmoid(x);

@@ -2,7 +2,7 @@
 
 use super::group::{Group, Over, over};
 use super::layout::Layout;
-use super::phases::Phases;
+use super::phases::{Phases, has_steps, per_register};
 use crate::ir::{Function, NodeId, ValueId};
 use crate::ops::Op;
 use lightc_dsl::ast::DType;
@@ -104,7 +104,10 @@ pub(super) fn registers(function: &Function, group: &Group, phases: &Phases, sha
 
 /// Registers of what is read before all rows, and of steps that are handed from row to row.
 fn beside(function: &Function, group: &Group, phases: &Phases, vector: i64) -> i64 {
-    let hoisted = phases.hoisted.iter().map(|value| held(&group.layout, *value, vector));
+    let hoisted = phases
+        .hoisted
+        .iter()
+        .map(|value| held(&group.layout, *value, vector) / per_register(function, group, *value));
     let mut seen = std::collections::BTreeSet::new();
     let steps = group.nodes.iter().filter_map(|id| {
         let node = function.node(*id);
@@ -116,19 +119,9 @@ fn beside(function: &Function, group: &Group, phases: &Phases, vector: i64) -> i
             Op::CausalConvWeightGrad(op) => op.taps.size.as_constant()?,
             _ => return None,
         };
-        seen.insert(x).then_some(taps * vector / 2)
+        seen.insert(x).then_some((taps + 1) * vector / 2)
     });
     hoisted.sum::<i64>() + steps.sum::<i64>()
-}
-
-fn has_steps(function: &Function, group: &Group) -> bool {
-    let is = |id: &NodeId| {
-        matches!(
-            function.node(*id).op,
-            Op::CausalConv(_) | Op::CausalConvInputGrad(_) | Op::CausalConvWeightGrad(_)
-        )
-    };
-    group.nodes.iter().any(is)
 }
 
 fn has_row_sums(function: &Function, group: &Group) -> bool {

@@ -87,35 +87,42 @@ impl Writer<'_> {
         let (weight, cotangent) = (self.at(w), self.at(dy));
         self.text.line(format!("{pending}[{tap}][i] += {weight} * {cotangent};"));
         self.text.close_all(n);
+        self.complete(y, &pending, time, "0", last);
         // At the end of a sequence all that are pending are complete.
+        self.text.open(format!("if (r{time} == {steps} - 1)"));
         self.text.line("UNROLL");
-        self.text.open(format!("for (int done = 0; done < {n_taps}; ++done)"));
-        let back = format!("({last} - done)");
-        let mut ready = format!(
-            "(done == 0 || r{time} == {steps} - 1) && r{time} >= {back} && row - {back} >= first && row - {back} < last"
-        );
+        self.text.open(format!("for (int done = 1; done < {n_taps}; ++done)"));
+        self.complete(y, &pending, time, "done", last);
+        self.text.close_all(2);
+        self.text.line("UNROLL");
+        self.text.open(format!("for (int tap = 0; tap < {n_taps}; ++tap)"));
+        let n = self.text.loops(&[("i".to_owned(), vector)]);
+        self.text.line(format!("{pending}[tap][i] = tap < {last} ? {pending}[tap + 1][i] : 0.0f;"));
+        self.text.close_all(n + 1);
+    }
+
+    /// Writes what is complete of a cotangent: its row is so many less one before this one.
+    fn complete(&mut self, y: ValueId, pending: &str, time: usize, done: &str, last: i64) {
+        let vector = self.shape.vector;
+        let back = if done == "0" { last.to_string() } else { format!("({last} - {done})") };
+        let mut ready =
+            format!("r{time} >= {back} && row - {back} >= first && row - {back} < last");
         if self.shape.ragged {
             ready += " && inside";
         }
         let offset = self.access(y).offset(Some((time, &format!("- {back}"))));
         if self.access(y).is_vector() {
             self.text.line(format!(
-                "if ({ready}) store<{vector}>(out_{} + {offset}, {pending}[done]);",
+                "if ({ready}) store<{vector}>(out_{} + {offset}, {pending}[{done}]);",
                 y.0
             ));
-        } else {
-            let stride = self.access(y).lane_stride();
-            self.text.open(format!("if ({ready})"));
-            let n = self.text.loops(&[("i".to_owned(), vector)]);
-            self.text
-                .line(format!("narrow(out_{}[{offset} + i * {stride}], {pending}[done][i]);", y.0));
-            self.text.close_all(n + 1);
+            return;
         }
-        self.text.close();
-        self.text.line("UNROLL");
-        self.text.open(format!("for (int tap = 0; tap < {n_taps}; ++tap)"));
+        let stride = self.access(y).lane_stride();
+        self.text.open(format!("if ({ready})"));
         let n = self.text.loops(&[("i".to_owned(), vector)]);
-        self.text.line(format!("{pending}[tap][i] = tap < {last} ? {pending}[tap + 1][i] : 0.0f;"));
+        self.text
+            .line(format!("narrow(out_{}[{offset} + i * {stride}], {pending}[{done}][i]);", y.0));
         self.text.close_all(n + 1);
     }
 
@@ -131,7 +138,7 @@ impl Writer<'_> {
     }
 
     /// The steps of an input that the taps of a convolution meet. Where a block does one row after
-    /// the other, all but one are there from the row before.
+    /// the other, all but one are there from the row before, which has also begun to read that one.
     pub(super) fn steps(&mut self, x: ValueId, n_taps: i64, ahead: bool) -> Steps {
         let vector = self.shape.vector;
         let packed = self.packed(x) && self.access(x).is_vector();
@@ -194,6 +201,7 @@ impl Writer<'_> {
             return steps;
         }
         self.before_rows.push(declared);
+        self.before_rows.push(format!("{element} next_{name}[{extent}];"));
         self.text.open(format!("if (base == first || r{time} == 0)"));
         let n = self.text.loops(&[("tap".to_owned(), n_taps)]);
         read(self, "tap");
@@ -211,9 +219,36 @@ impl Writer<'_> {
         self.text.line(format!("{name}[{to}][i] = {name}[{from}][i];"));
         self.text.close_all(n + 1);
         let newest = if ahead { 0 } else { last };
-        read(self, &newest.to_string());
-        self.text.close();
+        let n = self.text.loops(&[("i".to_owned(), extent)]);
+        self.text.line(format!("{name}[{newest}][i] = next_{name}[i];"));
+        self.text.close_all(n + 1);
+        self.read_next(x, &name, time, if ahead { last } else { 0 }, packed);
         steps
+    }
+
+    /// Begins to read what the next row needs, while this one is computed.
+    fn read_next(&mut self, x: ValueId, name: &str, time: usize, beyond: i64, packed: bool) {
+        let vector = self.shape.vector;
+        let size = size_text(&self.layout.rows.get(time).cloned().unwrap_or_default());
+        let mut there = format!("r{time} + {} < {size}", beyond + 1);
+        if self.shape.ragged {
+            there += " && inside";
+        }
+        let offset = self.access(x).offset(Some((time, &format!("+ {}", beyond + 1))));
+        let pointer = format!("in_{}", x.0);
+        if packed || self.access(x).is_vector() {
+            let load = if packed { "load_pairs" } else { "load" };
+            self.text
+                .line(format!("if ({there}) {load}<{vector}>(next_{name}, {pointer} + {offset});"));
+            self.text.line(format!("else clear(next_{name});"));
+        } else {
+            let stride = self.access(x).lane_stride();
+            let n = self.text.loops(&[("i".to_owned(), vector)]);
+            self.text.line(format!(
+                "next_{name}[i] = {there} ? widen({pointer}[{offset} + i * {stride}]) : 0.0f;"
+            ));
+            self.text.close_all(n);
+        }
     }
 
     pub(super) fn rotary(&mut self, node: &Node, op: &crate::ops::Rotary) {

@@ -68,7 +68,7 @@ fn selections(module: &Module) -> Vec<Size> {
             let callees = match &node.op {
                 Op::Call(op) => function.subs.get(op.sub).map(|sub| sub.callees.as_slice()),
                 Op::Stack(op) => function.subs.get(op.sub).map(|sub| sub.callees.as_slice()),
-                op if op.def().is_replayed() => return sum(own_bits(function, node).into_iter()),
+                op if op.def().is_replayed() => return sum(own_bits(function, node)),
                 _ => None,
             };
             let callees = callees.unwrap_or_default().iter();
@@ -80,10 +80,13 @@ fn selections(module: &Module) -> Vec<Size> {
     known
 }
 
-fn own_bits(function: &Function, node: &Node) -> Option<Size> {
-    let ty = function.ty(*node.results.first()?);
-    let bits = if ty.dtype == DType::Bool { 1 } else { 32 };
-    ty.count()?.checked_mul(&Size::constant(bits))
+/// Bits that a tape keeps of each result.
+fn own_bits(function: &Function, node: &Node) -> impl Iterator<Item = Size> {
+    node.results.iter().filter_map(|result| {
+        let ty = function.ty(*result);
+        let bits = if ty.dtype == DType::Bool { 1 } else { 32 };
+        ty.count()?.checked_mul(&Size::constant(bits))
+    })
 }
 
 /// A callee's bits in the caller's sizes.

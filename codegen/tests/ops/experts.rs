@@ -3,7 +3,8 @@
 use super::*;
 use lightc_codegen::ops::{
     Below, Count, ExpertDot, ExpertDotWeightGrad, Hadamard, IndexAffine, IndexBinary, IndexFn,
-    LogSumExp, SumRanks, Take, TakeGrad, Top,
+    ExpertOrder, LogSumExp, RoutedCombine, RoutedDot, RoutedSwiglu, RoutedWeightGrad, SumRanks, Take,
+    TakeGrad, Top,
 };
 
 const F32: DType = DType::F32;
@@ -11,6 +12,10 @@ const INDEX: DType = DType::Index;
 
 fn expert_dot() -> ExpertDot {
     ExpertDot { expert: word("e"), over: word("d") }
+}
+
+fn routed_dot(over: &[&str]) -> RoutedDot {
+    RoutedDot { expert: word("e"), over: words(over) }
 }
 
 fn take() -> Take {
@@ -34,7 +39,12 @@ pub(crate) fn one_of_each() -> Vec<Op> {
         Count { axis: sized.clone() }.into(),
         Top { axis: word("e"), slots: sized.clone() }.into(),
         expert_dot().into(),
-        ExpertDotWeightGrad { expert: sized, over: word("d") }.into(),
+        ExpertDotWeightGrad { expert: sized.clone(), over: word("d") }.into(),
+        ExpertOrder { expert: sized.clone() }.into(),
+        routed_dot(&["d", "r"]).into(),
+        RoutedSwiglu { expert: word("e"), gate: words(&["d", "r"]), up: words(&["d"]) }.into(),
+        RoutedCombine { expert: word("e"), over: words(&["f"]), slots: word("p") }.into(),
+        RoutedWeightGrad { expert: sized }.into(),
         Hadamard { axis: word("d"), seed: 42, inverse: false }.into(),
         Hadamard { axis: word("d"), seed: 0, inverse: true }.into(),
         SumRanks.into(),
@@ -99,6 +109,77 @@ fn expert_products_have_the_right_derivative() {
             let args = vec![case.normal(&["b", "t", "d"]), case.normal(&["e", "f", "d"]), ids];
             check_derivative(case, expert_dot(), args);
         }
+    });
+}
+
+/// Ids of these axes with their order and bounds, which say nothing in the interpreter.
+fn routing(case: &mut Case, names: &[&str]) -> Vec<Arg> {
+    case.axis("e");
+    let ids = case.index(names, -1, case.n("e"));
+    let one = Size::constant(1);
+    let places = ids.ty.axes.iter().fold(one.clone(), |n, axis| n.checked_mul(&axis.size).unwrap());
+    let bounds = case.axis("e").size.checked_add(&one).unwrap();
+    let list = |name: &str, size: Size| Arg {
+        ty: Type::new(INDEX, vec![Axis { name: word(name), size }]),
+        draw: Draw::Index(0, 1),
+    };
+    vec![ids, list("places", places), list("bounds", bounds)]
+}
+
+fn act(case: &mut Case, names: &[&str]) -> Arg {
+    Arg { ty: Type::new(DType::Act, case.axes(names)), draw: Draw::Normal }
+}
+
+#[test]
+fn routed_products_have_the_right_derivative() {
+    for_seeds(12, |case| {
+        let shapes: [&[(&[&str], &[&str], &str)]; 4] = [
+            &[(&["b", "t", "d"], &["e", "f", "d"], "d")],
+            &[(&["b", "t", "p", "d"], &["e", "d", "f"], "d")],
+            &[
+                (&["b", "t", "d"], &["e", "f", "d"], "d"),
+                (&["b", "t", "p", "r"], &["e", "r", "f"], "r"),
+            ],
+            &[(&["b", "d"], &["e", "f", "d"], "d"), (&["b", "t", "r"], &["e", "f", "r"], "r")],
+        ];
+        for terms in shapes {
+            let mut args = routing(case, &["b", "t", "p"]);
+            for (x, w, _) in terms {
+                args.push(act(case, x));
+                args.push(act(case, w));
+            }
+            let over: Vec<&str> = terms.iter().map(|term| term.2).collect();
+            check_derivative(case, routed_dot(&over), args);
+        }
+    });
+}
+
+#[test]
+fn routed_gate_and_sum_have_the_right_derivative() {
+    for_seeds(12, |case| {
+        let mut args = routing(case, &["b", "t", "p"]);
+        for (x, w) in [(["b", "t", "d"], ["e", "f", "d"]), (["b", "t", "d"], ["e", "f", "d"])] {
+            args.push(act(case, &x));
+            args.push(act(case, &w));
+        }
+        // The loss is on `gated`: nothing reaches up.
+        let op = RoutedSwiglu { expert: word("e"), gate: words(&["d"]), up: words(&["d"]) };
+        check_derivative(case, op, args);
+
+        let ids = ["b", "t", "p"];
+        let weights = Arg { ty: Type::new(F32, case.axes(&ids)), draw: Draw::Normal };
+        let mut args = vec![weights];
+        args.extend(routing(case, &ids));
+        let terms: [(&[&str], &[&str]); 2] = [
+            (&["b", "t", "p", "f"], &["e", "d", "f"]),
+            (&["b", "t", "r"], &["e", "d", "r"]),
+        ];
+        for (x, w) in terms {
+            args.push(act(case, x));
+            args.push(act(case, w));
+        }
+        let op = RoutedCombine { expert: word("e"), over: words(&["f", "r"]), slots: word("p") };
+        check_derivative(case, op, args);
     });
 }
 

@@ -100,6 +100,8 @@ pub const UNKNOWN_AXIS: &str = "E0514";
 pub const NO_REASON: &str = "E0515";
 /// A table source that does not exist.
 pub const UNKNOWN_TABLE: &str = "E0516";
+/// A share of a stage without experts.
+pub const NOTHING_TO_SHARE: &str = "E0517";
 
 /// The explanation of a code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,7 +149,7 @@ pub const PAGES: &[Page] = pages! {
     "E0440" "E0441"
     "E0450"
     "E0501" "E0502" "E0503" "E0504" "E0505" "E0506" "E0507" "E0508"
-    "E0511" "E0512" "E0513" "E0514" "E0515" "E0516"
+    "E0511" "E0512" "E0513" "E0514" "E0515" "E0516" "E0517"
     "E0601" "E0602" "E0603" "E0604" "E0605" "E0610" "E0611" "E0612" "E0613" "E0614" "E0615" "E0620"
     "E0621" "E0622" "E0623" "E0630" "E0631" "E0632" "E0633" "E0634" "E0635" "E0636" "E0640" "E0641"
     "E0650" "E0651" "E0652" "E0654"

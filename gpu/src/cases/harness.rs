@@ -129,10 +129,13 @@ fn modes(x: &Tensor) -> Result<Vec<Verdict>> {
 }
 
 /// What ends the context, and so needs a process of its own, with what must be said of it.
-const MISUSES: [(&str, &str, &str); 3] = [
+const MISUSES: [(&str, &str, &str); 6] = [
     ("mask", "E1307", "kernel `mask_pack`"),
     ("target", "E1307", "kernel `lce_rows`"),
     ("memory", "E1304", "takes"),
+    ("expert", "E1307", "kernel `order_count`"),
+    ("position", "E1307", "kernel `take_rows`"),
+    ("bounds", "E1307", "kernel `expert_low`"),
 ];
 
 /// Runs `lightc-gpu misuse WHAT` and looks at what it says.
@@ -171,6 +174,23 @@ pub fn misuse(gpu: &Gpu, what: &str) -> Result<()> {
             let (h, w) = (gpu.normal_bf16(&[4, 64])?, gpu.normal_bf16(&[1024, 64])?);
             let targets = Tensor::f_full([4], 1024, (Kind::Int64, gpu.device()))?;
             let _ = ops::linear_cross_entropy(&h, &w, &targets, 0.0)?;
+        }
+        "expert" => {
+            let ids = Tensor::f_full([9], 4, (Kind::Int64, gpu.device()))?;
+            let _ = ops::expert_order(&ids, 4)?;
+        }
+        "position" => {
+            let ids = Tensor::f_full([2, 3], 8, (Kind::Int64, gpu.device()))?;
+            let _ = ops::take(&gpu.normal(&[2, 8])?, &ids, 1)?;
+        }
+        "bounds" => {
+            // Those of other places: they reach past the end of the order.
+            let ids = Tensor::f_zeros([9], (Kind::Int64, gpu.device()))?;
+            let (order, bounds) = ops::expert_order(&ids, 2)?;
+            let bounds = bounds.f_mul_scalar(1000)?;
+            let routing = ops::Routing { ids: &ids, order: &order, bounds: &bounds };
+            let (x, w) = (gpu.normal_bf16(&[9, 64])?, gpu.normal_bf16(&[2, 16, 64])?);
+            let _ = ops::routed_dot(&routing, &[ops::Term::plain(&x, &w)])?;
         }
         _ => cuda::ensure_memory(gpu.ordinal, "this test", u64::MAX, "")?,
     }

@@ -2,12 +2,16 @@
 
 mod attention;
 mod delta;
+mod experts;
 mod fixed;
 mod gather;
 mod harness;
 mod indexer;
 mod loss;
+mod mixture;
+mod moe_stage;
 mod optimizer;
+mod routing;
 mod stage;
 
 use crate::Case;
@@ -23,10 +27,16 @@ pub fn all() -> Vec<Box<dyn Case>> {
         Box::new(attention::Attention),
         Box::new(loss::Loss),
         Box::new(gather::Gather),
+        Box::new(routing::Routing),
+        Box::new(routing::Hadamard),
+        Box::new(routing::Quantize),
+        Box::new(experts::Adapters),
+        Box::new(experts::Experts),
         Box::new(optimizer::Optimizer),
         Box::new(fixed::Fixed),
         Box::new(stage::Dense),
         Box::new(stage::Reversible),
+        Box::new(moe_stage::Mixtures),
     ]
 }
 

@@ -4,7 +4,7 @@
 use lightc_runtime::cuda::{self, Mode, Names, Time};
 use lightc_runtime::reversible::{Options, take_report, take_states, with_options};
 use lightc_runtime::watch::{OpTime, op_times};
-use lightc_runtime::{Inputs, Kind, ParamSpec, Result, Stage, Tensor, random};
+use lightc_runtime::{Inputs, Kind, ParamSpec, Result, Stage, Storage, Tensor, random};
 
 use super::chosen;
 use crate::bench::time;
@@ -23,7 +23,7 @@ const LENGTHS: [i64; 3] = [190, 63, 1];
 const FULL: i64 = 4094;
 
 /// The tensors that a step reads.
-struct Data {
+pub(super) struct Data {
     params: Vec<Tensor>,
     states: Vec<Tensor>,
     tables: Vec<Tensor>,
@@ -35,10 +35,13 @@ struct Data {
 impl Data {
     /// Random parameters of a stage at their start, with noise where that is the same everywhere, and
     /// random tokens of `t` positions.
-    fn new(gpu: &Gpu, stage: &dyn Stage, t: i64) -> Result<Data> {
+    pub(super) fn new(gpu: &Gpu, stage: &dyn Stage, t: i64) -> Result<Data> {
         let on = |kind| (kind, gpu.device());
         let mut params = random::init_params(stage.params(), 7, Kind::Float, gpu.device())?;
         for (param, spec) in params.iter_mut().zip(stage.params()) {
+            if matches!(spec.storage, Storage::Codes(_) | Storage::Scale) {
+                continue;
+            }
             let noise = gpu.normal(spec.shape)?.f_mul_scalar(0.02)?;
             let scale = if cancels(spec) { 0.05 } else { 1.0 };
             let value = param.f_add(&noise)?.f_mul_scalar(scale)?;
@@ -86,7 +89,7 @@ impl Data {
         }
     }
 
-    fn step(&self, stage: &dyn Stage) -> Result<Step> {
+    pub(super) fn step(&self, stage: &dyn Stage) -> Result<Step> {
         let inputs = self.inputs();
         let outputs = stage.forward(&inputs)?;
         let loss = outputs.values.first().map_or(Ok(f64::NAN), |(_, x)| x.f_double_value(&[]))?;
@@ -95,7 +98,7 @@ impl Data {
     }
 }
 
-struct Step {
+pub(super) struct Step {
     loss: f64,
     gradients: Vec<Option<Tensor>>,
 }
@@ -223,14 +226,6 @@ impl Case for Dense {
         let rows = cuda::timed();
         cuda::set_mode(Mode::Normal);
         let _ = done?;
-        let row = |row: &cuda::Timed| Measured {
-            name: row.entry.to_owned(),
-            shape: format!("{} calls, {}", row.calls, row.origin),
-            spread: row.spread,
-            flops: 0.0,
-            bytes: row.bytes as f64,
-            peers: &[],
-        };
         let mut measured = vec![Measured {
             name: "forward and backward".to_owned(),
             shape: format!("{}, T={FULL}", full.name()),
@@ -239,7 +234,7 @@ impl Case for Dense {
             bytes: 0.0,
             peers: &[],
         }];
-        measured.extend(rows.iter().map(row));
+        measured.extend(rows.iter().map(timed_row));
         let (done, times) = op_times(|| data.step(full));
         let _ = done?;
         measured.extend(times.iter().take(LONGEST).map(op_row));
@@ -250,8 +245,20 @@ impl Case for Dense {
 /// So many ops of a step are listed.
 const LONGEST: usize = 40;
 
+/// The median call of one kernel.
+pub(super) fn timed_row(row: &cuda::Timed) -> Measured {
+    Measured {
+        name: row.entry.to_owned(),
+        shape: format!("{} calls, {}", row.calls, row.origin),
+        spread: row.spread,
+        flops: 0.0,
+        bytes: row.bytes as f64,
+        peers: &[],
+    }
+}
+
 /// What the calls of one op took together; the host's part is in it.
-fn op_row(time: &OpTime) -> Measured {
+pub(super) fn op_row(time: &OpTime) -> Measured {
     Measured {
         name: format!("all calls of {}", time.op),
         shape: format!("{}x {}", time.calls, time.inputs),
@@ -263,7 +270,7 @@ fn op_row(time: &OpTime) -> Measured {
 }
 
 /// Whether two steps have the same loss and gradients to the bit.
-fn same_bits(label: &str, stage: &dyn Stage, x: &Step, y: &Step) -> Result<Verdict> {
+pub(super) fn same_bits(label: &str, stage: &dyn Stage, x: &Step, y: &Step) -> Result<Verdict> {
     let mut fault = None;
     if x.loss.to_bits() != y.loss.to_bits() {
         fault = Some(format!("losses {} and {}", x.loss, y.loss));
@@ -295,30 +302,7 @@ impl Case for Reversible {
         };
         let data = Data::new(gpu, stage, t)?;
         let label = format!("{} T={t}", stage.name());
-        let run = |store_everything| -> Result<(Step, Vec<Tensor>)> {
-            let options = Options { store_everything, record_states: true };
-            let step = with_options(options, || data.step(stage))?;
-            let report = take_report()?;
-            if report.beyond > 0 {
-                let detail = format!("{} elements of states left the range", report.beyond);
-                return Err(lightc_runtime::Error::Op { op: "reversible", detail });
-            }
-            Ok((step, take_states()))
-        };
-        let (solved, solved_states) = run(false)?;
-        let (stored, stored_states) = run(true)?;
-        let mut verdict = same_bits(&label, stage, &solved, &stored)?;
-        let mut equal = 0;
-        for (x, y) in solved_states.iter().zip(&stored_states) {
-            equal += usize::from(x.f_equal(y)?);
-        }
-        if equal != solved_states.len() || solved_states.len() != stored_states.len() {
-            let n = solved_states.len();
-            verdict.fault.get_or_insert(format!("{equal} of {n} states are equal"));
-        }
-        verdict.detail += &format!("; {equal} states had back, bit-equal to the stored ones");
-        drop((solved, solved_states, stored, stored_states));
-        let mut verdicts = vec![verdict, flipped(gpu)?];
+        let mut verdicts = vec![had_back(stage, &data, &label)?, flipped(gpu)?];
         if gpu.small {
             // Kernels that make the step at the end of a layer, beside libtorch in f64: the value of a state
             // that they give is within what bf16 leaves. What bits it has, the runs above say.
@@ -331,27 +315,66 @@ impl Case for Reversible {
     fn bench(&self, gpu: &Gpu) -> Result<Vec<Measured>> {
         let stage: &dyn Stage = &stages::deep_2b::Deep2b;
         let data = Data::new(gpu, stage, FULL)?;
-        let mut rows = Vec::new();
-        for (name, store_everything) in [("states had back", false), ("states stored", true)] {
-            let options = Options { store_everything, record_states: false };
-            let step = &mut || {
-                let step = with_options(options, || data.step(stage));
-                let _ = take_report();
-                step.map(|_| ())
-            };
-            rows.push(Measured {
-                name: format!("20 reversible layers, {name}"),
-                shape: format!("T={FULL}, d=4096"),
-                spread: time(gpu, 5, step)?,
-                flops: 0.0,
-                bytes: 0.0,
-                peers: &[],
-            });
-        }
+        let mut rows = both_ways(gpu, stage, &data, &format!("T={FULL}, d=4096"))?;
         drop(data);
         rows.extend(kernels_of_states(gpu, stage)?);
         Ok(rows)
     }
+}
+
+/// Every state that the backward pass solves for, the loss and every gradient, against a run that stores
+/// everything.
+pub(super) fn had_back(stage: &dyn Stage, data: &Data, label: &str) -> Result<Verdict> {
+    let run = |store_everything| -> Result<(Step, Vec<Tensor>)> {
+        let options = Options { store_everything, record_states: true };
+        let step = with_options(options, || data.step(stage))?;
+        let report = take_report()?;
+        if report.beyond > 0 {
+            let detail = format!("{} elements of states left the range", report.beyond);
+            return Err(lightc_runtime::Error::Op { op: "reversible", detail });
+        }
+        Ok((step, take_states()))
+    };
+    let (solved, solved_states) = run(false)?;
+    let (stored, stored_states) = run(true)?;
+    let mut verdict = same_bits(label, stage, &solved, &stored)?;
+    let mut equal = 0;
+    for (x, y) in solved_states.iter().zip(&stored_states) {
+        equal += usize::from(x.f_equal(y)?);
+    }
+    if equal != solved_states.len() || solved_states.len() != stored_states.len() {
+        let n = solved_states.len();
+        verdict.fault.get_or_insert(format!("{equal} of {n} states are equal"));
+    }
+    verdict.detail += &format!("; {equal} states had back, bit-equal to the stored ones");
+    Ok(verdict)
+}
+
+/// The time of forward and backward of a reversible stage with states had back, and with states stored.
+pub(super) fn both_ways(
+    gpu: &Gpu,
+    stage: &dyn Stage,
+    data: &Data,
+    shape: &str,
+) -> Result<Vec<Measured>> {
+    let mut rows = Vec::new();
+    for (name, store_everything) in [("states had back", false), ("states stored", true)] {
+        let options = Options { store_everything, record_states: false };
+        let step = &mut || {
+            let step = with_options(options, || data.step(stage));
+            let _ = take_report();
+            step.map(|_| ())
+        };
+        rows.push(Measured {
+            name: format!("forward and backward of {}, {name}", stage.name()),
+            shape: shape.to_owned(),
+            spread: time(gpu, 5, step)?,
+            flops: 0.0,
+            bytes: 0.0,
+            peers: &[],
+        });
+    }
+    Ok(rows)
 }
 
 /// The kernels of a stage that make states, at 8192 positions.

@@ -153,6 +153,11 @@ fn with_gpu<R>(ordinal: usize, action: impl FnOnce(&mut Gpu) -> Result<R>) -> Re
     action(gpu)
 }
 
+/// Multiprocessors of a GPU.
+pub(super) fn multiprocessors(ordinal: usize) -> Result<i32> {
+    with_gpu(ordinal, |gpu| Ok(gpu.facts.multiprocessors))
+}
+
 /// Sees to it that a GPU can run kernels.
 pub(super) fn ready(ordinal: usize) -> Result<()> {
     with_gpu(ordinal, |_| Ok(()))
@@ -367,35 +372,62 @@ impl Drop for Event {
 #[derive(Debug, Clone, Copy)]
 pub struct TensorMap(pub(super) sys::CUtensorMap);
 
-/// A map of `[b, t, h, d]` bf16 at `address`: dimensions (d, h, t, b), box (64, 1, rows, 1), 128-byte
-/// swizzle; what is out of range reads as zero.
-pub(super) fn tensor_map(
-    ordinal: usize,
-    address: u64,
-    shape: [u64; 4],
-    rows: u32,
-) -> Result<TensorMap> {
-    let [b, t, h, d] = shape;
+/// What a map covers, innermost dimension first, and the box of it that one copy takes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Tiles<'a> {
+    /// Bytes of an element: 2 for bf16, 1 for codes.
+    pub(super) element_bytes: u64,
+    pub(super) dimensions: &'a [u64],
+    /// Of rows of 64 or 128 bytes, which lie in shared memory swizzled over that width.
+    pub(super) tile: &'a [u32],
+    /// Whether what is read from memory comes to L2 in 256 bytes, not 128.
+    pub(super) far: bool,
+}
+
+/// A map of a contiguous tensor at `address`; what is out of range reads as zero.
+pub(super) fn tensor_map(ordinal: usize, address: u64, tiles: Tiles<'_>) -> Result<TensorMap> {
+    use sys::CUtensorMapDataType as T;
+    use sys::CUtensorMapSwizzle as S;
     let mut map = sys::CUtensorMap { opaque: [0; 16] };
-    let dimensions = [d, h, t, b];
-    let strides = [2 * d, 2 * d * h, 2 * d * h * t];
-    let (tile, steps) = ([64u32, 1, rows, 1], [1u32; 4]);
+    // The stride of a dimension is the bytes of all further in.
+    let mut strides = Vec::new();
+    let mut bytes = tiles.element_bytes;
+    for size in tiles.dimensions {
+        bytes = bytes.saturating_mul(*size);
+        strides.push(bytes);
+    }
+    let steps = vec![1u32; tiles.dimensions.len()];
+    let rank = u32::try_from(tiles.dimensions.len()).unwrap_or(u32::MAX);
+    let kind = if tiles.element_bytes == 1 {
+        T::CU_TENSOR_MAP_DATA_TYPE_UINT8
+    } else {
+        T::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
+    };
+    let row_bytes = tiles.tile.first().map_or(0, |across| u64::from(*across) * tiles.element_bytes);
+    let swizzle =
+        if row_bytes == 64 { S::CU_TENSOR_MAP_SWIZZLE_64B } else { S::CU_TENSOR_MAP_SWIZZLE_128B };
+    let promotion = if tiles.far {
+        sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B
+    } else {
+        sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_128B
+    };
     with_gpu(ordinal, |_| {
-        // SAFETY: all pointers are to live arrays of the rank given, and the map is a live map.
+        // SAFETY: all pointers are to live arrays of the rank given (the strides of one more), and
+        // the map is a live map.
         #[allow(unsafe_code)]
         unsafe {
             sys::cuTensorMapEncodeTiled(
                 &raw mut map,
-                sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-                4,
+                kind,
+                rank,
                 address as *mut c_void,
-                dimensions.as_ptr(),
+                tiles.dimensions.as_ptr(),
                 strides.as_ptr(),
-                tile.as_ptr(),
+                tiles.tile.as_ptr(),
                 steps.as_ptr(),
                 sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
-                sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
-                sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+                swizzle,
+                promotion,
                 sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
             )
         }

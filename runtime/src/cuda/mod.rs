@@ -193,7 +193,14 @@ pub fn tensor_map(tensor: &Tensor, rows: u32) -> Result<TensorMap> {
     let size: Vec<u64> = tensor.size().iter().map(|n| n.cast_unsigned()).collect();
     match (<[u64; 4]>::try_from(size), tensor.kind(), tensor.device()) {
         (Ok(shape), Kind::BFloat16, Device::Cuda(ordinal)) if tensor.is_contiguous() => {
-            driver::tensor_map(ordinal, address(tensor), shape, rows)
+            let [b, t, h, d] = shape;
+            let tiles = driver::Tiles {
+                element_bytes: 2,
+                dimensions: &[d, h, t, b],
+                tile: &[64, 1, rows, 1],
+                far: false,
+            };
+            driver::tensor_map(ordinal, address(tensor), tiles)
         }
         _ => Err(crate::Error::Op {
             op: "tensor_map",
@@ -205,6 +212,55 @@ pub fn tensor_map(tensor: &Tensor, rows: u32) -> Result<TensorMap> {
             ),
         }),
     }
+}
+
+/// How the copy engine takes the weights `[experts, rows, columns]` of bf16 or int8 in tiles of one expert,
+/// `tile` being columns (of 64 or 128 bytes) and rows of it. The map holds an address: it serves while the tensor lives.
+///
+/// # Errors
+/// Another kind, rank or layout, or the driver refuses.
+pub fn weight_map(tensor: &Tensor, tile: [u32; 2]) -> Result<TensorMap> {
+    let size: Vec<u64> = tensor.size().iter().map(|n| n.cast_unsigned()).collect();
+    let element_bytes = match tensor.kind() {
+        Kind::BFloat16 => 2,
+        Kind::Int8 => 1,
+        _ => 0,
+    };
+    match (size.as_slice(), tensor.device()) {
+        ([experts, rows, columns], Device::Cuda(ordinal))
+            if tensor.is_contiguous() && element_bytes > 0 =>
+        {
+            let [across, down] = tile;
+            let tiles = driver::Tiles {
+                element_bytes,
+                dimensions: &[*columns, *rows, *experts],
+                tile: &[across, down, 1],
+                far: true,
+            };
+            driver::tensor_map(ordinal, address(tensor), tiles)
+        }
+        _ => Err(crate::Error::Op {
+            op: "weight_map",
+            detail: format!(
+                "a contiguous bf16 or int8 tensor of rank 3 on a GPU is needed, not {:?} {:?} on {:?}",
+                tensor.kind(),
+                tensor.size(),
+                tensor.device()
+            ),
+        }),
+    }
+}
+
+/// How many blocks of a kernel whose blocks take a multiprocessor each run at one time on the GPU of `x`.
+///
+/// # Errors
+/// The tensor is not on a GPU, or it cannot be used.
+pub fn multiprocessors(x: &Tensor) -> Result<u32> {
+    let Device::Cuda(ordinal) = x.device() else {
+        let detail = format!("a tensor on a GPU is needed, not on {:?}", x.device());
+        return Err(crate::Error::Op { op: "multiprocessors", detail });
+    };
+    Ok(driver::multiprocessors(ordinal)?.max(1).unsigned_abs())
 }
 
 /// A tensor whose elements a kernel is to write, on the device of `like`. Where kernels are checked,

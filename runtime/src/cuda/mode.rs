@@ -268,9 +268,13 @@ pub(super) fn poisons() -> bool {
 }
 
 /// In floats this is a NaN that arithmetic does not make, also in scratch that holds floats as bytes; in
-/// integers it is no index and not -1.
+/// codes of 8 bits it is the one that no weight is given; in integers it is no index and not -1.
 pub(super) fn poison_byte(kind: Kind) -> u8 {
-    if is_float(kind) || kind == Kind::Uint8 { 0xff } else { 0x7f }
+    match kind {
+        Kind::Int8 => 0x80,
+        _ if is_float(kind) || kind == Kind::Uint8 => 0xff,
+        _ => 0x7f,
+    }
 }
 
 fn is_float(kind: Kind) -> bool {
@@ -325,6 +329,7 @@ fn short(kind: Kind) -> &'static str {
         Kind::Int64 => "i64",
         Kind::Int => "i32",
         Kind::Bool => "bool",
+        Kind::Int8 => "i8",
         Kind::Uint8 => "u8",
         _ => "other",
     }
@@ -476,6 +481,10 @@ pub(super) fn n_poisoned(x: &Tensor) -> Result<u64> {
     let bits = bits(x)?;
     let pattern = if is_float(x.kind()) {
         -1
+    } else if x.kind() == Kind::Uint8 {
+        0xff
+    } else if x.kind() == Kind::Int8 {
+        -128
     } else {
         let n_bytes = bits.kind().elt_size_in_bytes() as u32;
         (0..n_bytes).fold(0i64, |value, _| value << 8 | 0x7f)
@@ -597,8 +606,15 @@ mod tests {
 
     #[test]
     fn poison_is_found_where_it_is_and_nowhere_else() {
-        for kind in [Kind::BFloat16, Kind::Float, Kind::Double, Kind::Int64, Kind::Int, Kind::Bool]
-        {
+        for kind in [
+            Kind::BFloat16,
+            Kind::Float,
+            Kind::Double,
+            Kind::Int64,
+            Kind::Int,
+            Kind::Int8,
+            Kind::Bool,
+        ] {
             let x = Tensor::f_zeros([6], (kind, Device::Cpu)).expect("zeros");
             assert_eq!(n_poisoned(&x).expect("counts"), 0);
             let bytes = 2 * kind.elt_size_in_bytes() as i64;

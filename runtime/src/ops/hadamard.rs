@@ -8,6 +8,7 @@ use tch::{Kind, Tensor};
 
 use super::native::{Host, Output, Real, by_kind, parallel_fill, runs_native};
 use super::support::{cast, ensure, is_float, op_error, wide_kind};
+use super::tile;
 use crate::Result;
 
 /// The turns that were asked for, by seed and length: a few per stage.
@@ -35,6 +36,9 @@ fn length_of(x: &Tensor) -> Result<i64> {
 /// 32 bits or more and rounded once.
 pub fn hadamard(x: &Tensor, seed: i64, inverse: bool) -> Result<Tensor> {
     let turn = turn(seed, length_of(x)?)?;
+    if tile::takes_hadamard(x) {
+        return tile::hadamard(x, seed, &turn, inverse);
+    }
     let wide = cast(x, wide_kind(x.kind()))?;
     if runs_native(&[&wide]) {
         let y = by_kind!(wide.kind(), native(&wide, &turn, inverse))?;

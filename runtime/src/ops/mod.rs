@@ -12,12 +12,13 @@
 //! takes no part in libtorch autograd; otherwise the composition runs. Both
 //! give one meaning and are tested against each other.
 //!
-//! On a GPU some ops have a tile kernel (`tile`), which runs where activations are bf16 and the
-//! shapes are ones that it has.
+//! On a GPU some ops have a tile kernel (`tile`), which runs where kinds and shapes are ones that it has.
 
 mod attention;
+mod combine;
 mod contract;
 mod delta;
+mod exchange;
 mod expert;
 mod fixed;
 mod gather;
@@ -28,6 +29,7 @@ pub(crate) mod native;
 mod pointwise;
 mod quantized;
 mod reduce;
+mod routed;
 mod select;
 mod sequence;
 mod shape;
@@ -37,8 +39,10 @@ mod support;
 mod tile;
 
 pub use attention::*;
+pub use combine::routed_combine;
 pub use contract::*;
 pub use delta::*;
+pub use exchange::{exchange, local_expert};
 pub use expert::*;
 pub use fixed::*;
 pub use gather::*;
@@ -48,6 +52,7 @@ pub use loss::*;
 pub use pointwise::*;
 pub use quantized::*;
 pub use reduce::*;
+pub use routed::*;
 pub use select::*;
 pub use sequence::*;
 pub use shape::*;

@@ -8,6 +8,7 @@ use tch::{Device, Kind, Tensor};
 use super::gather::{check_index, scatter_composite, scatter_native};
 use super::native::{by_kind, runs_native};
 use super::support::{cast, ensure, is_float, op_error};
+use super::tile::{self, Walk};
 use crate::{Precision, Result};
 
 /// `value` where `holds` is true and `value` is not negative, else -1.
@@ -80,6 +81,14 @@ pub fn top(score: &Tensor, slots: i64) -> Result<Tensor> {
     ensure((0..=n).contains(&slots), "top", || {
         format!("{slots} positions of {n} are asked for, score has shape {:?}", score.size())
     })?;
+    if tile::takes_top(score, slots) {
+        return tile::top(score, slots);
+    }
+    top_composite(score, slots)
+}
+
+/// [`top`] composed of libtorch calls, without its checks.
+pub(super) fn top_composite(score: &Tensor, slots: i64) -> Result<Tensor> {
     let (_, order) = score.f_sort_stable(true, -1, true)?;
     Ok(order.f_narrow(-1, 0, slots)?.f_contiguous()?)
 }
@@ -87,8 +96,17 @@ pub fn top(score: &Tensor, slots: i64) -> Result<Tensor> {
 /// How often each of `size` positions occurs in `ids`, negative ones left out; as f32, or as f64
 /// in an f64 run. `like` is any tensor of the run's activation kind.
 pub fn count(ids: &Tensor, size: i64, like: &Tensor) -> Result<Tensor> {
-    let counts = counted("count", &ensure_index("count", ids)?.f_reshape([-1i64])?, size)?;
-    cast(&counts.f_narrow(0, 1, size)?, Precision::F32.kind(like.kind()))
+    let (ids, kind) = (ensure_index("count", ids)?, Precision::F32.kind(like.kind()));
+    if kind == Kind::Float && tile::takes_order(&ids, size) {
+        return tile::count(&ids, size);
+    }
+    count_composite(&ids, size, kind)
+}
+
+/// [`count`] composed of libtorch calls, which on a GPU wait for the device.
+pub(super) fn count_composite(ids: &Tensor, size: i64, kind: Kind) -> Result<Tensor> {
+    let counts = counted("count", &ids.f_reshape([-1i64])?, size)?;
+    cast(&counts.f_narrow(0, 1, size)?, kind)
 }
 
 /// How often none occurs, then each of `size` positions, for flat `ids`.
@@ -131,13 +149,23 @@ pub fn take(x: &Tensor, ids: &Tensor, batch: i64) -> Result<Tensor> {
     })?;
     let (rows, rest) = (size[front.len()], &size[front.len() + 1..]);
     check_index("take", &ids, rows, true)?;
-    let index = flat_index(&ids, n_batch, n_free, rows)?;
     let width: i64 = rest.iter().product();
-    let flat = x.f_reshape([n_batch * rows, width])?;
+    let walk = Walk { batches: n_batch, rows, free: n_free, width };
+    let shape = [&ids.size(), rest].concat();
+    if walk.takes(x, &ids, false) {
+        return tile::take_rows(x, &ids, walk, &shape);
+    }
+    Ok(take_composite(x, &ids, walk)?.f_reshape(&shape)?)
+}
+
+/// [`take`] composed of libtorch calls, as `[batches free, width]`.
+pub(super) fn take_composite(x: &Tensor, ids: &Tensor, walk: Walk) -> Result<Tensor> {
+    let Walk { batches, rows, free, width } = walk;
+    let index = flat_index(ids, batches, free, rows)?;
+    let flat = x.f_reshape([batches * rows, width])?;
     let taken = flat.f_index_select(0, &index.f_clamp_min(0)?)?;
     let zero = Tensor::f_zeros([0i64; 0], (x.kind(), x.device()))?;
-    let held = taken.f_where_self(&index.f_ge(0)?.f_unsqueeze(-1)?, &zero)?;
-    Ok(held.f_reshape([&ids.size(), rest].concat())?)
+    Ok(taken.f_where_self(&index.f_ge(0)?.f_unsqueeze(-1)?, &zero)?)
 }
 
 /// The gradient of [`take`] for `rows` positions: `ids[batch.., free..]`,
@@ -150,16 +178,27 @@ pub fn take_grad(ids: &Tensor, dy: &Tensor, batch: i64, rows: i64) -> Result<Ten
         format!("dy has shape {dy_size:?}, which does not begin with that of ids, {ids_size:?}")
     })?;
     check_index("take_grad", &ids, rows, true)?;
-    let index = flat_index(&ids, n_batch, n_free, rows)?;
     let rest = &dy_size[ids_size.len()..];
     let width: i64 = rest.iter().product();
-    let flat = [n_batch * rows, width];
+    let walk = Walk { batches: n_batch, rows, free: n_free, width };
+    let shape = [&front[..], &[rows], rest].concat();
+    if walk.takes(dy, &ids, true) {
+        return tile::take_rows_grad(&ids, dy, walk, &shape);
+    }
     let sums = if runs_native(&[dy]) {
-        by_kind!(dy.kind(), scatter_native(&index, 1, dy, &flat))?
+        let index = flat_index(&ids, n_batch, n_free, rows)?;
+        by_kind!(dy.kind(), scatter_native(&index, 1, dy, &[n_batch * rows, width]))?
     } else {
-        scatter_composite(&index, &dy.f_reshape([n_batch * n_free, width])?, &flat)?
+        take_grad_composite(&ids, dy, walk)?
     };
-    Ok(sums.f_reshape([&front[..], &[rows], rest].concat())?)
+    Ok(sums.f_reshape(&shape)?)
+}
+
+/// [`take_grad`] composed of libtorch calls, as `[batches rows, width]`.
+pub(super) fn take_grad_composite(ids: &Tensor, dy: &Tensor, walk: Walk) -> Result<Tensor> {
+    let Walk { batches, rows, free, width } = walk;
+    let index = flat_index(ids, batches, free, rows)?;
+    scatter_composite(&index, &dy.f_reshape([batches * free, width])?, &[batches * rows, width])
 }
 
 /// Where the index lies, on the host: for loops over what is present.

@@ -102,6 +102,22 @@ impl Tape {
         }
     }
 
+    /// [`Tape::keep`] of an op with two results.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn keep_pair(
+        &mut self,
+        compute: impl FnOnce() -> Result<(Tensor, Tensor)>,
+    ) -> Result<(Tensor, Tensor)> {
+        if self.mode == Mode::Read {
+            let none = || Err(Error::Op { op: "replay", detail: "nothing to read".into() });
+            return Ok((self.keep(none)?, self.keep(none)?));
+        }
+        let (first, second) = compute()?;
+        Ok((self.keep(|| Ok(first))?, self.keep(|| Ok(second))?))
+    }
+
     /// The tape of a stack inside a pass that has this one: it reads where this one reads, and is
     /// written otherwise, since the stack itself repeats its layers.
     pub(crate) fn nested(&self) -> Tape {

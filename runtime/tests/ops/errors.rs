@@ -128,6 +128,80 @@ fn indices_outside_the_table() {
 }
 
 #[test]
+fn routed_products() {
+    use ops::{Routing, Term};
+    let chosen = ids(&[0, 3, -1, 3]).reshape([2, 2]);
+    for bad in [4, i64::MAX] {
+        refused("expert_order", ops::expert_order(&ids(&[0, bad]), 4));
+    }
+    refused("expert_order", ops::expert_order(&of(&[2]), 4));
+    refused("expert_order", ops::expert_order(&chosen, -1));
+    let (order, bounds) = ops::expert_order(&chosen, 4).expect("sorts");
+    let routing = Routing { ids: &chosen, order: &order, bounds: &bounds };
+    let (x, w) = (of(&[2, 3]), of(&[4, 5, 3]));
+    let (codes, scale) = (w.to_kind(Kind::Int8), of(&[4, 5]));
+    let good = Term::plain(&x, &w);
+    let dot = |terms: &[Term<'_>]| refused("routed_dot", ops::routed_dot(&routing, terms));
+    dot(&[]);
+    dot(&[Term::plain(&x, &of(&[4, 5, 4]))]);
+    dot(&[Term::plain(&x, &of(&[3, 5, 3]))]);
+    dot(&[Term::plain(&x, &of(&[5, 3]))]);
+    dot(&[Term::plain(&of(&[4, 3]), &w)]);
+    dot(&[Term::plain(&of(&[]), &w)]);
+    dot(&[Term::plain(&x, &wide(&[4, 5, 3]))]);
+    dot(&[Term::plain(&x, &codes)]);
+    dot(&[Term::plain(&x, &w).scaled(&scale)]);
+    dot(&[Term::plain(&x, &codes).scaled(&of(&[4, 3]))]);
+    dot(&[Term::plain(&x, &codes).scaled(&codes)]);
+    dot(&[Term::turned(&x, &w)]);
+    dot(&[good, Term::plain(&of(&[2, 2, 2]), &of(&[4, 6, 2]))]);
+    dot(&[good, Term::plain(&of(&[2, 2, 2]), &of(&[3, 5, 2]))]);
+    for wrong in [
+        Routing { ids: &x, ..routing },
+        Routing { order: &bounds, ..routing },
+        Routing { bounds: &order, ..routing },
+    ] {
+        refused("routed_dot", ops::routed_dot(&wrong, &[good]));
+        refused("routed_weight_grad", ops::routed_weight_grad(&wrong, &x, &of(&[2, 2, 5]), 4));
+    }
+    let narrow = of(&[4, 6, 3]);
+    let other = [Term::plain(&x, &narrow)];
+    refused("routed_swiglu", ops::routed_swiglu(&routing, &[good], &other));
+    refused("routed_swiglu", ops::routed_swiglu(&routing, &[good], &[]));
+    refused("routed_swiglu_hidden", ops::routed_swiglu_hidden(&routing, &other, &[good]));
+    let grad = |x: &Tensor, dy: &Tensor, e: i64| {
+        refused("routed_weight_grad", ops::routed_weight_grad(&routing, x, dy, e));
+    };
+    grad(&x, &of(&[2, 2, 5]), 5);
+    grad(&x, &wide(&[2, 2, 5]), 4);
+    grad(&of(&[3, 3]), &of(&[2, 2, 5]), 4);
+    grad(&x, &of(&[2, 3, 5]), 4);
+    grad(&x, &of(&[]), 4);
+    let pair = ops::routed_weight_grad_pair;
+    let good_dy = of(&[2, 2, 5]);
+    refused("routed_weight_grad", pair(&routing, &x, [&good_dy, &of(&[2, 3, 5])], 4));
+    refused("routed_dot", ops::routed_dot_pair(&routing, good, Term::plain(&x, &of(&[4, 5, 4]))));
+}
+
+#[test]
+fn merged_adapters() {
+    let (codes, scale) = (of(&[2, 5, 3]).to_kind(Kind::Int8), of(&[2, 5]));
+    let (left, right) = (of(&[2, 5, 4]), of(&[2, 4, 3]));
+    let merge = |codes: &Tensor, scale: &Tensor, left: &Tensor, right: &Tensor| {
+        refused("merge_adapter", ops::merge_adapter(codes, scale, left, right));
+    };
+    merge(&of(&[2, 5, 3]), &scale, &left, &right);
+    merge(&codes, &codes, &left, &right);
+    merge(&codes, &of(&[2, 3]), &left, &right);
+    merge(&codes, &scale, &of(&[2, 4, 4]), &right);
+    merge(&codes, &scale, &left, &of(&[2, 3, 3]));
+    merge(&codes, &scale, &left, &wide(&[2, 4, 3]));
+    merge(&codes, &scale, &left, &right.ones_like().multiply_scalar(f64::NAN));
+    let huge = left.full_like(f64::from(f32::MAX));
+    merge(&codes, &scale, &huge, &right.ones_like());
+}
+
+#[test]
 fn indexes_and_experts() {
     let (x, w) = (of(&[2, 3]), of(&[4, 5, 3]));
     refused("expert_dot", ops::expert_dot(&x, &w, &ids(&[0, 4])));

@@ -3,6 +3,7 @@
 use super::{Classes, width};
 use crate::ir::{BackwardId, FuncId, Function, Module, NodeId, Type, ValueId};
 use crate::ops::{Op, Stack};
+use crate::rows::{Plans, Step};
 use crate::schedule::saved_values;
 use lightc_dsl::model::Integrator;
 use lightc_dsl::size::{Monomial, Size};
@@ -29,11 +30,12 @@ pub struct Live {
 }
 
 /// What is live within a step of a differentiated module; `None` if a size is open that neither the
-/// batch nor the sequence binds, or a number overflows.
-pub fn live(module: &Module, backward: BackwardId) -> Option<Live> {
+/// batch nor the sequence binds, or a number overflows. With `plans`, values that live within one of
+/// their kernels take no memory, and the loss's product takes its workspace.
+pub(crate) fn live(module: &Module, backward: BackwardId, plans: Option<&Plans>) -> Option<Live> {
     let root = module.entry_function();
     let sizes = root_sizes(root)?;
-    let mut walk = Walk { module, known: BTreeMap::new() };
+    let mut walk = Walk { module, plans, known: BTreeMap::new() };
     let held = walk.stacks(module.entry, &sizes)?;
     let mut workspace = walk.forward(module.entry, &sizes)?;
     workspace.join(&walk.backward(backward, &sizes)?)?;
@@ -220,6 +222,7 @@ impl Held {
 /// Sums and peaks over the functions of a module, by function and sizes.
 struct Walk<'m> {
     module: &'m Module,
+    plans: Option<&'m Plans>,
     known: BTreeMap<(bool, u32, Sizes), Peaks>,
 }
 
@@ -323,12 +326,9 @@ impl Walk<'_> {
         let function = self.module.function(id);
         let mut total = Size::default();
         for node in &function.nodes {
-            if matches!(node.op, Op::Top(_) | Op::SelectTop(_)) {
+            if node.op.def().is_replayed() {
                 for result in &node.results {
-                    let ty = function.ty(*result);
-                    if !ty.is_float() {
-                        total = plus(&total, &bytes_of(ty, sizes)?)?;
-                    }
+                    total = plus(&total, &bytes_of(function.ty(*result), sizes)?)?;
                 }
             }
             for (callee, sizes) in self.callees(function, node, sizes)? {
@@ -348,12 +348,16 @@ impl Walk<'_> {
         let module = self.module;
         let function = module.function(id);
         let kept: BTreeSet<ValueId> = saved_values(module, id).into_iter().collect();
-        let (last, none) = (last_uses(function, &kept), BTreeSet::new());
+        let plan = self.plans.and_then(|plans| plans.forward.get(id.0 as usize));
+        let moments = moments(function, plan, &kept, &BTreeSet::new());
         let (mut live, mut peak) = (Size::default(), Peaks::default());
-        for (position, node) in function.nodes.iter().enumerate() {
-            if occupies(node) {
-                live = plus(&live, &made(function, node, sizes)?)?;
-            }
+        for moment in &moments {
+            live = plus(&live, &bytes_of_all(function, &moment.made, sizes)?)?;
+            let Some(node) = moment.node else {
+                peak.join(&Peaks::one(live.clone()))?;
+                live = live.checked_sub(&bytes_of_all(function, &moment.done, sizes)?)?;
+                continue;
+            };
             let callees = self.callees(function, node, sizes)?;
             let is_stack = matches!(node.op, Op::Stack(_));
             let is_plain = matches!(&node.op, Op::Stack(op) if kept_bits(op).is_none());
@@ -367,13 +371,13 @@ impl Walk<'_> {
                 };
                 inside.join(&own)?;
             }
-            peak.join(&inside.add(&live)?)?;
+            peak.join(&inside.add(&plus(&live, &self.workspace(node)?)?)?)?;
             if !is_stack {
                 for (callee, below) in &callees {
                     live = plus(&live, &self.saved(*callee, below)?)?;
                 }
             }
-            live = live.checked_sub(&dropped(function, &last, position, sizes, &none)?)?;
+            live = live.checked_sub(&bytes_of_all(function, &moment.done, sizes)?)?;
         }
         let _ = self.known.insert(key, peak.clone());
         Some(peak)
@@ -393,20 +397,37 @@ impl Walk<'_> {
         let outputs = body.outputs.iter().map(|output| output.value);
         // Gradients of parameters have a class of their own.
         let kept: BTreeSet<ValueId> = outputs.filter(|value| !grads.contains(value)).collect();
-        let last = last_uses(body, &kept);
+        let plan = self.plans.and_then(|plans| plans.backward.get(id.0 as usize));
+        let moments = moments(body, plan, &kept, &grads);
         let base = self.saved(backward.of, sizes)?;
         let (mut live, mut peak) = (Size::default(), Peaks::default());
-        for (position, node) in body.nodes.iter().enumerate() {
-            if occupies(node) && !node.results.iter().all(|value| grads.contains(value)) {
-                live = plus(&live, &made(body, node, sizes)?)?;
-            }
-            let inside = self.inside_backward(node, forward, sizes)?;
+        for moment in &moments {
+            live = plus(&live, &bytes_of_all(body, &moment.made, sizes)?)?;
+            let inside = match moment.node {
+                Some(node) => {
+                    let inside = self.inside_backward(node, forward, sizes)?;
+                    inside.add(&self.workspace(node)?)?
+                }
+                None => Peaks::one(Size::default()),
+            };
             peak.join(&inside.add(&live)?)?;
-            live = live.checked_sub(&dropped(body, &last, position, sizes, &grads)?)?;
+            live = live.checked_sub(&bytes_of_all(body, &moment.done, sizes)?)?;
         }
         let peak = peak.add(&base)?;
         let _ = self.known.insert(key, peak.clone());
         Some(peak)
+    }
+
+    /// Bytes that a node's kernels hold beside its results, where targets with kernels are counted.
+    fn workspace(&self, node: &crate::ir::Node) -> Option<Size> {
+        let takes_logits = matches!(
+            node.op,
+            Op::LinearCrossEntropy(_)
+                | Op::LinearCrossEntropyGrad(_)
+                | Op::LinearCrossEntropyStep(_)
+        );
+        let bytes = if self.plans.is_some() && takes_logits { LOGITS_BYTES } else { 0 };
+        Some(Size::constant(bytes))
     }
 
     /// Peak of what a node of a backward function calls, beyond what the forward has kept.
@@ -469,52 +490,70 @@ fn occupies(node: &crate::ir::Node) -> bool {
     )
 }
 
-fn made(function: &Function, node: &crate::ir::Node, sizes: &Sizes) -> Option<Size> {
-    sum(node.results.iter().map(|value| bytes_of(function.ty(*value), sizes)))
+/// Logits that the loss holds at a time, as `runtime/src/ops/tile/loss.rs` chooses them.
+const LOGITS_BYTES: i64 = 1 << 30;
+
+fn bytes_of_all(function: &Function, values: &[ValueId], sizes: &Sizes) -> Option<Size> {
+    sum(values.iter().map(|value| bytes_of(function.ty(*value), sizes)))
 }
 
-/// Per value the position of its last use, also through views; `None` for what stays.
-fn last_uses(function: &Function, kept: &BTreeSet<ValueId>) -> Vec<Option<usize>> {
+/// One step of a function, as memory sees it.
+struct Moment<'f> {
+    /// The node that runs; none for a kernel.
+    node: Option<&'f crate::ir::Node>,
+    /// Values that get memory of their own.
+    made: Vec<ValueId>,
+    /// Values whose memory is free after it.
+    done: Vec<ValueId>,
+}
+
+/// The steps of a function. Values in `kept`, outputs and updates stay; values in `uncounted` are counted
+/// elsewhere.
+fn moments<'f>(
+    function: &'f Function,
+    plan: Option<&Vec<Step>>,
+    kept: &BTreeSet<ValueId>,
+    uncounted: &BTreeSet<ValueId>,
+) -> Vec<Moment<'f>> {
+    let all: Vec<Step> = match plan {
+        Some(steps) => steps.clone(),
+        None => function.nodes().map(|(id, _)| Step::Node(id)).collect(),
+    };
     // The value whose memory a value shares.
-    let mut owner: Vec<u32> = (0..function.values.len() as u32).collect();
-    let mut last: Vec<Option<usize>> = vec![None; function.values.len()];
-    let mut stays: BTreeSet<u32> = BTreeSet::new();
-    for (position, node) in function.nodes.iter().enumerate() {
-        if let (false, Some(of)) = (occupies(node), node.args.first()) {
-            let of = owner.get(of.0 as usize).copied().unwrap_or(of.0);
-            for result in &node.results {
-                owner.iter_mut().skip(result.0 as usize).take(1).for_each(|place| *place = of);
-            }
+    let mut owner: BTreeMap<ValueId, ValueId> = BTreeMap::new();
+    let mut last: BTreeMap<ValueId, usize> = BTreeMap::new();
+    let mut moments = Vec::new();
+    for (position, step) in all.iter().enumerate() {
+        let node = match step {
+            Step::Node(id) => Some(function.node(*id)),
+            Step::Kernel(_) => None,
+        };
+        let makes = step.makes(function);
+        let is_view = node.is_some_and(|node| !occupies(node));
+        let of = |owner: &BTreeMap<ValueId, ValueId>, value: ValueId| {
+            owner.get(&value).copied().unwrap_or(value)
+        };
+        if let (true, Some(arg)) = (is_view, node.and_then(|node| node.args.first())) {
+            let of_arg = of(&owner, *arg);
+            owner.extend(makes.iter().map(|result| (*result, of_arg)));
         }
-        for value in node.args.iter().chain(&node.results) {
-            let of = owner.get(value.0 as usize).copied().unwrap_or(value.0);
-            last.iter_mut().skip(of as usize).take(1).for_each(|place| *place = Some(position));
+        for value in step.reads(function).into_iter().chain(makes.iter().copied()) {
+            let _ = last.insert(of(&owner, value), position);
         }
+        let counted = makes.into_iter().filter(|value| !is_view && !uncounted.contains(value));
+        moments.push(Moment { node, made: counted.collect(), done: Vec::new() });
     }
     let outputs = function.outputs.iter().map(|output| output.value);
     let updates = function.updates.iter().map(|(_, value)| *value);
     for value in kept.iter().copied().chain(outputs).chain(updates) {
-        stays.extend(owner.get(value.0 as usize).copied());
+        let _ = last.remove(&owner.get(&value).copied().unwrap_or(value));
     }
-    for value in stays {
-        last.iter_mut().skip(value as usize).take(1).for_each(|place| *place = None);
+    let made: BTreeSet<ValueId> =
+        moments.iter().flat_map(|moment| moment.made.iter().copied()).collect();
+    for (value, position) in last.into_iter().filter(|(value, _)| made.contains(value)) {
+        if let Some(moment) = moments.get_mut(position) {
+            moment.done.push(value);
+        }
     }
-    last
-}
-
-/// Bytes of the values whose last use is at a position, but for those of nodes that give nothing but
-/// `uncounted` ones.
-fn dropped(
-    function: &Function,
-    last: &[Option<usize>],
-    position: usize,
-    sizes: &Sizes,
-    uncounted: &BTreeSet<ValueId>,
-) -> Option<Size> {
-    let here = (0u32..).zip(last).filter(|(_, last)| **last == Some(position));
-    let counted = here.map(|(value, _)| ValueId(value)).filter(|value| {
-        let node = function.definition(*value);
-        occupies(node) && !node.results.iter().all(|result| uncounted.contains(result))
-    });
-    sum(counted.map(|value| bytes_of(function.ty(value), sizes)))
+    moments
 }

@@ -1,26 +1,44 @@
 //! Tile kernels of `kernels/*.cu`, launched.
 //!
-//! **Rule.** An op takes its tile kernel where its tensors are on a GPU, its activations are bf16 and its
-//! shapes are ones that the kernel has; each `takes` below states them. Everything else runs on libtorch.
+//! **Rule.** An op takes its tile kernel where its tensors are on a GPU, and its kinds and shapes are ones
+//! that the kernel has: each `takes` below states them, and activations are bf16 unless it says otherwise. Everything else runs on libtorch.
 //! Inputs that are not contiguous are copied. Which of the two runs is then a matter of
 //! [`crate::cuda::Mode`] alone.
 
 mod attention;
+mod combine;
 mod delta;
 mod fixed;
 mod gather;
+mod hadamard;
 mod indexer;
 mod loss;
+mod low;
+mod quantize;
+mod routed;
+mod routing;
 
 pub(super) use attention::{attention, attention_grad, takes_attention};
+pub(super) use combine::{takes_weigh, weigh};
 pub(super) use delta::{delta_rule, delta_rule_grad, takes_delta_rule};
 pub(super) use fixed::{
     pack_bools, state_before, state_cotangent, state_seed, state_start, state_step, state_value,
     takes_bits, takes_states, takes_value, unpack_bools,
 };
 pub(super) use gather::{gather, gather_grad, takes_gather};
+pub(super) use hadamard::{hadamard, takes_hadamard};
 pub(super) use indexer::{index, select, takes_index, takes_select};
 pub(super) use loss::{Loss, cross_entropy, takes_cross_entropy};
+pub(super) use low::{low, low_grad, takes_low, takes_low_grad};
+pub(super) use quantize::{
+    dequantize, merge, quantize, takes_dequantize, takes_merge, takes_quantize,
+};
+pub(super) use routed::{
+    dot as routed_dot, swiglu as routed_swiglu, takes_weight_grad, weight_grad,
+};
+pub(super) use routing::{
+    Walk, count, order, take_rows, take_rows_grad, takes_order, takes_top, top,
+};
 
 use crate::error::Result;
 use crate::{Error, Kind, Tensor};
@@ -53,6 +71,23 @@ fn int<T: TryFrom<i64>>(op: &'static str, value: i64) -> Result<T> {
 
 fn contiguous(x: &Tensor) -> Result<Tensor> {
     Ok(x.f_contiguous()?)
+}
+
+/// Contiguous, and at an address that 16 divides: a part of a tensor need not be.
+fn aligned(x: &Tensor) -> Result<Tensor> {
+    let x = x.f_contiguous()?;
+    if x.data_ptr().addr().is_multiple_of(16) {
+        return Ok(x);
+    }
+    let mut own = x.f_empty_like()?;
+    own.f_copy_(&x)?;
+    Ok(own)
+}
+
+/// Stands for the activation kind in [`crate::cuda::either`] where it does not matter to a kernel: its work is exact, or in
+/// the kinds of its inputs.
+fn exact(x: &Tensor) -> Result<Tensor> {
+    Ok(Tensor::f_empty([0i64], (Kind::BFloat16, x.device()))?)
 }
 
 /// Scratch of a kernel.

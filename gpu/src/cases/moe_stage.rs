@@ -1,0 +1,76 @@
+//! Whole stages of routed experts: every kernel of a real step, and states that are had back with the
+//! selections of the forward replayed.
+
+use lightc_runtime::cuda::{self, Mode, Time};
+use lightc_runtime::watch::op_times;
+use lightc_runtime::{Result, Stage};
+
+use super::chosen;
+use super::stage::{Data, both_ways, had_back, op_row, same_bits, timed_row};
+use crate::check::compared;
+use crate::{Case, Gpu, Measured, Verdict, stages};
+
+/// Mixtures: of trained experts, and one rank's share of 8-bit experts with adapters.
+pub(super) struct Mixtures;
+
+/// Positions of the reduced stages.
+const LENGTHS: [i64; 2] = [190, 63];
+/// Positions of a sequence of 4096 tokens, and of one of 8192.
+const FULL: i64 = 4094;
+const LONG: i64 = 8190;
+
+impl Case for Mixtures {
+    fn name(&self) -> &'static str {
+        "mixtures"
+    }
+
+    fn check(&self, gpu: &Gpu) -> Result<Vec<Verdict>> {
+        let mut verdicts = Vec::new();
+        let narrow: [&dyn Stage; 2] =
+            [&stages::narrow_5b::Narrow5b, &stages::narrow_120b::Narrow120b];
+        for stage in narrow {
+            for t in chosen(gpu.small, &LENGTHS, |t| *t) {
+                let data = Data::new(gpu, stage, t)?;
+                let label = format!("{} T={t}", stage.name());
+                verdicts.extend(compared(&label, 4.0, &mut || data.step(stage).map(|_| ()))?);
+                verdicts.push(had_back(stage, &data, &label)?);
+            }
+        }
+        if gpu.small {
+            return Ok(verdicts);
+        }
+        let full: [(&dyn Stage, i64); 2] = [
+            (&stages::lightning_5b::Lightning5b, FULL),
+            (&stages::lightning_120b::Lightning120b, LONG),
+        ];
+        for (stage, t) in full {
+            let data = Data::new(gpu, stage, t)?;
+            let label = format!("{} T={t}", stage.name());
+            verdicts.push(same_bits(&label, stage, &data.step(stage)?, &data.step(stage)?)?);
+            verdicts.push(had_back(stage, &data, &label)?);
+        }
+        Ok(verdicts)
+    }
+
+    fn bench(&self, gpu: &Gpu) -> Result<Vec<Measured>> {
+        let mut measured = Vec::new();
+        let full: [(&dyn Stage, i64); 2] = [
+            (&stages::lightning_5b::Lightning5b, FULL),
+            (&stages::lightning_120b::Lightning120b, LONG),
+        ];
+        for (stage, t) in full {
+            let data = Data::new(gpu, stage, t)?;
+            measured.extend(both_ways(gpu, stage, &data, &format!("T={t}"))?);
+            cuda::set_mode(Mode::Time(Time::default()));
+            let done = data.step(stage);
+            let rows = cuda::timed();
+            cuda::set_mode(Mode::Normal);
+            let _ = done?;
+            measured.extend(rows.iter().map(timed_row));
+            let (done, times) = op_times(|| data.step(stage));
+            let _ = done?;
+            measured.extend(times.iter().take(40).map(op_row));
+        }
+        Ok(measured)
+    }
+}
