@@ -102,7 +102,7 @@ pub fn routed_dot(routing: &Routing<'_>, terms: &[Term<'_>]) -> Result<Tensor> {
     const OP: &str = "routed_dot";
     let (_, kind) = fitting(OP, routing, terms)?;
     if let [_] = terms
-        && tile::takes_low(routing.ids, terms)
+        && tile::takes_low(routing, terms)
     {
         return first_of(OP, tile::low(routing, terms)?);
     }
@@ -127,7 +127,7 @@ pub fn routed_dot_pair(
     let same_rows = first.x.data_ptr() == second.x.data_ptr()
         && first.x.size() == second.x.size()
         && first.x.stride() == second.x.stride();
-    if same_rows && tile::takes_low(routing.ids, &terms) {
+    if same_rows && tile::takes_low(routing, &terms) {
         let _ = (fitting(OP, routing, &terms[..1])?, fitting(OP, routing, &terms[1..])?);
         return two_of(OP, tile::low(routing, &terms)?);
     }
@@ -188,7 +188,7 @@ pub fn routed_weight_grad(
 ) -> Result<Tensor> {
     const OP: &str = "routed_weight_grad";
     fitting_grad(OP, routing, x, &[dy], experts)?;
-    if tile::takes_low_grad(routing.ids, x, &[dy]) {
+    if tile::takes_low_grad(routing, x, &[dy]) {
         return first_of(OP, tile::low_grad(routing, x, &[dy])?);
     }
     if tile::takes_weight_grad(routing, x, dy) {
@@ -209,7 +209,7 @@ pub fn routed_weight_grad_pair(
 ) -> Result<(Tensor, Tensor)> {
     const OP: &str = "routed_weight_grad";
     fitting_grad(OP, routing, x, &dy, experts)?;
-    if tile::takes_low_grad(routing.ids, x, &dy) {
+    if tile::takes_low_grad(routing, x, &dy) {
         return two_of(OP, tile::low_grad(routing, x, &dy)?);
     }
     let [first, second] = dy;

@@ -49,10 +49,12 @@ fn run_of(x: &Tensor, ids: &Tensor) -> i64 {
     ids.numel() as i64 / rows.max(1)
 }
 
-/// 1 to 2^20 places of rows of bf16 on a GPU, up to 4096 of a row.
-fn takes_rows(x: &Tensor, ids: &Tensor) -> bool {
+/// 1 to 2^20 places of rows of bf16 on a GPU, up to 4096 of a row, for 1 to 512 experts.
+fn takes_rows(x: &Tensor, routing: &Routing<'_>) -> bool {
+    let Routing { ids, order, bounds } = *routing;
     x.device().is_cuda()
-        && ids.device() == x.device()
+        && [ids, order, bounds].iter().all(|index| index.device() == x.device())
+        && (2..=513).contains(&bounds.numel())
         && x.kind() == Kind::BFloat16
         && x.numel() > 0
         && (1..=MOST_PLACES).contains(&(ids.numel() as i64))
@@ -73,10 +75,10 @@ fn low_width(term: &Term<'_>) -> Option<i64> {
 }
 
 /// One term, or two of the same rows, with bf16 weights of 16 columns.
-pub(crate) fn takes_low(ids: &Tensor, terms: &[Term<'_>]) -> bool {
+pub(crate) fn takes_low(routing: &Routing<'_>, terms: &[Term<'_>]) -> bool {
     let [first, ..] = terms else { return false };
     terms.len() <= 2
-        && takes_rows(first.x, ids)
+        && takes_rows(first.x, routing)
         && low_width(first).is_some_and(takes_width)
         && terms.iter().all(|term| low_width(term) == low_width(first))
 }
@@ -134,18 +136,20 @@ pub(crate) fn low(routing: &Routing<'_>, terms: &[Term<'_>]) -> Result<Vec<Tenso
 }
 
 /// A gradient with 16 columns on one side, of bf16; the other is as wide as [`takes_low`] says.
-pub(crate) fn takes_low_grad(ids: &Tensor, x: &Tensor, dy: &[&Tensor]) -> bool {
+pub(crate) fn takes_low_grad(routing: &Routing<'_>, x: &Tensor, dy: &[&Tensor]) -> bool {
     let width = |x: &Tensor| x.size().last().copied().unwrap_or(0);
     let fits = |wide: &Tensor, small: &Tensor| {
-        takes_rows(wide, ids)
-            && takes_rows(small, ids)
+        takes_rows(wide, routing)
+            && takes_rows(small, routing)
             && takes_width(width(wide))
             && width(small) == RANK
     };
     match dy {
         [dy] => fits(x, dy) || fits(dy, x),
         [first, second] => {
-            fits(x, first) && fits(x, second) && run_of(first, ids) == run_of(second, ids)
+            fits(x, first)
+                && fits(x, second)
+                && run_of(first, routing.ids) == run_of(second, routing.ids)
         }
         _ => false,
     }
