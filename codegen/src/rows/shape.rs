@@ -3,7 +3,7 @@
 use super::group::{Group, Over, over};
 use super::layout::Layout;
 use super::phases::{Phases, has_steps, per_register};
-use crate::ir::{Function, NodeId, ValueId};
+use crate::ir::{Function, ValueId};
 use crate::ops::Op;
 use lightc_dsl::ast::DType;
 
