@@ -219,7 +219,9 @@ fn text_of_a_rewritten_module_parses_back() {
 fn routed(nodes: &[lightc_codegen::ir::Node]) -> Vec<String> {
     let names = nodes.iter().map(|node| match &node.op {
         Op::RoutedDot(op) => format!("routed_dot {}", op.over.join(" ")),
-        Op::RoutedSwiglu(op) => format!("routed_swiglu {} | {}", op.gate.join(" "), op.up.join(" ")),
+        Op::RoutedSwiglu(op) => {
+            format!("routed_swiglu {} | {}", op.gate.join(" "), op.up.join(" "))
+        }
         Op::RoutedCombine(op) => format!("routed_combine {}", op.over.join(" ")),
         op => op.def().mnemonic().to_owned(),
     });

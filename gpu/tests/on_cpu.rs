@@ -5,8 +5,8 @@
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 use lightc_gpu::stages;
-use lightc_runtime::reversible::{Options, take_report, with_options};
 use lightc_runtime::optimizer::{AdamW, Group, Groups};
+use lightc_runtime::reversible::{Options, take_report, with_options};
 use lightc_runtime::schedule::{Schedule, Shape};
 use lightc_runtime::trainer::{self, Batch, Setup, TrainState};
 use lightc_runtime::{Device, Inputs, Kind, Precision, Stage, Storage, Tensor, random};
@@ -104,7 +104,8 @@ fn a_share_says_what_is_divided() {
     // Nine of each of eight layers; the multi-token head has its experts whole.
     assert_eq!(share.divided.len(), 72);
     let params = stages::narrow_120b::Narrow120b.params();
-    let codes = params.iter().filter(|spec| spec.path.ends_with("layers.0.feed.body.routed.gate.codes"));
+    let codes =
+        params.iter().filter(|spec| spec.path.ends_with("layers.0.feed.body.routed.gate.codes"));
     assert_eq!(codes.map(|spec| spec.shape.to_vec()).collect::<Vec<_>>(), [[8, 128, 512]]);
     assert!(stages::narrow_5b::Narrow5b.share().is_none());
 }

@@ -38,8 +38,8 @@ pub mod watch;
 pub use error::{Error, Result};
 pub use footprint::{Footprint, Term};
 pub use stage::{
-    CarrySpec, Format, Init, Inputs, Outputs, ParamSpec, ShareSpec, Precision, Stage, StateSpec, Storage,
-    TableSpec,
+    CarrySpec, Format, Init, Inputs, Outputs, ParamSpec, Precision, ShareSpec, Stage, StateSpec,
+    Storage, TableSpec,
 };
 pub use target::Target;
 pub use tch::{Device, Kind, Tensor};

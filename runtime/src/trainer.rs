@@ -306,7 +306,8 @@ impl TrainState {
             parts.push((gradient, own(param, part)?));
         }
         let mut fused = Vec::new();
-        let slots = master.iter_mut().zip(moments_m).zip(moments_v).zip(&mut parts).zip(info.params);
+        let slots =
+            master.iter_mut().zip(moments_m).zip(moments_v).zip(&mut parts).zip(info.params);
         for ((((((master, m), v), (gradient, param)), spec), group), part) in
             slots.zip(&groups.of_param).zip(&*part)
         {

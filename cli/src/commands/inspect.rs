@@ -7,10 +7,10 @@ use crate::table::Table;
 use crate::target::Target;
 use crate::terminal::{self, Format};
 use clap::ValueEnum;
-use lightc_codegen::rewrite::share::Share;
 use lightc_codegen::emit::emit_stage;
 use lightc_codegen::ir::Module;
 use lightc_codegen::pipeline::{self, Program};
+use lightc_codegen::rewrite::share::Share;
 use lightc_codegen::schedule::schedule_cpu;
 use lightc_dsl::diag::Diag;
 use lightc_dsl::model::StageModel;
@@ -124,7 +124,8 @@ fn text(
             functions(arguments, &module, generated::forward_functions(&module))
         }
         Emit::Backward => {
-            let module = pipeline::compile_share(model, arguments.target.into(), arguments.share)?.module;
+            let module =
+                pipeline::compile_share(model, arguments.target.into(), arguments.share)?.module;
             functions(arguments, &module, generated::backward_functions(&module))
         }
         Emit::Schedule => match arguments.target {

@@ -3,8 +3,8 @@
 use crate::failure::Failure;
 use crate::source::Loaded;
 use crate::table::Table;
-use crate::terminal::{self, Format};
 use crate::target::Target;
+use crate::terminal::{self, Format};
 use lightc_codegen::analysis::{Ledger, MemorySetup, memory, memory_of_run};
 use lightc_codegen::rewrite::share::Share;
 use lightc_codegen::{pipeline, schedule};

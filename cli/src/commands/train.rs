@@ -56,7 +56,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     arguments.target.is_here()?;
     let _ = read_text(&arguments.config)?;
     let (file, stage) = (&arguments.file, &arguments.stage);
-    let program = Program::build(file, stage, arguments.target, arguments.share, &arguments.runtime)?;
+    let program =
+        Program::build(file, stage, arguments.target, arguments.share, &arguments.runtime)?;
     let mut command = program.command("train");
     command.arg("--config").arg(&arguments.config).arg("--out").arg(&arguments.out);
     if arguments.resume {

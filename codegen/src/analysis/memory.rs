@@ -13,10 +13,10 @@ pub use live::{BATCH, Live, SEQUENCE};
 pub(super) use live::{bound, callee_sizes, root_sizes, unshifted};
 
 use crate::ir::paths::Placed;
+use crate::ir::{BackwardId, Module};
 use crate::pipeline::Compiled;
 use crate::rows::Plans;
 use crate::schedule::Target;
-use crate::ir::{BackwardId, Module};
 use lightc_dsl::ast::DType;
 use lightc_dsl::model::Storage;
 use serde::Serialize;
@@ -139,7 +139,8 @@ pub fn live_for(compiled: &Compiled, target: Target) -> Option<Live> {
 /// for [`memory`].
 pub fn of_run(compiled: &Compiled, setup: Setup) -> Option<Ledger> {
     let module = &compiled.module;
-    let bytes = live_for(compiled, Target::Sm90a)?.at(&at_rest(compiled)?, setup.micro_batch, setup.seq)?;
+    let bytes =
+        live_for(compiled, Target::Sm90a)?.at(&at_rest(compiled)?, setup.micro_batch, setup.seq)?;
     let name = if compiled.share.is_some() { "share" } else { "run" };
     let layouts = vec![Layout { name, bytes, total: bytes.total() }];
     Some(Ledger { stage: module.name.clone(), setup, layouts })

@@ -870,11 +870,8 @@ impl<'a> Locals<'a> {
     fn dropped(&self, steps: &[Step], position: usize) -> Option<TokenStream> {
         let step = steps.get(position).filter(|_| position + 1 < steps.len())?;
         let used = step.reads(self.function).into_iter().chain(step.makes(self.function));
-        let later: BTreeSet<ValueId> = steps
-            .iter()
-            .skip(position + 1)
-            .flat_map(|step| step.reads(self.function))
-            .collect();
+        let later: BTreeSet<ValueId> =
+            steps.iter().skip(position + 1).flat_map(|step| step.reads(self.function)).collect();
         let is_local = |value: &ValueId| {
             let is_bound = !self.others.contains_key(value) && !self.binding(*value).is_empty();
             is_bound && self.binding(*value).to_string() != "_"

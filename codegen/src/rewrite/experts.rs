@@ -72,9 +72,8 @@ fn routed(function: &Function) -> Result<Function> {
             continue;
         };
         let expert = function.ty(*w).axis(&op.expert).cloned();
-        let expert = expert.filter(|_| {
-            [*x, *w].into_iter().all(|value| function.ty(value).dtype == DType::Act)
-        });
+        let expert = expert
+            .filter(|_| [*x, *w].into_iter().all(|value| function.ty(value).dtype == DType::Act));
         let Some(expert) = expert else {
             copy.node(function, node, node.op.clone(), &none)?;
             continue;

@@ -2,8 +2,8 @@
 
 use super::*;
 use lightc_codegen::ops::{
-    Below, Count, ExpertDot, ExpertDotWeightGrad, Hadamard, IndexAffine, IndexBinary, IndexFn,
-    ExpertOrder, LogSumExp, RoutedCombine, RoutedDot, RoutedSwiglu, RoutedWeightGrad, SumRanks, Take,
+    Below, Count, ExpertDot, ExpertDotWeightGrad, ExpertOrder, Hadamard, IndexAffine, IndexBinary,
+    IndexFn, LogSumExp, RoutedCombine, RoutedDot, RoutedSwiglu, RoutedWeightGrad, SumRanks, Take,
     TakeGrad, Top,
 };
 
@@ -170,10 +170,8 @@ fn routed_gate_and_sum_have_the_right_derivative() {
         let weights = Arg { ty: Type::new(F32, case.axes(&ids)), draw: Draw::Normal };
         let mut args = vec![weights];
         args.extend(routing(case, &ids));
-        let terms: [(&[&str], &[&str]); 2] = [
-            (&["b", "t", "p", "f"], &["e", "d", "f"]),
-            (&["b", "t", "r"], &["e", "d", "r"]),
-        ];
+        let terms: [(&[&str], &[&str]); 2] =
+            [(&["b", "t", "p", "f"], &["e", "d", "f"]), (&["b", "t", "r"], &["e", "d", "r"])];
         for (x, w) in terms {
             args.push(act(case, x));
             args.push(act(case, w));

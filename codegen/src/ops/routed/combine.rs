@@ -2,8 +2,8 @@
 
 use super::dot::places;
 use super::{
-    ROUTING, emit_routing, emit_terms, eval_sum, expert_axis, ids_order, is_weight, routing, sum_of,
-    terms, terms_cost,
+    ROUTING, emit_routing, emit_terms, eval_sum, expert_axis, ids_order, is_weight, routing,
+    sum_of, terms, terms_cost,
 };
 use crate::autodiff::Vjp;
 use crate::emit::EmitCall;
@@ -106,9 +106,7 @@ impl OpDef for RoutedCombine {
             let own = Own { x, w, over, expert: &self.expert };
             let (dx, dw, weighed) = own.cotangents(vjp, dy)?;
             dweights = match (dweights, weighed) {
-                (Some(a), Some(b)) => {
-                    Some(vjp.push(Binary { function: BinaryFn::Add }, &[a, b])?)
-                }
+                (Some(a), Some(b)) => Some(vjp.push(Binary { function: BinaryFn::Add }, &[a, b])?),
                 (a, b) => a.or(b),
             };
             for (slot, value) in [(x, dx), (w, dw)] {
@@ -202,8 +200,7 @@ impl Own<'_> {
                 false => vjp.push(crate::ops::Permute { order: order_of }, &[weighed])?,
             };
             let expert = need_axis("routed_combine", &w_type, self.expert)?.clone();
-            let own =
-                vjp.push(RoutedWeightGrad { expert }, &[ids, order, bounds, dy, weighed])?;
+            let own = vjp.push(RoutedWeightGrad { expert }, &[ids, order, bounds, dy, weighed])?;
             dw = Some(vjp.conform(own, &w_type)?);
         }
         Ok((dx, dw, dweights))

@@ -1,8 +1,8 @@
 //! A sum of products with chosen weights.
 
 use super::{
-    ROUTING, emit_routing, emit_terms, eval_sum, expert_axis, ids_order, is_weight, routing, sum_of,
-    term_order, terms, terms_cost,
+    ROUTING, emit_routing, emit_terms, eval_sum, expert_axis, ids_order, is_weight, routing,
+    sum_of, term_order, terms, terms_cost,
 };
 use crate::autodiff::Vjp;
 use crate::emit::EmitCall;

@@ -143,8 +143,10 @@ fn sum_of<'a>(
                 return Err(TypeError::new("E0404", message));
             }
             if first.name != free.name {
-                let message =
-                    format!("`{what}` adds products along `{}` and along `{}`", first.name, free.name);
+                let message = format!(
+                    "`{what}` adds products along `{}` and along `{}`",
+                    first.name, free.name
+                );
                 return Err(TypeError::new("E0401", message));
             }
             same_size(what, first, free)?;
@@ -191,9 +193,9 @@ fn check_runs(what: &str, terms: &[Term<'_>], ids: &Type) -> Result<(), TypeErro
 
 /// Operations of a sum of products into `result`.
 fn terms_cost(result: &Size, terms: &[Term<'_>]) -> Size {
-    let total = terms.iter().map(|term| {
-        product(&[result, &size_of(Some(&term.w), term.over), &Size::constant(2)])
-    });
+    let total = terms
+        .iter()
+        .map(|term| product(&[result, &size_of(Some(&term.w), term.over), &Size::constant(2)]));
     total.fold(Size::default(), |sum, own| sum.checked_add(&own).unwrap_or_default())
 }
 
@@ -252,7 +254,11 @@ fn emit_terms(call: &EmitCall<'_>, from: usize, over: &[String]) -> TokenStream 
         let (x, w) = (call.arg(at), call.arg(of));
         let last = call.arg_types.get(of).and_then(|w| w.axes.last());
         let turned = last.is_some_and(|axis| axis.name != *over);
-        let term = if turned { quote!(ops::Term::turned(#x, #w)) } else { quote!(ops::Term::plain(#x, #w)) };
+        let term = if turned {
+            quote!(ops::Term::turned(#x, #w))
+        } else {
+            quote!(ops::Term::plain(#x, #w))
+        };
         match call.scale(of) {
             Some(scale) => quote!(#term.scaled(#scale)),
             None => term,

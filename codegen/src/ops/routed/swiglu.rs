@@ -2,8 +2,8 @@
 
 use super::dot::{cotangents_of_term, places};
 use super::{
-    ROUTING, emit_routing, emit_terms, eval_sum, expert_axis, ids_order, is_weight, routing, sum_of,
-    term_order, terms, terms_cost,
+    ROUTING, emit_routing, emit_terms, eval_sum, expert_axis, ids_order, is_weight, routing,
+    sum_of, term_order, terms, terms_cost,
 };
 use crate::autodiff::Vjp;
 use crate::emit::EmitCall;
@@ -96,7 +96,8 @@ impl OpDef for RoutedSwiglu {
             for (position, over) in over.iter().enumerate() {
                 let (x, w) = (from + 2 * position, from + 2 * position + 1);
                 let places = places(vjp, 0)?;
-                let (dx, dw) = cotangents_of_term(vjp, (x, w), &places, over, &self.expert, dy, dy)?;
+                let (dx, dw) =
+                    cotangents_of_term(vjp, (x, w), &places, over, &self.expert, dy, dy)?;
                 for (slot, value) in [(x, dx), (w, dw)] {
                     if let Some(cotangent) = cotangents.get_mut(slot) {
                         *cotangent = value;
@@ -143,9 +144,7 @@ fn opened(vjp: &mut Vjp<'_>) -> Result<(ValueId, ValueId), TypeError> {
     for (index, total) in both.iter_mut().enumerate() {
         if let Some(own) = vjp.dy_of(index) {
             *total = Some(match *total {
-                Some(before) => {
-                    vjp.push(Binary { function: BinaryFn::Add }, &[before, own])?
-                }
+                Some(before) => vjp.push(Binary { function: BinaryFn::Add }, &[before, own])?,
                 None => own,
             });
         }

@@ -29,7 +29,8 @@ pub struct RoutedWeightGrad {
 fn own_axis<'a>(what: &str, rows: &'a Type, ids: &Type) -> Result<&'a Axis, TypeError> {
     let mut own = rows.axes.iter().filter(|axis| !ids.has(&axis.name));
     let (Some(axis), None) = (own.next(), own.next()) else {
-        let message = format!("`{what}` takes rows with one axis that the ids {ids} lack, not {rows}");
+        let message =
+            format!("`{what}` takes rows with one axis that the ids {ids} lack, not {rows}");
         return Err(TypeError::new("E0401", message));
     };
     for axis in &rows.axes {
@@ -42,8 +43,7 @@ fn own_axis<'a>(what: &str, rows: &'a Type, ids: &Type) -> Result<&'a Axis, Type
 
 /// The order of rows: batch as in the ids, then the axis of their own.
 fn rows_order(rows: &Type, ids: &Type) -> Option<Vec<String>> {
-    let mut order: Vec<String> =
-        ids.names().into_iter().filter(|name| rows.has(name)).collect();
+    let mut order: Vec<String> = ids.names().into_iter().filter(|name| rows.has(name)).collect();
     order.extend(rows.names().into_iter().filter(|name| !ids.has(name)));
     (order.len() == rows.axes.len()).then_some(order)
 }

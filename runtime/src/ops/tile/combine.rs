@@ -40,7 +40,8 @@ pub(crate) fn weigh(weights: &Tensor, each: &Tensor) -> Result<Tensor> {
         cuda::launch(&WEIGH, grid, &[&tensors[..], &sizes].concat())?;
         Ok(vec![y])
     };
-    let reference: cuda::Way<'_> = &|args, _| Ok(vec![weigh_composite(at(args, 0)?, at(args, 1)?)?]);
+    let reference: cuda::Way<'_> =
+        &|args, _| Ok(vec![weigh_composite(at(args, 0)?, at(args, 1)?)?]);
     let [y] = take(OP, cuda::either(&WEIGH, &[weights, each], each, fused, reference)?)?;
     Ok(y)
 }
