@@ -17,11 +17,8 @@ use rand_chacha::ChaCha8Rng;
 use rand_core::{RngCore, SeedableRng};
 use std::collections::BTreeSet;
 
-/// Small stages of every kind: dense and plain, mixtures in a reversible stack, clones in groups.
-const STAGES: &str = r#"
-import "lightning/lightning.llm"
-
-stage small_dense extends lightning_2b {
+/// Sizes of the small stages.
+const SIZES: &str = "
     d = 64
     vocab = 24
     f = 16
@@ -35,49 +32,34 @@ stage small_dense extends lightning_2b {
     budget_min = 2
     budget_max = 4
     motif = [delta, sparse]
-}
+";
 
-stage small_mixed extends lightning_5b {
-    d = 64
-    vocab = 24
-    f = 16
-    byte_positions = 2
-    delta_heads = 2
-    delta_channels = 8
-    sparse_heads = 2
-    sparse_channels = 8
-    index_head = 2
-    index_channel = 4
-    budget_min = 2
-    budget_max = 4
+/// Small stages of every kind: dense and plain, mixtures in a reversible stack, 8-bit experts with adapters.
+fn stages() -> String {
+    format!(
+        r#"import "lightning/lightning.llm"
+
+stage small_dense extends lightning_2b {{ {SIZES} }}
+
+stage small_mixed extends lightning_5b {{
+    {SIZES}
     expert_width = 8
-    motif = [delta, sparse]
-}
+}}
 
-stage small_adapted extends lightning_120b {
-    d = 64
-    vocab = 24
-    f = 16
-    byte_positions = 2
-    delta_heads = 2
-    delta_channels = 8
-    sparse_heads = 2
-    sparse_channels = 8
-    index_head = 2
-    index_channel = 4
-    budget_min = 2
-    budget_max = 4
+stage small_adapted extends lightning_120b {{
+    {SIZES}
     expert_width = 8
     e = 20
     top_k = 3
     rank = 4
     router = SigmoidRouter(low: 0.02, high: 0.15)
-    motif = [delta, sparse]
+}}
+"#
+    )
 }
-"#;
 
 fn compile(stage: &str, target: Target) -> Compiled {
-    let (program, _, diags) = load_program("main.llm", STAGES, &common::library());
+    let (program, _, diags) = load_program("main.llm", &stages(), &common::library());
     assert!(diags.is_empty(), "{diags:?}");
     pipeline::compile_for(&program.resolve_stage(stage).unwrap(), target).unwrap()
 }

@@ -112,6 +112,10 @@ struct TrainArgs {
     /// Save no checkpoint, not even at the end: for measurements.
     #[arg(long)]
     no_checkpoints: bool,
+    /// Keep all that the backward passes of reversible stacks read, in place of running layers again: for
+    /// measurements. The numbers are the same, the memory is not; the ledger does not count it.
+    #[arg(long)]
+    store_states: bool,
     /// Resume a checkpoint that was written by another source of the stage.
     #[arg(long)]
     accept_changed_source: bool,
@@ -227,6 +231,7 @@ fn run_training(stage: &dyn Stage, target: Target, args: TrainArgs) -> Result<u8
         target,
         profile: args.profile,
         no_checkpoints: args.no_checkpoints,
+        store_states: args.store_states,
         silent: false,
     };
     let stop = stop_on_signals()?;

@@ -30,7 +30,7 @@ use crate::stage::Stage;
 use crate::tables::tables;
 use crate::target::Target;
 use crate::trainer::{self, Batch, Part, Parts, Setup, StepReport, TrainState};
-use crate::{Device, cuda};
+use crate::{Device, cuda, reversible};
 
 /// Where a run begins.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,6 +68,8 @@ pub struct RunOptions {
     pub profile: bool,
     /// Save no checkpoint, not even the last: for measurements.
     pub no_checkpoints: bool,
+    /// Keep all that backward passes of reversible stacks read: for measurements.
+    pub store_states: bool,
     /// Tell nothing on standard error.
     pub silent: bool,
 }
@@ -84,6 +86,7 @@ impl RunOptions {
             target: Target::Cpu,
             profile: false,
             no_checkpoints: false,
+            store_states: false,
             silent: false,
         }
     }
@@ -231,7 +234,8 @@ pub fn train(
     let rate = rate(&session)?;
     let run =
         Run { session: &session, options, store, state, plan, metrics, progress, last_saved, rate };
-    run.drive(end, stop)
+    let ways = reversible::Options { store_everything: options.store_states, record_states: false };
+    reversible::with_options(ways, || run.drive(end, stop))
 }
 
 /// One rank's share has no checkpoints.

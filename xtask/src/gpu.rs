@@ -54,7 +54,7 @@ fn strip(from: &Path, to: &Path) -> Result<()> {
 const SCRIPT: &str = r#"#!/bin/sh
 # Checks every kernel on this machine's GPU, then times those that are right.
 #
-#   run.sh [test|bench|sanitize] [arguments of lightc-gpu]
+#   run.sh [test|bench|run|sanitize] [arguments of lightc-gpu]
 #
 # Without a word: test, then bench, with PEERS=FILE beside the times that peer_bench.py --json wrote.
 set -eu
@@ -66,7 +66,7 @@ export LD_LIBRARY_PATH="$folders${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 what=${1:-all}
 [ $# -gt 0 ] && shift
 case $what in
-test | bench) exec "$here/lightc-gpu" "$what" "$@" ;;
+test | bench | run) exec "$here/lightc-gpu" "$what" "$@" ;;
 # Each tensor is an allocation of its own, so that what is read beside it is found.
 sanitize)
     export PYTORCH_NO_CUDA_MEMORY_CACHING=1
@@ -77,7 +77,7 @@ all)
     "$here/lightc-gpu" bench ${PEERS:+--peers "$PEERS"}
     ;;
 *)
-    echo "run.sh: unknown word '$what'; it is test, bench or sanitize" >&2
+    echo "run.sh: unknown word '$what'; it is test, bench, run or sanitize" >&2
     exit 2
     ;;
 esac

@@ -97,7 +97,7 @@ fn routed(function: &Function) -> Result<Function> {
         let op = RoutedDot { expert, over: vec![over] };
         write_as(&mut copy, function, node, op.into(), args)?;
     }
-    finish(&mut copy, function)?;
+    copy.finish(function)?;
     Ok(copy.to)
 }
 
@@ -124,15 +124,6 @@ fn same_type(new: &Type, old: &Type) -> Result<()> {
         return Ok(());
     }
     Err(super::fault(format!("a grouped product is {new}, not {old}")))
-}
-
-fn finish(copy: &mut Copy, function: &Function) -> Result<()> {
-    copy.to.outputs = copy.outputs(function)?;
-    for (state, value) in &function.updates {
-        let value = copy.at(*value)?;
-        copy.to.updates.push((*state, value));
-    }
-    Ok(())
 }
 
 /// What a node becomes: an op and its arguments, values of the old function, with one entry per result:
@@ -200,7 +191,7 @@ fn once(function: &Function, rule: Rule, uses: &Uses) -> Result<Option<(Copy, Fu
             copy.map.insert(*old, new);
         }
     }
-    finish(&mut copy, function)?;
+    copy.finish(function)?;
     let body = copy.to.clone();
     Ok(Some((copy, body)))
 }

@@ -284,11 +284,7 @@ fn rewrite(function: &Function, all: &[Found]) -> Result<Function> {
             copy.node(function, node, node.op.clone(), &none)?;
         }
     }
-    copy.to.outputs = copy.outputs(function)?;
-    for (state, value) in &function.updates {
-        let value = copy.at(*value)?;
-        copy.to.updates.push((*state, value));
-    }
+    copy.finish(function)?;
     Ok(copy.to)
 }
 

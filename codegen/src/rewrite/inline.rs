@@ -170,11 +170,7 @@ impl<'a> Inliner<'a> {
                 }
             }
         }
-        self.copy.to.outputs = self.copy.outputs(self.from)?;
-        for (state, value) in &self.from.updates {
-            let value = self.copy.at(*value)?;
-            self.copy.to.updates.push((*state, value));
-        }
+        self.copy.finish(self.from)?;
         Ok(self.copy.to)
     }
 

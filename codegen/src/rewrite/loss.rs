@@ -47,11 +47,7 @@ fn renumber(function: &mut Function) -> Result<BTreeMap<ValueId, ValueId>> {
     for node in &function.nodes {
         copy.node(function, node, node.op.clone(), &BTreeMap::new())?;
     }
-    copy.to.outputs = copy.outputs(function)?;
-    for (state, value) in &function.updates {
-        let value = copy.at(*value)?;
-        copy.to.updates.push((*state, value));
-    }
+    copy.finish(function)?;
     *function = copy.to;
     Ok(copy.map)
 }

@@ -71,6 +71,16 @@ impl Copy {
         Ok(())
     }
 
+    /// Ends a function as the old one ends: with its outputs and updates.
+    fn finish(&mut self, from: &Function) -> Result<()> {
+        self.to.outputs = self.outputs(from)?;
+        for (state, value) in &from.updates {
+            let value = self.at(*value)?;
+            self.to.updates.push((*state, value));
+        }
+        Ok(())
+    }
+
     fn outputs(&self, from: &Function) -> Result<Vec<Output>> {
         let outputs = from.outputs.iter();
         outputs.map(|o| Ok(Output { name: o.name.clone(), value: self.at(o.value)? })).collect()

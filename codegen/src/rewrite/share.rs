@@ -142,11 +142,7 @@ fn rewrite(function: &Function, divided: &BTreeMap<usize, (Axis, i64)>) -> Resul
             }
         }
     }
-    pass.copy.to.outputs = pass.copy.outputs(function)?;
-    for (state, value) in &function.updates {
-        let value = pass.copy.at(*value)?;
-        pass.copy.to.updates.push((*state, value));
-    }
+    pass.copy.finish(function)?;
     Ok(pass.copy.to)
 }
 

@@ -5,7 +5,7 @@ use crate::ir::{BackwardId, FuncId, Function, Module, NodeId, Type, ValueId};
 use crate::ops::{Op, Stack};
 use crate::rows::{Plans, Step};
 use crate::schedule::saved_values;
-use lightc_dsl::model::Integrator;
+use lightc_dsl::model::{Integrator, Storage};
 use lightc_dsl::size::{Monomial, Size};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -371,7 +371,9 @@ impl Walk<'_> {
                 };
                 inside.join(&own)?;
             }
-            peak.join(&inside.add(&plus(&live, &self.workspace(node)?)?)?)?;
+            peak.join(
+                &inside.add(&plus(&live, &self.workspace(function, function, node, sizes)?)?)?,
+            )?;
             if !is_stack {
                 for (callee, below) in &callees {
                     live = plus(&live, &self.saved(*callee, below)?)?;
@@ -406,7 +408,7 @@ impl Walk<'_> {
             let inside = match moment.node {
                 Some(node) => {
                     let inside = self.inside_backward(node, forward, sizes)?;
-                    inside.add(&self.workspace(node)?)?
+                    inside.add(&self.workspace(body, forward, node, sizes)?)?
                 }
                 None => Peaks::one(Size::default()),
             };
@@ -418,16 +420,32 @@ impl Walk<'_> {
         Some(peak)
     }
 
-    /// Bytes that a node's kernels hold beside its results, where targets with kernels are counted.
-    fn workspace(&self, node: &crate::ir::Node) -> Option<Size> {
-        let takes_logits = matches!(
-            node.op,
+    /// Bytes that a node's kernels hold beside its results, where targets with kernels are counted:
+    /// logits, codes as bf16 (`runtime/src/ops/tile/routed.rs` says where products read them so), and rows on
+    /// their way to another rank.
+    fn workspace(
+        &self,
+        body: &Function,
+        declared: &Function,
+        node: &crate::ir::Node,
+        sizes: &Sizes,
+    ) -> Option<Size> {
+        if self.plans.is_none() {
+            return Some(Size::default());
+        }
+        match &node.op {
             Op::LinearCrossEntropy(_)
-                | Op::LinearCrossEntropyGrad(_)
-                | Op::LinearCrossEntropyStep(_)
-        );
-        let bytes = if self.plans.is_some() && takes_logits { LOGITS_BYTES } else { 0 };
-        Some(Size::constant(bytes))
+            | Op::LinearCrossEntropyGrad(_)
+            | Op::LinearCrossEntropyStep(_) => Some(Size::constant(LOGITS_BYTES)),
+            Op::RoutedDot(_) | Op::RoutedCombine(_) => {
+                let codes = node.args.iter().filter(|arg| is_quantized(body, declared, **arg));
+                sum(codes.map(|arg| bytes_of(body.ty(*arg), sizes)))
+            }
+            Op::Exchange(_) => {
+                sum(node.results.iter().map(|result| bytes_of(body.ty(*result), sizes)))
+            }
+            _ => Some(Size::default()),
+        }
     }
 
     /// Peak of what a node of a backward function calls, beyond what the forward has kept.
@@ -488,6 +506,13 @@ fn occupies(node: &crate::ir::Node) -> bool {
             | Op::Slice(_)
             | Op::Pick(_)
     )
+}
+
+/// Whether a value of `body` is a quantized parameter of `declared`.
+fn is_quantized(body: &Function, declared: &Function, value: ValueId) -> bool {
+    let Op::ParamRef(param) = &body.definition(value).op else { return false };
+    let param = declared.params.get(param.index);
+    param.is_some_and(|param| matches!(param.storage, Storage::Quantized(_)))
 }
 
 /// Logits that the loss holds at a time, as `runtime/src/ops/tile/loss.rs` chooses them.

@@ -68,16 +68,7 @@ impl OpDef for RoutedDot {
     fn vjp(&self, vjp: &mut Vjp<'_>) -> Result<Vec<Option<ValueId>>, TypeError> {
         let dy = vjp.dy()?;
         let mut cotangents = vec![None; vjp.n_args()];
-        for (position, over) in self.over.iter().enumerate() {
-            let (x, w) = (ROUTING + 2 * position, ROUTING + 2 * position + 1);
-            let places = places(vjp, 0)?;
-            let (dx, dw) = cotangents_of_term(vjp, (x, w), &places, over, &self.expert, dy, dy)?;
-            for (slot, value) in [(x, dx), (w, dw)] {
-                if let Some(cotangent) = cotangents.get_mut(slot) {
-                    *cotangent = value;
-                }
-            }
-        }
+        cotangents_of_terms(vjp, ROUTING, &self.over, &self.expert, dy, &mut cotangents)?;
         Ok(cotangents)
     }
 
@@ -102,36 +93,42 @@ pub(super) fn places(vjp: &mut Vjp<'_>, at: usize) -> Result<[ValueId; 3], TypeE
     Ok([vjp.arg(at)?, vjp.arg(at + 1)?, vjp.arg(at + 2)?])
 }
 
-/// The cotangents of one term `(x, w)`, as far as they are wanted: `dy` is that of the products as x
-/// sees it, `dy_of_weight` as the weight does.
-pub(super) fn cotangents_of_term(
+/// Sets the cotangents of the terms from argument `from` on, as far as they are wanted, given that of their
+/// sum. The ids are the first argument.
+pub(super) fn cotangents_of_terms(
     vjp: &mut Vjp<'_>,
-    (x, w): (usize, usize),
-    places: &[ValueId; 3],
-    over: &str,
+    from: usize,
+    over: &[String],
     expert: &str,
     dy: ValueId,
-    dy_of_weight: ValueId,
-) -> Result<(Option<ValueId>, Option<ValueId>), TypeError> {
-    let (x_type, w_type) = (vjp.arg_type(x)?, vjp.arg_type(w)?);
-    let free = w_type.axes.iter().find(|axis| axis.name != expert && axis.name != over);
-    let free = free.map(|axis| axis.name.clone()).unwrap_or_default();
-    let mut dx = None;
-    if vjp.wants(x) {
-        let op = RoutedDot { expert: expert.to_owned(), over: vec![free] };
-        let w = vjp.arg(w)?;
-        let own = vjp.push(op, &[places[0], places[1], places[2], dy, w])?;
-        dx = Some(vjp.conform(own, &x_type)?);
+    cotangents: &mut [Option<ValueId>],
+) -> Result<(), TypeError> {
+    let [ids, order, bounds] = places(vjp, 0)?;
+    for (over, at) in over.iter().zip((from..).step_by(2)) {
+        let (x_type, w_type) = (vjp.arg_type(at)?, vjp.arg_type(at + 1)?);
+        let free = w_type.axes.iter().find(|axis| axis.name != expert && axis.name != *over);
+        let free = free.map(|axis| axis.name.clone()).unwrap_or_default();
+        if vjp.wants(at) {
+            let op = RoutedDot { expert: expert.to_owned(), over: vec![free] };
+            let w = vjp.arg(at + 1)?;
+            let own = vjp.push(op, &[ids, order, bounds, dy, w])?;
+            set(cotangents, at, vjp.conform(own, &x_type)?);
+        }
+        if vjp.wants(at + 1) {
+            let x = vjp.arg(at)?;
+            let expert = need_axis("routed_dot", &w_type, expert)?.clone();
+            let own = vjp.push(RoutedWeightGrad { expert }, &[ids, order, bounds, dy, x])?;
+            set(cotangents, at + 1, vjp.conform(own, &w_type)?);
+        }
     }
-    let mut dw = None;
-    if vjp.wants(w) {
-        let x = vjp.arg(x)?;
-        let expert = need_axis("routed_dot", &w_type, expert)?.clone();
-        let op = RoutedWeightGrad { expert };
-        let own = vjp.push(op, &[places[0], places[1], places[2], dy_of_weight, x])?;
-        dw = Some(vjp.conform(own, &w_type)?);
+    Ok(())
+}
+
+/// Sets a cotangent.
+fn set(cotangents: &mut [Option<ValueId>], slot: usize, value: ValueId) {
+    if let Some(cotangent) = cotangents.get_mut(slot) {
+        *cotangent = Some(value);
     }
-    Ok((dx, dw))
 }
 
 impl ParseOp for RoutedDot {

@@ -1,6 +1,6 @@
 //! Gate and up of routed experts in one pass.
 
-use super::dot::{cotangents_of_term, places};
+use super::dot::cotangents_of_terms;
 use super::{
     ROUTING, emit_routing, emit_terms, eval_sum, expert_axis, ids_order, is_weight, routing,
     sum_of, term_order, terms, terms_cost,
@@ -93,17 +93,7 @@ impl OpDef for RoutedSwiglu {
         let sides = [(ROUTING, &self.gate, dgated), (self.up_at(), &self.up, dlifted)];
         let mut cotangents = vec![None; vjp.n_args()];
         for (from, over, dy) in sides {
-            for (position, over) in over.iter().enumerate() {
-                let (x, w) = (from + 2 * position, from + 2 * position + 1);
-                let places = places(vjp, 0)?;
-                let (dx, dw) =
-                    cotangents_of_term(vjp, (x, w), &places, over, &self.expert, dy, dy)?;
-                for (slot, value) in [(x, dx), (w, dw)] {
-                    if let Some(cotangent) = cotangents.get_mut(slot) {
-                        *cotangent = value;
-                    }
-                }
-            }
+            cotangents_of_terms(vjp, from, over, &self.expert, dy, &mut cotangents)?;
         }
         Ok(cotangents)
     }
