@@ -215,7 +215,7 @@ fn every_stage_of_the_lineage_has_its_indexers_as_one_op() {
     let stages = program.stage_names();
     assert!(stages.len() >= 7, "{stages:?}");
     for stage in stages {
-        let model = program.resolve_stage(&stage).unwrap();
+        let model = program.resolve_stage(stage).unwrap();
         let module = compile_for(&model, Target::Sm90a).unwrap().module;
         let mut n = 0;
         for function in &module.functions {
