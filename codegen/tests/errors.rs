@@ -848,6 +848,30 @@ stage lost {
 }";
 }
 
+/// Fewer than four experts for each of eight ranks are not divided.
+#[test]
+fn a_share_of_too_few_experts() {
+    let shown = common::check_share(
+        "block A(d, e) {
+    axis f = d
+    param weight[e, f, d] ~ normal(0.02)
+
+    forward(x[b, d], ids[b]: index) -> (loss[]) {
+        y = expert_dot(x, weight, ids, expert: e, over d)
+        mean(square(f32(y)), over (b, f))
+    }
+}
+
+stage few {
+    d = 4
+    e = 31
+    model = A()
+}",
+        "1/8",
+    );
+    common::assert_shown("errors__share_of_too_few_experts", &shown);
+}
+
 /// A block alone, with a loss, has sizes that no program can store.
 #[test]
 fn tensors_of_unknown_size() {

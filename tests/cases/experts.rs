@@ -69,6 +69,9 @@ fn indexes(cases: &mut Cases) {
     }
     cases.op("below limit={2}", &[("index[b, t]", Whole)], &[]);
     cases.op("below limit={b-1}", &[("index[b, t]", Whole)], &[]);
+    cases.op("local_expert experts=2", &[("index[b, t]", BelowOrEmpty("7"))], &[]);
+    let args = [("act[b, t, d]", Normal), ("index[b, t]", BelowOrEmpty("7"))];
+    cases.op("exchange experts=7", &args, &[]);
     cases.op("cast to=index", &[("f32[b, t]", Whole)], &[]);
     cases.op("cast to=index", &[("f32[]", Whole)], &[]);
     cases.op("count axis=<e>", &[("index[b, t, p]", BelowOrEmpty("e"))], &[("e", AtLeast(1))]);

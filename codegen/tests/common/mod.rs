@@ -83,6 +83,20 @@ pub(crate) fn check_program_of_block(source: &str, block: &str) -> String {
     shown(source, passes(&model).err().unwrap_or_default(), &sources)
 }
 
+/// The same for one rank's share of the stages of a source.
+pub(crate) fn check_share(source: &str, share: &str) -> String {
+    let (program, sources, _) = load_program("main.llm", source, &MapLoader::default());
+    let share = share.parse().unwrap();
+    let target = lightc_codegen::schedule::Target::Sm90a;
+    let mut diags = Vec::new();
+    for stage in program.stage_names() {
+        let model = program.resolve_stage(stage).unwrap();
+        let compiled = pipeline::compile_share(&model, target, Some(share));
+        diags.extend(compiled.err().unwrap_or_default());
+    }
+    shown(source, diags, &sources)
+}
+
 /// Compares with the snapshot of a name. The source stands in the snapshot, so that the expression
 /// it came from does not have to.
 pub(crate) fn assert_shown(name: &str, text: &str) {

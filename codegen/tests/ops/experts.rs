@@ -2,9 +2,9 @@
 
 use super::*;
 use lightc_codegen::ops::{
-    Below, Count, ExpertDot, ExpertDotWeightGrad, ExpertOrder, Hadamard, IndexAffine, IndexBinary,
-    IndexFn, LogSumExp, RoutedCombine, RoutedDot, RoutedSwiglu, RoutedWeightGrad, SumRanks, Take,
-    TakeGrad, Top,
+    Below, Count, Exchange, ExpertDot, ExpertDotWeightGrad, ExpertOrder, Hadamard, IndexAffine,
+    IndexBinary, IndexFn, LocalExpert, LogSumExp, RoutedCombine, RoutedDot, RoutedSwiglu,
+    RoutedWeightGrad, SumRanks, Take, TakeGrad, Top,
 };
 
 const F32: DType = DType::F32;
@@ -45,6 +45,8 @@ pub(crate) fn one_of_each() -> Vec<Op> {
         RoutedSwiglu { expert: word("e"), gate: words(&["d", "r"]), up: words(&["d"]) }.into(),
         RoutedCombine { expert: word("e"), over: words(&["f"]), slots: word("p") }.into(),
         RoutedWeightGrad { expert: sized }.into(),
+        Exchange { experts: 460 }.into(),
+        LocalExpert { experts: 58 }.into(),
         Hadamard { axis: word("d"), seed: 42, inverse: false }.into(),
         Hadamard { axis: word("d"), seed: 0, inverse: true }.into(),
         SumRanks.into(),
@@ -178,6 +180,14 @@ fn routed_gate_and_sum_have_the_right_derivative() {
         }
         let op = RoutedCombine { expert: word("e"), over: words(&["f", "r"]), slots: word("p") };
         check_derivative(case, op, args);
+    });
+}
+
+#[test]
+fn an_exchange_passes_its_cotangent_on() {
+    for_seeds(4, |case| {
+        let args = vec![case.normal(&["b", "t", "p", "d"]), case.index(&["b", "t", "p"], -1, 40)];
+        check_derivative(case, Exchange { experts: 40 }, args);
     });
 }
 

@@ -100,8 +100,6 @@ pub const UNKNOWN_AXIS: &str = "E0514";
 pub const NO_REASON: &str = "E0515";
 /// A table source that does not exist.
 pub const UNKNOWN_TABLE: &str = "E0516";
-/// A share of a stage without experts.
-pub const NOTHING_TO_SHARE: &str = "E0517";
 
 /// The explanation of a code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -161,7 +159,7 @@ pub const PAGES: &[Page] = pages! {
     "E0912" "E0913" "E0914" "E0915" "E0916" "E0917" "E0918" "E0919" "E0920" "E0921"
     "E1001" "E1002" "E1003" "E1004" "E1005" "E1006" "E1007" "E1008" "E1009" "E1010" "E1011"
     "E1012" "E1013" "E1014" "E1015" "E1016" "E1017" "E1018" "E1019" "E1020" "E1021"
-    "E1101" "E1102" "E1103" "E1104" "E1105" "E1106" "E1107" "E1108"
+    "E1101" "E1102" "E1103" "E1104" "E1105" "E1106" "E1107" "E1108" "E1109"
     "E1120" "E1121"
     "E1201" "E1202" "E1203" "E1204" "E1205" "E1206" "E1207" "E1208" "E1209"
     "E1301" "E1302" "E1303" "E1304" "E1305" "E1306" "E1307" "E1308" "E1309" "E1310" "E1311"

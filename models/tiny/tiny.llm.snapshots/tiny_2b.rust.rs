@@ -3264,21 +3264,34 @@ pub mod kronecker_embedding {
         let codes = ops::lookup(weights.byte_codes, ids)?;
         let v6 = ops::lookup(weights.byte_counts, ids)?;
         let n_codes = ops::to_f32(&v6, like)?;
+        drop(v6);
         let share = ops::affine(&n_codes, 0.000244140625f64, 0f64)?;
         let present = ops::gather_sum(&wide, &codes)?;
         let total = ops::sum(&wide, &[0])?;
+        drop(wide);
         let v11 = ops::affine(&share, -1f64, 1f64)?;
         let v12 = ops::affine(&v11, 0.0002442002442002442f64, 0f64)?;
+        drop(v11);
         let spread = ops::sqrt(&v12)?;
+        drop(v12);
         let v14 = ops::constant_f32(1f64, like)?;
         let v15 = ops::max(&n_codes, &v14)?;
+        drop(n_codes);
         let v16 = ops::sqrt(&v15)?;
+        drop(v15);
         let v17 = ops::affine(&spread, 1f64, 0.000001f64)?;
+        drop(spread);
         let v18 = ops::mul(&v16, &v17)?;
+        drop(v16);
+        drop(v17);
         let alpha = ops::recip(&v18)?;
+        drop(v18);
         let v20 = ops::contract(&share, &total, "bw,d->bwd")?;
         let v21 = ops::sub(&present, &v20)?;
+        drop(present);
+        drop(v20);
         let v22 = ops::mul(&ops::align(&alpha, &[0, 1, -1])?, &v21)?;
+        drop(v21);
         let v23 = ops::to_act(&v22, like.kind())?;
         let saved = Saved {
             codes: codes,
@@ -3297,11 +3310,16 @@ pub mod kronecker_embedding {
     ) -> Result<()> {
         let v1 = ops::to_f32(d_result, like)?;
         let v3 = ops::mul(&v1, &ops::align(&saved.alpha, &[0, 1, -1])?)?;
+        drop(v1);
         let v4 = ops::affine(&v3, -1f64, 0f64)?;
         let v6 = ops::contract(&v4, &saved.share, "bwd,bw->d")?;
+        drop(v4);
         let v7 = ops::broadcast(&v6, &[-1, 0], &[4096, 64])?;
         let v9 = ops::gather_sum_grad(&saved.codes, &v3, 4096)?;
+        drop(v3);
         let v10 = ops::add(&v7, &v9)?;
+        drop(v7);
+        drop(v9);
         let v11 = ops::to_act(&v10, like.kind())?;
         accumulate(&mut grads.weight, v11)?;
         Ok(())
@@ -3355,10 +3373,13 @@ pub mod rms_norm {
         let wide = ops::to_f32(x, like)?;
         let v2 = ops::square(&wide)?;
         let v3 = ops::mean(&v2, &[2])?;
+        drop(v2);
         let v4 = ops::affine(&v3, 1f64, 0.000001f64)?;
+        drop(v3);
         let v5 = ops::rsqrt(&v4)?;
         let v6 = ops::mul(&wide, &ops::align(&v5, &[0, 1, -1])?)?;
         let unit = ops::to_act(&v6, like.kind())?;
+        drop(v6);
         let v9 = ops::mul(&unit, weights.weight)?;
         let saved = Saved {
             wide: wide,
@@ -3383,16 +3404,27 @@ pub mod rms_norm {
         let v2 = ops::mul(d_result, weights.weight)?;
         let v4 = ops::mul(d_result, &saved.unit)?;
         let v5 = ops::sum(&v4, &[0, 1])?;
+        drop(v4);
         let v6 = ops::to_f32(&v2, like)?;
+        drop(v2);
         let v8 = ops::mul(&v6, &ops::align(&saved.v5, &[0, 1, -1])?)?;
         let v10 = ops::mul(&v6, &saved.wide)?;
+        drop(v6);
         let v11 = ops::sum(&v10, &[2])?;
+        drop(v10);
         let v13 = ops::rsqrt_grad(&saved.v4, &v11)?;
+        drop(v11);
         let v14 = ops::affine(&v13, 1f64, 0f64)?;
+        drop(v13);
         let v15 = ops::affine(&v14, 0.015625f64, 0f64)?;
+        drop(v14);
         let v16 = ops::broadcast(&v15, &[0, 1, -1], &[size_b, size_w, 64])?;
+        drop(v15);
         let v17 = ops::square_grad(&saved.wide, &v16)?;
+        drop(v16);
         let v18 = ops::add(&v8, &v17)?;
+        drop(v8);
+        drop(v17);
         let v19 = ops::to_act(&v18, like.kind())?;
         accumulate(&mut grads.weight, v5)?;
         Ok(v19)
@@ -3448,12 +3480,17 @@ pub mod layer_norm {
         let wide = ops::to_f32(x, like)?;
         let v2 = ops::mean(&wide, &[1])?;
         let centred = ops::sub(&wide, &ops::align(&v2, &[0, -1])?)?;
+        drop(wide);
+        drop(v2);
         let v4 = ops::square(&centred)?;
         let v5 = ops::mean(&v4, &[1])?;
+        drop(v4);
         let v6 = ops::affine(&v5, 1f64, 0.00001f64)?;
+        drop(v5);
         let v7 = ops::rsqrt(&v6)?;
         let v8 = ops::mul(&centred, &ops::align(&v7, &[0, -1])?)?;
         let unit = ops::to_act(&v8, like.kind())?;
+        drop(v8);
         let v11 = ops::mul(&unit, weights.weight)?;
         let v13 = ops::add(&v11, weights.bias)?;
         let saved = Saved {
@@ -3478,21 +3515,37 @@ pub mod layer_norm {
         let v3 = ops::mul(d_result, weights.weight)?;
         let v5 = ops::mul(d_result, &saved.unit)?;
         let v6 = ops::sum(&v5, &[0])?;
+        drop(v5);
         let v7 = ops::to_f32(&v3, like)?;
+        drop(v3);
         let v9 = ops::mul(&v7, &ops::align(&saved.v7, &[0, -1])?)?;
         let v11 = ops::mul(&v7, &saved.centred)?;
+        drop(v7);
         let v12 = ops::sum(&v11, &[1])?;
+        drop(v11);
         let v14 = ops::rsqrt_grad(&saved.v6, &v12)?;
+        drop(v12);
         let v15 = ops::affine(&v14, 1f64, 0f64)?;
+        drop(v14);
         let v16 = ops::affine(&v15, 0.015625f64, 0f64)?;
+        drop(v15);
         let v17 = ops::broadcast(&v16, &[0, -1], &[size_b, 64])?;
+        drop(v16);
         let v18 = ops::square_grad(&saved.centred, &v17)?;
+        drop(v17);
         let v19 = ops::add(&v9, &v18)?;
+        drop(v9);
+        drop(v18);
         let v20 = ops::affine(&v19, -1f64, 0f64)?;
         let v21 = ops::sum(&v20, &[1])?;
+        drop(v20);
         let v22 = ops::affine(&v21, 0.015625f64, 0f64)?;
+        drop(v21);
         let v23 = ops::broadcast(&v22, &[0, -1], &[size_b, 64])?;
+        drop(v22);
         let v24 = ops::add(&v19, &v23)?;
+        drop(v19);
+        drop(v23);
         let v25 = ops::to_act(&v24, like.kind())?;
         accumulate(&mut grads.weight, v6)?;
         accumulate(&mut grads.bias, v1)?;
@@ -3568,13 +3621,16 @@ pub mod memory_stream {
     ) -> Result<(Tensor, Saved)> {
         let v4 = ops::contract(x, weights.gate, "btd,d->bt")?;
         let v5 = ops::to_f32(&v4, like)?;
+        drop(v4);
         let v7 = ops::add(&v5, weights.gate_bias)?;
+        drop(v5);
         let openness = ops::sigmoid(&v7)?;
         let v10 = ops::softplus(weights.strength)?;
         let v11 = ops::to_f32(continues, like)?;
         let v12 = ops::mul(&v10, &v11)?;
         let v13 = ops::mul(&openness, &ops::align(&v12, &[0, -1])?)?;
         let amount = ops::to_act(&v13, like.kind())?;
+        drop(v13);
         let (v15, norm_call) = layer_norm::forward(like, &weights.norm, memory)?;
         let v16 = ops::contract(&amount, &v15, "bt,bd->btd")?;
         let v17 = ops::add(x, &v16)?;
@@ -3608,20 +3664,30 @@ pub mod memory_stream {
             &mut grads.norm,
             &v4,
         )?;
+        drop(v4);
         let v6 = ops::to_f32(&v2, like)?;
+        drop(v2);
         let v8 = ops::mul(&v6, &ops::align(&saved.v12, &[0, -1])?)?;
         let v10 = ops::mul(&v6, &saved.openness)?;
+        drop(v6);
         let v11 = ops::sum(&v10, &[1])?;
+        drop(v10);
         let v13 = ops::mul(&v11, &saved.v11)?;
         let v15 = ops::mul(&v11, &saved.v10)?;
+        drop(v11);
         let v16 = ops::sum(&v13, &[0])?;
+        drop(v13);
         let v17 = ops::to_act(&v15, like.kind())?;
+        drop(v15);
         let v19 = ops::softplus_grad(weights.strength, &v16)?;
         let v21 = ops::sigmoid_grad(&saved.v7, &v8)?;
+        drop(v8);
         let v22 = ops::sum(&v21, &[0, 1])?;
         let v23 = ops::to_act(&v21, like.kind())?;
+        drop(v21);
         let v25 = ops::contract(&v23, weights.gate, "bt,d->btd")?;
         let v27 = ops::contract(&v23, &saved.x, "bt,btd->d")?;
+        drop(v23);
         let v28 = ops::add(d_result, &v25)?;
         accumulate(&mut grads.strength, v19)?;
         accumulate(&mut grads.gate, v27)?;
@@ -3677,10 +3743,13 @@ pub mod rms_norm_2 {
         let wide = ops::to_f32(x, like)?;
         let v2 = ops::square(&wide)?;
         let v3 = ops::mean(&v2, &[2])?;
+        drop(v2);
         let v4 = ops::affine(&v3, 1f64, 0.000001f64)?;
+        drop(v3);
         let v5 = ops::rsqrt(&v4)?;
         let v6 = ops::mul(&wide, &ops::align(&v5, &[0, 1, -1])?)?;
         let unit = ops::to_act(&v6, like.kind())?;
+        drop(v6);
         let v9 = ops::mul(&unit, weights.weight)?;
         let saved = Saved {
             wide: wide,
@@ -3705,16 +3774,27 @@ pub mod rms_norm_2 {
         let v2 = ops::mul(d_result, weights.weight)?;
         let v4 = ops::mul(d_result, &saved.unit)?;
         let v5 = ops::sum(&v4, &[0, 1])?;
+        drop(v4);
         let v6 = ops::to_f32(&v2, like)?;
+        drop(v2);
         let v8 = ops::mul(&v6, &ops::align(&saved.v5, &[0, 1, -1])?)?;
         let v10 = ops::mul(&v6, &saved.wide)?;
+        drop(v6);
         let v11 = ops::sum(&v10, &[2])?;
+        drop(v10);
         let v13 = ops::rsqrt_grad(&saved.v4, &v11)?;
+        drop(v11);
         let v14 = ops::affine(&v13, 1f64, 0f64)?;
+        drop(v13);
         let v15 = ops::affine(&v14, 0.00390625f64, 0f64)?;
+        drop(v14);
         let v16 = ops::broadcast(&v15, &[0, 1, -1], &[size_b, size_t, 256])?;
+        drop(v15);
         let v17 = ops::square_grad(&saved.wide, &v16)?;
+        drop(v16);
         let v18 = ops::add(&v8, &v17)?;
+        drop(v8);
+        drop(v17);
         let v19 = ops::to_act(&v18, like.kind())?;
         accumulate(&mut grads.weight, v5)?;
         Ok(v19)
@@ -3768,10 +3848,13 @@ pub mod rms_norm_3 {
         let wide = ops::to_f32(x, like)?;
         let v2 = ops::square(&wide)?;
         let v3 = ops::mean(&v2, &[2])?;
+        drop(v2);
         let v4 = ops::affine(&v3, 1f64, 0.000001f64)?;
+        drop(v3);
         let v5 = ops::rsqrt(&v4)?;
         let v6 = ops::mul(&wide, &ops::align(&v5, &[0, 1, -1])?)?;
         let unit = ops::to_act(&v6, like.kind())?;
+        drop(v6);
         let v9 = ops::mul(&unit, weights.weight)?;
         let saved = Saved {
             wide: wide,
@@ -3796,16 +3879,27 @@ pub mod rms_norm_3 {
         let v2 = ops::mul(d_result, weights.weight)?;
         let v4 = ops::mul(d_result, &saved.unit)?;
         let v5 = ops::sum(&v4, &[0, 1])?;
+        drop(v4);
         let v6 = ops::to_f32(&v2, like)?;
+        drop(v2);
         let v8 = ops::mul(&v6, &ops::align(&saved.v5, &[0, 1, -1])?)?;
         let v10 = ops::mul(&v6, &saved.wide)?;
+        drop(v6);
         let v11 = ops::sum(&v10, &[2])?;
+        drop(v10);
         let v13 = ops::rsqrt_grad(&saved.v4, &v11)?;
+        drop(v11);
         let v14 = ops::affine(&v13, 1f64, 0f64)?;
+        drop(v13);
         let v15 = ops::affine(&v14, 0.015625f64, 0f64)?;
+        drop(v14);
         let v16 = ops::broadcast(&v15, &[0, 1, -1], &[size_b, size_t, 64])?;
+        drop(v15);
         let v17 = ops::square_grad(&saved.wide, &v16)?;
+        drop(v16);
         let v18 = ops::add(&v8, &v17)?;
+        drop(v8);
+        drop(v17);
         let v19 = ops::to_act(&v18, like.kind())?;
         accumulate(&mut grads.weight, v5)?;
         Ok(v19)
@@ -3852,6 +3946,7 @@ pub mod short_conv {
     ) -> Result<(Tensor, Saved)> {
         let v2 = ops::causal_conv(x, weights.weight)?;
         let v4 = ops::add(&v2, weights.bias)?;
+        drop(v2);
         let v5 = ops::silu(&v4)?;
         let saved = Saved {
             x: x.shallow_clone(),
@@ -3927,10 +4022,13 @@ pub mod rms_norm_4 {
         let wide = ops::to_f32(x, like)?;
         let v2 = ops::square(&wide)?;
         let v3 = ops::mean(&v2, &[3])?;
+        drop(v2);
         let v4 = ops::affine(&v3, 1f64, 0.000001f64)?;
+        drop(v3);
         let v5 = ops::rsqrt(&v4)?;
         let v6 = ops::mul(&wide, &ops::align(&v5, &[0, 1, 2, -1])?)?;
         let unit = ops::to_act(&v6, like.kind())?;
+        drop(v6);
         let v9 = ops::mul(&unit, weights.weight)?;
         let saved = Saved {
             wide: wide,
@@ -3957,16 +4055,27 @@ pub mod rms_norm_4 {
         let v2 = ops::mul(d_result, weights.weight)?;
         let v4 = ops::mul(d_result, &saved.unit)?;
         let v5 = ops::sum(&v4, &[0, 1, 2])?;
+        drop(v4);
         let v6 = ops::to_f32(&v2, like)?;
+        drop(v2);
         let v8 = ops::mul(&v6, &ops::align(&saved.v5, &[0, 1, 2, -1])?)?;
         let v10 = ops::mul(&v6, &saved.wide)?;
+        drop(v6);
         let v11 = ops::sum(&v10, &[3])?;
+        drop(v10);
         let v13 = ops::rsqrt_grad(&saved.v4, &v11)?;
+        drop(v11);
         let v14 = ops::affine(&v13, 1f64, 0f64)?;
+        drop(v13);
         let v15 = ops::affine(&v14, 0.03125f64, 0f64)?;
+        drop(v14);
         let v16 = ops::broadcast(&v15, &[0, 1, 2, -1], &[size_b, size_t, size_h, 32])?;
+        drop(v15);
         let v17 = ops::square_grad(&saved.wide, &v16)?;
+        drop(v16);
         let v18 = ops::add(&v8, &v17)?;
+        drop(v8);
+        drop(v17);
         let v19 = ops::to_act(&v18, like.kind())?;
         accumulate(&mut grads.weight, v5)?;
         Ok(v19)
@@ -4147,45 +4256,65 @@ pub mod gated_delta_net {
         let size_t = ops::length(x, 1)?;
         let v2 = ops::contract(x, weights.query, "btd,ed->bte")?;
         let (v3, query_conv_call) = short_conv::forward(like, &weights.query_conv, &v2)?;
+        drop(v2);
         let v4 = ops::split(&v3, 2, &[2, 32])?;
+        drop(v3);
         let q_heads = ops::to_f32(&v4, like)?;
+        drop(v4);
         let v7 = ops::contract(x, weights.key, "btd,ed->bte")?;
         let (v8, key_conv_call) = short_conv::forward(like, &weights.key_conv, &v7)?;
+        drop(v7);
         let v9 = ops::split(&v8, 2, &[2, 32])?;
+        drop(v8);
         let k_heads = ops::to_f32(&v9, like)?;
+        drop(v9);
         let v12 = ops::contract(x, weights.value, "btd,ed->bte")?;
         let (v13, value_conv_call) = short_conv::forward(
             like,
             &weights.value_conv,
             &v12,
         )?;
+        drop(v12);
         let values = ops::split(&v13, 2, &[2, 32])?;
+        drop(v13);
         let v16 = ops::contract(x, weights.gate, "btd,ed->bte")?;
         let gates = ops::split(&v16, 2, &[2, 32])?;
+        drop(v16);
         let v18 = ops::square(&q_heads)?;
         let v19 = ops::sum(&v18, &[3])?;
+        drop(v18);
         let v20 = ops::constant_f32(0.000000000000000000000001f64, like)?;
         let v21 = ops::max(&v19, &v20)?;
         let v22 = ops::rsqrt(&v21)?;
         let q_unit = ops::mul(&q_heads, &ops::align(&v22, &[0, 1, 2, -1])?)?;
         let v24 = ops::square(&k_heads)?;
         let v25 = ops::sum(&v24, &[3])?;
+        drop(v24);
         let v26 = ops::constant_f32(0.000000000000000000000001f64, like)?;
         let v27 = ops::max(&v25, &v26)?;
         let v28 = ops::rsqrt(&v27)?;
         let k_unit = ops::mul(&k_heads, &ops::align(&v28, &[0, 1, 2, -1])?)?;
         let v30 = ops::rotary(&q_unit, 1, 100000f64, false)?;
+        drop(q_unit);
         let queries = ops::to_act(&v30, like.kind())?;
+        drop(v30);
         let v32 = ops::rotary(&k_unit, 1, 100000f64, false)?;
+        drop(k_unit);
         let keys = ops::to_act(&v32, like.kind())?;
+        drop(v32);
         let v35 = ops::contract(x, weights.write, "btd,hd->bth")?;
         let v36 = ops::to_f32(&v35, like)?;
+        drop(v35);
         let v38 = ops::add(&v36, weights.write_bias)?;
+        drop(v36);
         let beta = ops::sigmoid(&v38)?;
         let v41 = ops::contract(x, weights.decay, "btd,hd->bth")?;
         let v42 = ops::to_f32(&v41, like)?;
+        drop(v41);
         let v44 = ops::add(&v42, weights.decay_bias)?;
+        drop(v42);
         let v46 = ops::add(&v44, weights.dt_bias)?;
+        drop(v44);
         let pace = ops::softplus(&v46)?;
         let v49 = ops::exp(weights.a_log)?;
         let v50 = ops::affine(&v49, -1f64, 0f64)?;
@@ -4195,19 +4324,29 @@ pub mod gated_delta_net {
         let v54 = ops::to_f32(&keys, like)?;
         let v55 = ops::mul(&v53, &v54)?;
         let agreement = ops::sum(&v55, &[3])?;
+        drop(v55);
         let v57 = ops::to_f32(&read, like)?;
+        drop(read);
         let v59 = ops::mul(weights.skip, &agreement)?;
         let v60 = ops::to_f32(&values, like)?;
         let v61 = ops::mul(&ops::align(&v59, &[0, 1, 2, -1])?, &v60)?;
         let v62 = ops::add(&v57, &v61)?;
+        drop(v57);
+        drop(v61);
         let o = ops::to_act(&v62, like.kind())?;
+        drop(v62);
         let v64 = ops::to_f32(&gates, like)?;
+        drop(gates);
         let v65 = ops::sigmoid(&v64)?;
         let (v66, out_norm_call) = rms_norm_4::forward(like, &weights.out_norm, &o)?;
+        drop(o);
         let v67 = ops::to_f32(&v66, like)?;
+        drop(v66);
         let v68 = ops::mul(&v65, &v67)?;
         let gated = ops::to_act(&v68, like.kind())?;
+        drop(v68);
         let v70 = ops::merge(&gated, 2, 2)?;
+        drop(gated);
         let v72 = ops::contract(&v70, weights.out, "bte,de->btd")?;
         let saved = Saved {
             x: x.shallow_clone(),
@@ -4259,10 +4398,14 @@ pub mod gated_delta_net {
         let v2 = ops::contract(d_result, weights.out, "btd,de->bte")?;
         let v4 = ops::contract(d_result, &saved.v70, "btd,bte->de")?;
         let v5 = ops::split(&v2, 2, &[2, 32])?;
+        drop(v2);
         let v6 = ops::to_f32(&v5, like)?;
+        drop(v5);
         let v8 = ops::mul(&v6, &saved.v67)?;
         let v10 = ops::mul(&v6, &saved.v65)?;
+        drop(v6);
         let v11 = ops::to_act(&v10, like.kind())?;
+        drop(v10);
         let v12 = rms_norm_4::backward(
             like,
             &weights.out_norm,
@@ -4270,22 +4413,35 @@ pub mod gated_delta_net {
             &mut grads.out_norm,
             &v11,
         )?;
+        drop(v11);
         let v14 = ops::sigmoid_grad(&saved.v64, &v8)?;
+        drop(v8);
         let v15 = ops::to_act(&v14, like.kind())?;
+        drop(v14);
         let v16 = ops::to_f32(&v12, like)?;
+        drop(v12);
         let v18 = ops::mul(&v16, &saved.v60)?;
         let v20 = ops::mul(&v16, &ops::align(&saved.v59, &[0, 1, 2, -1])?)?;
         let v21 = ops::sum(&v18, &[3])?;
+        drop(v18);
         let v22 = ops::to_act(&v20, like.kind())?;
+        drop(v20);
         let v24 = ops::mul(&v21, &saved.agreement)?;
         let v26 = ops::mul(&v21, weights.skip)?;
+        drop(v21);
         let v27 = ops::sum(&v24, &[0, 1])?;
+        drop(v24);
         let v28 = ops::to_act(&v16, like.kind())?;
+        drop(v16);
         let v29 = ops::broadcast(&v26, &[0, 1, 2, -1], &[size_b, size_t, 2, 32])?;
+        drop(v26);
         let v31 = ops::mul(&v29, &saved.v54)?;
         let v33 = ops::mul(&v29, &saved.v53)?;
+        drop(v29);
         let v34 = ops::to_act(&v33, like.kind())?;
+        drop(v33);
         let v35 = ops::to_act(&v31, like.kind())?;
+        drop(v31);
         let (v41, v42, v43, v44, v45) = ops::gated_delta_rule_grad(
             &saved.queries,
             &saved.keys,
@@ -4294,57 +4450,101 @@ pub mod gated_delta_net {
             &saved.beta,
             &v28,
         )?;
+        drop(v28);
         let v46 = ops::add(&v35, &v41)?;
+        drop(v35);
+        drop(v41);
         let v47 = ops::add(&v34, &v42)?;
+        drop(v34);
+        drop(v42);
         let v48 = ops::add(&v22, &v43)?;
+        drop(v22);
+        drop(v43);
         let v50 = ops::mul(&v44, &saved.pace)?;
         let v52 = ops::mul(&v44, &saved.v50)?;
+        drop(v44);
         let v53 = ops::sum(&v50, &[0, 1])?;
+        drop(v50);
         let v54 = ops::affine(&v53, -1f64, 0f64)?;
         let v56 = ops::exp_grad(weights.a_log, &v54)?;
         let v58 = ops::softplus_grad(&saved.v46, &v52)?;
+        drop(v52);
         let v59 = ops::sum(&v58, &[0, 1])?;
         let v60 = ops::sum(&v58, &[0, 1])?;
         let v61 = ops::to_act(&v58, like.kind())?;
+        drop(v58);
         let v63 = ops::contract(&v61, weights.decay, "bth,hd->btd")?;
         let v65 = ops::contract(&v61, &saved.x, "bth,btd->hd")?;
+        drop(v61);
         let v67 = ops::sigmoid_grad(&saved.v38, &v45)?;
+        drop(v45);
         let v68 = ops::sum(&v67, &[0, 1])?;
         let v69 = ops::to_act(&v67, like.kind())?;
+        drop(v67);
         let v71 = ops::contract(&v69, weights.write, "bth,hd->btd")?;
         let v72 = ops::contract(&v69, &saved.x, "bth,btd->hd")?;
+        drop(v69);
         let v73 = ops::add(&v63, &v71)?;
+        drop(v63);
+        drop(v71);
         let v74 = ops::to_f32(&v47, like)?;
+        drop(v47);
         let v75 = ops::rotary(&v74, 1, 100000f64, true)?;
+        drop(v74);
         let v76 = ops::to_f32(&v46, like)?;
+        drop(v46);
         let v77 = ops::rotary(&v76, 1, 100000f64, true)?;
+        drop(v76);
         let v79 = ops::mul(&v75, &ops::align(&saved.v28, &[0, 1, 2, -1])?)?;
         let v81 = ops::mul(&v75, &saved.k_heads)?;
+        drop(v75);
         let v82 = ops::sum(&v81, &[3])?;
+        drop(v81);
         let v84 = ops::rsqrt_grad(&saved.v27, &v82)?;
+        drop(v82);
         let v86 = ops::constant_f32(0.000000000000000000000001f64, like)?;
         let v87 = ops::ge(&saved.v25, &v86)?;
         let v88 = ops::constant_f32(0f64, like)?;
         let v89 = ops::where_(&v87, &v84, &v88)?;
+        drop(v84);
+        drop(v87);
         let v90 = ops::broadcast(&v89, &[0, 1, 2, -1], &[size_b, size_t, 2, 32])?;
+        drop(v89);
         let v91 = ops::square_grad(&saved.k_heads, &v90)?;
+        drop(v90);
         let v92 = ops::add(&v79, &v91)?;
+        drop(v79);
+        drop(v91);
         let v94 = ops::mul(&v77, &ops::align(&saved.v22, &[0, 1, 2, -1])?)?;
         let v96 = ops::mul(&v77, &saved.q_heads)?;
+        drop(v77);
         let v97 = ops::sum(&v96, &[3])?;
+        drop(v96);
         let v99 = ops::rsqrt_grad(&saved.v21, &v97)?;
+        drop(v97);
         let v101 = ops::constant_f32(0.000000000000000000000001f64, like)?;
         let v102 = ops::ge(&saved.v19, &v101)?;
         let v103 = ops::constant_f32(0f64, like)?;
         let v104 = ops::where_(&v102, &v99, &v103)?;
+        drop(v99);
+        drop(v102);
         let v105 = ops::broadcast(&v104, &[0, 1, 2, -1], &[size_b, size_t, 2, 32])?;
+        drop(v104);
         let v106 = ops::square_grad(&saved.q_heads, &v105)?;
+        drop(v105);
         let v107 = ops::add(&v94, &v106)?;
+        drop(v94);
+        drop(v106);
         let v108 = ops::merge(&v15, 2, 2)?;
+        drop(v15);
         let v110 = ops::contract(&v108, weights.gate, "bte,ed->btd")?;
         let v111 = ops::contract(&v108, &saved.x, "bte,btd->ed")?;
+        drop(v108);
         let v112 = ops::add(&v73, &v110)?;
+        drop(v73);
+        drop(v110);
         let v113 = ops::merge(&v48, 2, 2)?;
+        drop(v48);
         let v114 = short_conv::backward(
             like,
             &weights.value_conv,
@@ -4352,11 +4552,17 @@ pub mod gated_delta_net {
             &mut grads.value_conv,
             &v113,
         )?;
+        drop(v113);
         let v116 = ops::contract(&v114, weights.value, "bte,ed->btd")?;
         let v117 = ops::contract(&v114, &saved.x, "bte,btd->ed")?;
+        drop(v114);
         let v118 = ops::add(&v112, &v116)?;
+        drop(v112);
+        drop(v116);
         let v119 = ops::to_act(&v92, like.kind())?;
+        drop(v92);
         let v120 = ops::merge(&v119, 2, 2)?;
+        drop(v119);
         let v121 = short_conv::backward(
             like,
             &weights.key_conv,
@@ -4364,11 +4570,17 @@ pub mod gated_delta_net {
             &mut grads.key_conv,
             &v120,
         )?;
+        drop(v120);
         let v123 = ops::contract(&v121, weights.key, "bte,ed->btd")?;
         let v124 = ops::contract(&v121, &saved.x, "bte,btd->ed")?;
+        drop(v121);
         let v125 = ops::add(&v118, &v123)?;
+        drop(v118);
+        drop(v123);
         let v126 = ops::to_act(&v107, like.kind())?;
+        drop(v107);
         let v127 = ops::merge(&v126, 2, 2)?;
+        drop(v126);
         let v128 = short_conv::backward(
             like,
             &weights.query_conv,
@@ -4376,8 +4588,10 @@ pub mod gated_delta_net {
             &mut grads.query_conv,
             &v127,
         )?;
+        drop(v127);
         let v130 = ops::contract(&v128, weights.query, "bte,ed->btd")?;
         let v131 = ops::contract(&v128, &saved.x, "bte,btd->ed")?;
+        drop(v128);
         let v132 = ops::add(&v125, &v130)?;
         accumulate(&mut grads.query, v131)?;
         accumulate(&mut grads.key, v124)?;
@@ -4517,28 +4731,41 @@ pub mod hyper_connection {
     ) -> Result<(Tensor, Saved)> {
         let v1 = ops::merge(x, 2, 2)?;
         let (u, flat_norm_call) = rms_norm_2::forward(like, &weights.flat_norm, &v1)?;
+        drop(v1);
         let v5 = ops::contract(&u, weights.phi_pre, "btw,nw->btn")?;
         let v6 = ops::to_f32(&v5, like)?;
+        drop(v5);
         let v7 = ops::mul(weights.alpha_pre, &v6)?;
         let v9 = ops::add(&v7, weights.bias_pre)?;
+        drop(v7);
         let v10 = ops::sigmoid(&v9)?;
         let pre = ops::to_act(&v10, like.kind())?;
+        drop(v10);
         let v14 = ops::contract(&u, weights.phi_post, "btw,nw->btn")?;
         let v15 = ops::to_f32(&v14, like)?;
+        drop(v14);
         let v16 = ops::mul(weights.alpha_post, &v15)?;
         let v18 = ops::add(&v16, weights.bias_post)?;
+        drop(v16);
         let v19 = ops::sigmoid(&v18)?;
         let v20 = ops::affine(&v19, 2f64, 0f64)?;
+        drop(v19);
         let post = ops::to_act(&v20, like.kind())?;
+        drop(v20);
         let v24 = ops::contract(&u, weights.phi_residual, "btw,njw->btnj")?;
         let v25 = ops::to_f32(&v24, like)?;
+        drop(v24);
         let v26 = ops::mul(weights.alpha_residual, &v25)?;
         let logits = ops::add(&v26, weights.bias_residual)?;
+        drop(v26);
         let v29 = ops::sinkhorn(&logits, 20, 0.000001f64)?;
         let residual = ops::to_act(&v29, like.kind())?;
+        drop(v29);
         let v31 = ops::contract(&pre, x, "btn,btnd->btd")?;
         let (v32, pre_norm_call) = rms_norm_3::forward(like, &weights.pre_norm, &v31)?;
+        drop(v31);
         let (y, body_call) = gated_delta_net::forward(like, &weights.body, &v32)?;
+        drop(v32);
         let v34 = Tensor::shallow_clone(x);
         let mixed = ops::contract(&residual, &v34, "btnj,btjd->btnd")?;
         let written = ops::contract(&post, &y, "btn,btd->btnd")?;
@@ -4576,7 +4803,9 @@ pub mod hyper_connection {
         let v6 = ops::contract(d_result, &saved.v34, "btnd,btjd->btnj")?;
         let v8 = ops::contract(d_result, &saved.residual, "btnd,btnj->btdj")?;
         let v9 = ops::permute(&v8, &[0, 1, 3, 2])?;
+        drop(v8);
         let v10 = Tensor::shallow_clone(&v9);
+        drop(v9);
         let v11 = gated_delta_net::backward(
             like,
             &weights.body,
@@ -4584,6 +4813,7 @@ pub mod hyper_connection {
             &mut grads.body,
             &v4,
         )?;
+        drop(v4);
         let v12 = rms_norm_3::backward(
             like,
             &weights.pre_norm,
@@ -4591,40 +4821,68 @@ pub mod hyper_connection {
             &mut grads.pre_norm,
             &v11,
         )?;
+        drop(v11);
         let v14 = ops::contract(&v12, &saved.x, "btd,btnd->btn")?;
         let v16 = ops::contract(&v12, &saved.pre, "btd,btn->btdn")?;
+        drop(v12);
         let v17 = ops::permute(&v16, &[0, 1, 3, 2])?;
+        drop(v16);
         let v18 = ops::add(&v10, &v17)?;
+        drop(v10);
+        drop(v17);
         let v19 = ops::to_f32(&v6, like)?;
+        drop(v6);
         let v21 = ops::sinkhorn_grad(&saved.logits, &v19, 20, 0.000001f64)?;
+        drop(v19);
         let v22 = ops::sum(&v21, &[0, 1])?;
         let v24 = ops::mul(&v21, &saved.v25)?;
         let v26 = ops::mul(&v21, weights.alpha_residual)?;
+        drop(v21);
         let v27 = ops::sum(&v24, &[0, 1, 2, 3])?;
+        drop(v24);
         let v28 = ops::to_act(&v26, like.kind())?;
+        drop(v26);
         let v30 = ops::contract(&v28, weights.phi_residual, "btnj,njw->btw")?;
         let v32 = ops::contract(&v28, &saved.u, "btnj,btw->njw")?;
+        drop(v28);
         let v33 = ops::to_f32(&v2, like)?;
+        drop(v2);
         let v34 = ops::affine(&v33, 2f64, 0f64)?;
+        drop(v33);
         let v36 = ops::sigmoid_grad(&saved.v18, &v34)?;
+        drop(v34);
         let v37 = ops::sum(&v36, &[0, 1])?;
         let v39 = ops::mul(&v36, &saved.v15)?;
         let v41 = ops::mul(&v36, weights.alpha_post)?;
+        drop(v36);
         let v42 = ops::sum(&v39, &[0, 1, 2])?;
+        drop(v39);
         let v43 = ops::to_act(&v41, like.kind())?;
+        drop(v41);
         let v45 = ops::contract(&v43, weights.phi_post, "btn,nw->btw")?;
         let v46 = ops::contract(&v43, &saved.u, "btn,btw->nw")?;
+        drop(v43);
         let v47 = ops::add(&v30, &v45)?;
+        drop(v30);
+        drop(v45);
         let v48 = ops::to_f32(&v14, like)?;
+        drop(v14);
         let v50 = ops::sigmoid_grad(&saved.v9, &v48)?;
+        drop(v48);
         let v51 = ops::sum(&v50, &[0, 1])?;
         let v53 = ops::mul(&v50, &saved.v6)?;
         let v55 = ops::mul(&v50, weights.alpha_pre)?;
+        drop(v50);
         let v56 = ops::sum(&v53, &[0, 1, 2])?;
+        drop(v53);
         let v57 = ops::to_act(&v55, like.kind())?;
+        drop(v55);
         let v59 = ops::contract(&v57, weights.phi_pre, "btn,nw->btw")?;
         let v60 = ops::contract(&v57, &saved.u, "btn,btw->nw")?;
+        drop(v57);
         let v61 = ops::add(&v47, &v59)?;
+        drop(v47);
+        drop(v59);
         let v62 = rms_norm_2::backward(
             like,
             &weights.flat_norm,
@@ -4632,7 +4890,9 @@ pub mod hyper_connection {
             &mut grads.flat_norm,
             &v61,
         )?;
+        drop(v61);
         let v63 = ops::split(&v62, 2, &[4, 64])?;
+        drop(v62);
         let v64 = ops::add(&v18, &v63)?;
         accumulate(&mut grads.phi_pre, v60)?;
         accumulate(&mut grads.phi_post, v46)?;
@@ -4720,11 +4980,15 @@ pub mod swi_glu {
         let v4 = ops::contract(d_result, &saved.hidden, "btd,btf->df")?;
         let v6 = ops::mul(&v2, &saved.v5)?;
         let v8 = ops::mul(&v2, &saved.v3)?;
+        drop(v2);
         let v10 = ops::contract(&v8, weights.up, "btf,fd->btd")?;
         let v12 = ops::contract(&v8, &saved.x, "btf,btd->fd")?;
+        drop(v8);
         let v14 = ops::silu_grad(&saved.v2, &v6)?;
+        drop(v6);
         let v16 = ops::contract(&v14, weights.gate, "btf,fd->btd")?;
         let v17 = ops::contract(&v14, &saved.x, "btf,btd->fd")?;
+        drop(v14);
         let v18 = ops::add(&v10, &v16)?;
         accumulate(&mut grads.gate, v17)?;
         accumulate(&mut grads.up, v12)?;
@@ -4855,28 +5119,41 @@ pub mod hyper_connection_2 {
     ) -> Result<(Tensor, Saved)> {
         let v1 = ops::merge(x, 2, 2)?;
         let (u, flat_norm_call) = rms_norm_2::forward(like, &weights.flat_norm, &v1)?;
+        drop(v1);
         let v5 = ops::contract(&u, weights.phi_pre, "btw,nw->btn")?;
         let v6 = ops::to_f32(&v5, like)?;
+        drop(v5);
         let v7 = ops::mul(weights.alpha_pre, &v6)?;
         let v9 = ops::add(&v7, weights.bias_pre)?;
+        drop(v7);
         let v10 = ops::sigmoid(&v9)?;
         let pre = ops::to_act(&v10, like.kind())?;
+        drop(v10);
         let v14 = ops::contract(&u, weights.phi_post, "btw,nw->btn")?;
         let v15 = ops::to_f32(&v14, like)?;
+        drop(v14);
         let v16 = ops::mul(weights.alpha_post, &v15)?;
         let v18 = ops::add(&v16, weights.bias_post)?;
+        drop(v16);
         let v19 = ops::sigmoid(&v18)?;
         let v20 = ops::affine(&v19, 2f64, 0f64)?;
+        drop(v19);
         let post = ops::to_act(&v20, like.kind())?;
+        drop(v20);
         let v24 = ops::contract(&u, weights.phi_residual, "btw,njw->btnj")?;
         let v25 = ops::to_f32(&v24, like)?;
+        drop(v24);
         let v26 = ops::mul(weights.alpha_residual, &v25)?;
         let logits = ops::add(&v26, weights.bias_residual)?;
+        drop(v26);
         let v29 = ops::sinkhorn(&logits, 20, 0.000001f64)?;
         let residual = ops::to_act(&v29, like.kind())?;
+        drop(v29);
         let v31 = ops::contract(&pre, x, "btn,btnd->btd")?;
         let (v32, pre_norm_call) = rms_norm_3::forward(like, &weights.pre_norm, &v31)?;
+        drop(v31);
         let (y, body_call) = swi_glu::forward(like, &weights.body, &v32)?;
+        drop(v32);
         let v34 = Tensor::shallow_clone(x);
         let mixed = ops::contract(&residual, &v34, "btnj,btjd->btnd")?;
         let written = ops::contract(&post, &y, "btn,btd->btnd")?;
@@ -4914,7 +5191,9 @@ pub mod hyper_connection_2 {
         let v6 = ops::contract(d_result, &saved.v34, "btnd,btjd->btnj")?;
         let v8 = ops::contract(d_result, &saved.residual, "btnd,btnj->btdj")?;
         let v9 = ops::permute(&v8, &[0, 1, 3, 2])?;
+        drop(v8);
         let v10 = Tensor::shallow_clone(&v9);
+        drop(v9);
         let v11 = swi_glu::backward(
             like,
             &weights.body,
@@ -4922,6 +5201,7 @@ pub mod hyper_connection_2 {
             &mut grads.body,
             &v4,
         )?;
+        drop(v4);
         let v12 = rms_norm_3::backward(
             like,
             &weights.pre_norm,
@@ -4929,40 +5209,68 @@ pub mod hyper_connection_2 {
             &mut grads.pre_norm,
             &v11,
         )?;
+        drop(v11);
         let v14 = ops::contract(&v12, &saved.x, "btd,btnd->btn")?;
         let v16 = ops::contract(&v12, &saved.pre, "btd,btn->btdn")?;
+        drop(v12);
         let v17 = ops::permute(&v16, &[0, 1, 3, 2])?;
+        drop(v16);
         let v18 = ops::add(&v10, &v17)?;
+        drop(v10);
+        drop(v17);
         let v19 = ops::to_f32(&v6, like)?;
+        drop(v6);
         let v21 = ops::sinkhorn_grad(&saved.logits, &v19, 20, 0.000001f64)?;
+        drop(v19);
         let v22 = ops::sum(&v21, &[0, 1])?;
         let v24 = ops::mul(&v21, &saved.v25)?;
         let v26 = ops::mul(&v21, weights.alpha_residual)?;
+        drop(v21);
         let v27 = ops::sum(&v24, &[0, 1, 2, 3])?;
+        drop(v24);
         let v28 = ops::to_act(&v26, like.kind())?;
+        drop(v26);
         let v30 = ops::contract(&v28, weights.phi_residual, "btnj,njw->btw")?;
         let v32 = ops::contract(&v28, &saved.u, "btnj,btw->njw")?;
+        drop(v28);
         let v33 = ops::to_f32(&v2, like)?;
+        drop(v2);
         let v34 = ops::affine(&v33, 2f64, 0f64)?;
+        drop(v33);
         let v36 = ops::sigmoid_grad(&saved.v18, &v34)?;
+        drop(v34);
         let v37 = ops::sum(&v36, &[0, 1])?;
         let v39 = ops::mul(&v36, &saved.v15)?;
         let v41 = ops::mul(&v36, weights.alpha_post)?;
+        drop(v36);
         let v42 = ops::sum(&v39, &[0, 1, 2])?;
+        drop(v39);
         let v43 = ops::to_act(&v41, like.kind())?;
+        drop(v41);
         let v45 = ops::contract(&v43, weights.phi_post, "btn,nw->btw")?;
         let v46 = ops::contract(&v43, &saved.u, "btn,btw->nw")?;
+        drop(v43);
         let v47 = ops::add(&v30, &v45)?;
+        drop(v30);
+        drop(v45);
         let v48 = ops::to_f32(&v14, like)?;
+        drop(v14);
         let v50 = ops::sigmoid_grad(&saved.v9, &v48)?;
+        drop(v48);
         let v51 = ops::sum(&v50, &[0, 1])?;
         let v53 = ops::mul(&v50, &saved.v6)?;
         let v55 = ops::mul(&v50, weights.alpha_pre)?;
+        drop(v50);
         let v56 = ops::sum(&v53, &[0, 1, 2])?;
+        drop(v53);
         let v57 = ops::to_act(&v55, like.kind())?;
+        drop(v55);
         let v59 = ops::contract(&v57, weights.phi_pre, "btn,nw->btw")?;
         let v60 = ops::contract(&v57, &saved.u, "btn,btw->nw")?;
+        drop(v57);
         let v61 = ops::add(&v47, &v59)?;
+        drop(v47);
+        drop(v59);
         let v62 = rms_norm_2::backward(
             like,
             &weights.flat_norm,
@@ -4970,7 +5278,9 @@ pub mod hyper_connection_2 {
             &mut grads.flat_norm,
             &v61,
         )?;
+        drop(v61);
         let v63 = ops::split(&v62, 2, &[4, 64])?;
+        drop(v62);
         let v64 = ops::add(&v18, &v63)?;
         accumulate(&mut grads.phi_pre, v60)?;
         accumulate(&mut grads.phi_post, v46)?;
@@ -5171,32 +5481,55 @@ pub mod gated_sparse_attention {
         let size_t = ops::length(x, 1)?;
         let v2 = ops::contract(x, weights.index_query, "btd,iad->btia")?;
         let index_queries = ops::to_f32(&v2, like)?;
+        drop(v2);
         let v5 = ops::contract(x, weights.index_key, "btd,id->bti")?;
         let v6 = Tensor::shallow_clone(&v5);
+        drop(v5);
         let index_keys = ops::to_f32(&v6, like)?;
+        drop(v6);
         let v8 = ops::contract(&index_queries, &index_keys, "btia,bsa->btis")?;
+        drop(index_queries);
+        drop(index_keys);
         let match_ = ops::affine(&v8, 0.25f64, 0f64)?;
+        drop(v8);
         let v11 = ops::contract(x, weights.index_weight, "btd,id->bti")?;
         let v12 = ops::to_f32(&v11, like)?;
+        drop(v11);
         let heed = ops::sigmoid(&v12)?;
+        drop(v12);
         let v15 = ops::add(&match_, &ops::align(weights.index_bias, &[-1, -1, 0, -1])?)?;
+        drop(match_);
         let v16 = ops::sigmoid(&v15)?;
+        drop(v15);
         let score = ops::contract(&heed, &v16, "bti,btis->bts")?;
+        drop(heed);
+        drop(v16);
         let v18 = ops::causal(size_t, size_t, like)?;
         let v19 = ops::constant_f32(0f64, like)?;
         let past = ops::where_(&v18, &score, &v19)?;
+        drop(v18);
         let v21 = ops::mean(&past, &[2])?;
         let v22 = ops::sub(&past, &ops::align(&v21, &[0, 1, -1])?)?;
+        drop(past);
+        drop(v21);
         let v23 = ops::square(&v22)?;
+        drop(v22);
         let variance = ops::mean(&v23, &[2])?;
+        drop(v23);
         let v25 = ops::affine(&variance, 32f64, 0f64)?;
         let v27 = ops::constant_f32(0.000001f64, like)?;
         let v28 = ops::max(weights.ema, &v27)?;
         let v29 = ops::div(&v25, &v28)?;
+        drop(v25);
         let wanted = ops::floor(&v29)?;
+        drop(v29);
         let budget = ops::clamp(&wanted, 8f64, 64f64)?;
+        drop(wanted);
         let selected = ops::select_top(&score, &budget, 4, 64)?;
+        drop(score);
+        drop(budget);
         let spread = ops::mean(&variance, &[0, 1])?;
+        drop(variance);
         let v34 = ops::affine(weights.ema, 0.99f64, 0f64)?;
         let v35 = ops::sum_ranks(&spread)?;
         let v36 = ops::affine(&v35, 0.01f64, 0f64)?;
@@ -5207,33 +5540,52 @@ pub mod gated_sparse_attention {
         let v41 = ops::add(&v34, &v40)?;
         let v43 = ops::contract(x, weights.query, "btd,ed->bte")?;
         let v44 = ops::split(&v43, 2, &[2, 32])?;
+        drop(v43);
         let q_heads = ops::to_f32(&v44, like)?;
+        drop(v44);
         let v47 = ops::contract(x, weights.key, "btd,ed->bte")?;
         let v48 = ops::split(&v47, 2, &[2, 32])?;
+        drop(v47);
         let k_heads = ops::to_f32(&v48, like)?;
+        drop(v48);
         let v51 = ops::contract(x, weights.value, "btd,ed->bte")?;
         let v52 = ops::to_f32(&v51, like)?;
+        drop(v51);
         let v54 = ops::contract(x, weights.value_gate, "btd,ed->bte")?;
         let v55 = ops::to_f32(&v54, like)?;
+        drop(v54);
         let v56 = ops::sigmoid(&v55)?;
         let v57 = ops::mul(&v52, &v56)?;
         let opened = ops::to_act(&v57, like.kind())?;
+        drop(v57);
         let v59 = ops::rotary(&q_heads, 1, 100000f64, false)?;
+        drop(q_heads);
         let v60 = ops::affine(&v59, 0.17677669529663687f64, 0f64)?;
+        drop(v59);
         let queries = ops::to_act(&v60, like.kind())?;
+        drop(v60);
         let v62 = ops::rotary(&k_heads, 1, 100000f64, false)?;
+        drop(k_heads);
         let v63 = ops::to_act(&v62, like.kind())?;
+        drop(v62);
         let keys = Tensor::shallow_clone(&v63);
+        drop(v63);
         let v65 = ops::split(&opened, 2, &[2, 32])?;
+        drop(opened);
         let values = Tensor::shallow_clone(&v65);
+        drop(v65);
         let attended = ops::masked_attention(&queries, &keys, &values, &selected)?;
         let v69 = ops::contract(x, weights.output_gate, "btd,ed->bte")?;
         let v70 = ops::to_f32(&v69, like)?;
+        drop(v69);
         let passed = ops::sigmoid(&v70)?;
         let v72 = ops::merge(&attended, 2, 2)?;
+        drop(attended);
         let v73 = ops::to_f32(&v72, like)?;
+        drop(v72);
         let v74 = ops::mul(&v73, &passed)?;
         let v75 = ops::to_act(&v74, like.kind())?;
+        drop(v74);
         let v77 = ops::contract(&v75, weights.out, "bte,de->btd")?;
         next.ema = Some(v41);
         let saved = Saved {
@@ -5263,14 +5615,21 @@ pub mod gated_sparse_attention {
         let v2 = ops::contract(d_result, weights.out, "btd,de->bte")?;
         let v4 = ops::contract(d_result, &saved.v75, "btd,bte->de")?;
         let v5 = ops::to_f32(&v2, like)?;
+        drop(v2);
         let v7 = ops::mul(&v5, &saved.passed)?;
         let v9 = ops::mul(&v5, &saved.v73)?;
+        drop(v5);
         let v10 = ops::to_act(&v7, like.kind())?;
+        drop(v7);
         let v11 = ops::split(&v10, 2, &[2, 32])?;
+        drop(v10);
         let v13 = ops::sigmoid_grad(&saved.v70, &v9)?;
+        drop(v9);
         let v14 = ops::to_act(&v13, like.kind())?;
+        drop(v13);
         let v16 = ops::contract(&v14, weights.output_gate, "bte,ed->btd")?;
         let v18 = ops::contract(&v14, &saved.x, "bte,btd->ed")?;
+        drop(v14);
         let (v23, v24, v25) = ops::masked_attention_grad(
             &saved.queries,
             &saved.keys,
@@ -5278,35 +5637,63 @@ pub mod gated_sparse_attention {
             &saved.selected,
             &v11,
         )?;
+        drop(v11);
         let v26 = Tensor::shallow_clone(&v25);
+        drop(v25);
         let v27 = ops::merge(&v26, 2, 2)?;
+        drop(v26);
         let v28 = Tensor::shallow_clone(&v24);
+        drop(v24);
         let v29 = ops::to_f32(&v28, like)?;
+        drop(v28);
         let v30 = ops::rotary(&v29, 1, 100000f64, true)?;
+        drop(v29);
         let v31 = ops::to_f32(&v23, like)?;
+        drop(v23);
         let v32 = ops::affine(&v31, 0.17677669529663687f64, 0f64)?;
+        drop(v31);
         let v33 = ops::rotary(&v32, 1, 100000f64, true)?;
+        drop(v32);
         let v34 = ops::to_f32(&v27, like)?;
+        drop(v27);
         let v36 = ops::mul(&v34, &saved.v56)?;
         let v38 = ops::mul(&v34, &saved.v52)?;
+        drop(v34);
         let v40 = ops::sigmoid_grad(&saved.v55, &v38)?;
+        drop(v38);
         let v41 = ops::to_act(&v40, like.kind())?;
+        drop(v40);
         let v43 = ops::contract(&v41, weights.value_gate, "bte,ed->btd")?;
         let v44 = ops::contract(&v41, &saved.x, "bte,btd->ed")?;
+        drop(v41);
         let v45 = ops::add(&v16, &v43)?;
+        drop(v16);
+        drop(v43);
         let v46 = ops::to_act(&v36, like.kind())?;
+        drop(v36);
         let v48 = ops::contract(&v46, weights.value, "bte,ed->btd")?;
         let v49 = ops::contract(&v46, &saved.x, "bte,btd->ed")?;
+        drop(v46);
         let v50 = ops::add(&v45, &v48)?;
+        drop(v45);
+        drop(v48);
         let v51 = ops::to_act(&v30, like.kind())?;
+        drop(v30);
         let v52 = ops::merge(&v51, 2, 2)?;
+        drop(v51);
         let v54 = ops::contract(&v52, weights.key, "bte,ed->btd")?;
         let v55 = ops::contract(&v52, &saved.x, "bte,btd->ed")?;
+        drop(v52);
         let v56 = ops::add(&v50, &v54)?;
+        drop(v50);
+        drop(v54);
         let v57 = ops::to_act(&v33, like.kind())?;
+        drop(v33);
         let v58 = ops::merge(&v57, 2, 2)?;
+        drop(v57);
         let v60 = ops::contract(&v58, weights.query, "bte,ed->btd")?;
         let v61 = ops::contract(&v58, &saved.x, "bte,btd->ed")?;
+        drop(v58);
         let v62 = ops::add(&v56, &v60)?;
         accumulate(&mut grads.query, v61)?;
         accumulate(&mut grads.key, v55)?;
@@ -5441,33 +5828,46 @@ pub mod hyper_connection_3 {
     ) -> Result<(Tensor, Saved)> {
         let v1 = ops::merge(x, 2, 2)?;
         let (u, flat_norm_call) = rms_norm_2::forward(like, &weights.flat_norm, &v1)?;
+        drop(v1);
         let v5 = ops::contract(&u, weights.phi_pre, "btw,nw->btn")?;
         let v6 = ops::to_f32(&v5, like)?;
+        drop(v5);
         let v7 = ops::mul(weights.alpha_pre, &v6)?;
         let v9 = ops::add(&v7, weights.bias_pre)?;
+        drop(v7);
         let v10 = ops::sigmoid(&v9)?;
         let pre = ops::to_act(&v10, like.kind())?;
+        drop(v10);
         let v14 = ops::contract(&u, weights.phi_post, "btw,nw->btn")?;
         let v15 = ops::to_f32(&v14, like)?;
+        drop(v14);
         let v16 = ops::mul(weights.alpha_post, &v15)?;
         let v18 = ops::add(&v16, weights.bias_post)?;
+        drop(v16);
         let v19 = ops::sigmoid(&v18)?;
         let v20 = ops::affine(&v19, 2f64, 0f64)?;
+        drop(v19);
         let post = ops::to_act(&v20, like.kind())?;
+        drop(v20);
         let v24 = ops::contract(&u, weights.phi_residual, "btw,njw->btnj")?;
         let v25 = ops::to_f32(&v24, like)?;
+        drop(v24);
         let v26 = ops::mul(weights.alpha_residual, &v25)?;
         let logits = ops::add(&v26, weights.bias_residual)?;
+        drop(v26);
         let v29 = ops::sinkhorn(&logits, 20, 0.000001f64)?;
         let residual = ops::to_act(&v29, like.kind())?;
+        drop(v29);
         let v31 = ops::contract(&pre, x, "btn,btnd->btd")?;
         let (v32, pre_norm_call) = rms_norm_3::forward(like, &weights.pre_norm, &v31)?;
+        drop(v31);
         let (y, body_call) = gated_sparse_attention::forward(
             like,
             &weights.body,
             &mut next.body,
             &v32,
         )?;
+        drop(v32);
         let v34 = Tensor::shallow_clone(x);
         let mixed = ops::contract(&residual, &v34, "btnj,btjd->btnd")?;
         let written = ops::contract(&post, &y, "btn,btd->btnd")?;
@@ -5505,7 +5905,9 @@ pub mod hyper_connection_3 {
         let v6 = ops::contract(d_result, &saved.v34, "btnd,btjd->btnj")?;
         let v8 = ops::contract(d_result, &saved.residual, "btnd,btnj->btdj")?;
         let v9 = ops::permute(&v8, &[0, 1, 3, 2])?;
+        drop(v8);
         let v10 = Tensor::shallow_clone(&v9);
+        drop(v9);
         let v11 = gated_sparse_attention::backward(
             like,
             &weights.body,
@@ -5513,6 +5915,7 @@ pub mod hyper_connection_3 {
             &mut grads.body,
             &v4,
         )?;
+        drop(v4);
         let v12 = rms_norm_3::backward(
             like,
             &weights.pre_norm,
@@ -5520,40 +5923,68 @@ pub mod hyper_connection_3 {
             &mut grads.pre_norm,
             &v11,
         )?;
+        drop(v11);
         let v14 = ops::contract(&v12, &saved.x, "btd,btnd->btn")?;
         let v16 = ops::contract(&v12, &saved.pre, "btd,btn->btdn")?;
+        drop(v12);
         let v17 = ops::permute(&v16, &[0, 1, 3, 2])?;
+        drop(v16);
         let v18 = ops::add(&v10, &v17)?;
+        drop(v10);
+        drop(v17);
         let v19 = ops::to_f32(&v6, like)?;
+        drop(v6);
         let v21 = ops::sinkhorn_grad(&saved.logits, &v19, 20, 0.000001f64)?;
+        drop(v19);
         let v22 = ops::sum(&v21, &[0, 1])?;
         let v24 = ops::mul(&v21, &saved.v25)?;
         let v26 = ops::mul(&v21, weights.alpha_residual)?;
+        drop(v21);
         let v27 = ops::sum(&v24, &[0, 1, 2, 3])?;
+        drop(v24);
         let v28 = ops::to_act(&v26, like.kind())?;
+        drop(v26);
         let v30 = ops::contract(&v28, weights.phi_residual, "btnj,njw->btw")?;
         let v32 = ops::contract(&v28, &saved.u, "btnj,btw->njw")?;
+        drop(v28);
         let v33 = ops::to_f32(&v2, like)?;
+        drop(v2);
         let v34 = ops::affine(&v33, 2f64, 0f64)?;
+        drop(v33);
         let v36 = ops::sigmoid_grad(&saved.v18, &v34)?;
+        drop(v34);
         let v37 = ops::sum(&v36, &[0, 1])?;
         let v39 = ops::mul(&v36, &saved.v15)?;
         let v41 = ops::mul(&v36, weights.alpha_post)?;
+        drop(v36);
         let v42 = ops::sum(&v39, &[0, 1, 2])?;
+        drop(v39);
         let v43 = ops::to_act(&v41, like.kind())?;
+        drop(v41);
         let v45 = ops::contract(&v43, weights.phi_post, "btn,nw->btw")?;
         let v46 = ops::contract(&v43, &saved.u, "btn,btw->nw")?;
+        drop(v43);
         let v47 = ops::add(&v30, &v45)?;
+        drop(v30);
+        drop(v45);
         let v48 = ops::to_f32(&v14, like)?;
+        drop(v14);
         let v50 = ops::sigmoid_grad(&saved.v9, &v48)?;
+        drop(v48);
         let v51 = ops::sum(&v50, &[0, 1])?;
         let v53 = ops::mul(&v50, &saved.v6)?;
         let v55 = ops::mul(&v50, weights.alpha_pre)?;
+        drop(v50);
         let v56 = ops::sum(&v53, &[0, 1, 2])?;
+        drop(v53);
         let v57 = ops::to_act(&v55, like.kind())?;
+        drop(v55);
         let v59 = ops::contract(&v57, weights.phi_pre, "btn,nw->btw")?;
         let v60 = ops::contract(&v57, &saved.u, "btn,btw->nw")?;
+        drop(v57);
         let v61 = ops::add(&v47, &v59)?;
+        drop(v47);
+        drop(v59);
         let v62 = rms_norm_2::backward(
             like,
             &weights.flat_norm,
@@ -5561,7 +5992,9 @@ pub mod hyper_connection_3 {
             &mut grads.flat_norm,
             &v61,
         )?;
+        drop(v61);
         let v63 = ops::split(&v62, 2, &[4, 64])?;
+        drop(v62);
         let v64 = ops::add(&v18, &v63)?;
         accumulate(&mut grads.phi_pre, v60)?;
         accumulate(&mut grads.phi_post, v46)?;
@@ -5718,6 +6151,7 @@ pub mod multi_token_prediction {
         let v2 = ops::concat(&[hidden, next_], 2)?;
         let z = ops::contract(&v2, weights.fuse, "btc,dc->btd")?;
         let streams = ops::place(&z, 2, 0, 4)?;
+        drop(z);
         let (v6, layers_0_call) = hyper_connection_3::forward(
             like,
             &weights.layers_0,
@@ -5729,6 +6163,7 @@ pub mod multi_token_prediction {
             &weights.layers_1,
             &v6,
         )?;
+        drop(streams);
         let v7 = ops::mean(&v6, &[2])?;
         let saved = Saved {
             v2: v2,
@@ -5751,6 +6186,7 @@ pub mod multi_token_prediction {
         let size_t = saved.size_t;
         let v1 = ops::affine(d_result, 0.25f64, 0f64)?;
         let v2 = ops::broadcast(&v1, &[0, 1, -1, 2], &[size_b, size_t, 4, 64])?;
+        drop(v1);
         let v3 = hyper_connection_2::backward(
             like,
             &weights.layers_1,
@@ -5765,9 +6201,12 @@ pub mod multi_token_prediction {
             &mut grads.layers_0,
             &v3,
         )?;
+        drop(v2);
         let v4 = ops::pick(&v3, 2, 0)?;
+        drop(v3);
         let v6 = ops::contract(&v4, weights.fuse, "btd,dc->btc")?;
         let v8 = ops::contract(&v4, &saved.v2, "btd,btc->dc")?;
+        drop(v4);
         let v9 = ops::slice(&v6, 2, 0, 64)?;
         let v10 = ops::slice(&v6, 2, 64, 128)?;
         accumulate(&mut grads.fuse, v8)?;
@@ -5925,11 +6364,13 @@ pub mod language_model {
         let size_u = ops::length(tokens, 1)?;
         let v3 = ops::slice(tokens, 1, 0, size_u - 1)?;
         let (v4, embed_call) = kronecker_embedding::forward(like, &weights.embed, &v3)?;
+        drop(v3);
         let (embedded, embed_norm_call) = rms_norm::forward(
             like,
             &weights.embed_norm,
             &v4,
         )?;
+        drop(v4);
         let v6 = ops::slice(&embedded, 1, 0, size_u - 2)?;
         let (x, memory_in_call) = memory_stream::forward(
             like,
@@ -5938,7 +6379,9 @@ pub mod language_model {
             memory,
             continues,
         )?;
+        drop(v6);
         let streams = ops::place(&x, 2, 0, 4)?;
+        drop(x);
         let (v9, layers_0_call) = decoder_layer::forward(
             like,
             &weights.layers_0,
@@ -5961,12 +6404,15 @@ pub mod language_model {
             &mut next.layers_7,
             &v9,
         )?;
+        drop(streams);
         let v10 = ops::mean(&v9, &[2])?;
+        drop(v9);
         let (hidden, final_norm_call) = rms_norm_3::forward(
             like,
             &weights.final_norm,
             &v10,
         )?;
+        drop(v10);
         let ntp_targets = ops::slice(tokens, 1, 1, size_u - 1)?;
         let ntp_loss = ops::linear_cross_entropy(
             &hidden,
@@ -5975,6 +6421,7 @@ pub mod language_model {
             15f64,
         )?;
         let v15 = ops::slice(&embedded, 1, 1, size_u - 1)?;
+        drop(embedded);
         let (ahead, mtp_call) = multi_token_prediction::forward(
             like,
             &weights.mtp,
@@ -5982,12 +6429,14 @@ pub mod language_model {
             &hidden,
             &v15,
         )?;
+        drop(v15);
         let mtp_targets = ops::slice(tokens, 1, 2, size_u)?;
         let (v18, final_norm_call_2) = rms_norm_3::forward(
             like,
             &weights.final_norm,
             &ahead,
         )?;
+        drop(ahead);
         let mtp_loss = ops::linear_cross_entropy(
             &v18,
             weights.lm_head,
@@ -5998,6 +6447,7 @@ pub mod language_model {
         let loss = ops::add(&ntp_loss, &v20)?;
         let v22 = ops::pick(&hidden, 1, size_u - 3)?;
         let v23 = Tensor::shallow_clone(&v22);
+        drop(v22);
         let v24 = ops::constant(0f64, like)?;
         let v25 = ops::to_f32(&v24, like)?;
         let saved = Saved {
@@ -6049,6 +6499,7 @@ pub mod language_model {
             &mut grads.final_norm,
             &v5,
         )?;
+        drop(v5);
         let (v8, v9) = multi_token_prediction::backward(
             like,
             &weights.mtp,
@@ -6056,7 +6507,9 @@ pub mod language_model {
             &mut grads.mtp,
             &v7,
         )?;
+        drop(v7);
         let v10 = ops::pad(&v9, 1, 1, 0)?;
+        drop(v9);
         let (v13, v14) = ops::linear_cross_entropy_grad(
             &saved.hidden,
             weights.lm_head,
@@ -6065,7 +6518,11 @@ pub mod language_model {
             15f64,
         )?;
         let v15 = ops::add(&v8, &v13)?;
+        drop(v8);
+        drop(v13);
         let v16 = ops::add(&v6, &v14)?;
+        drop(v6);
+        drop(v14);
         let v17 = rms_norm_3::backward(
             like,
             &weights.final_norm,
@@ -6073,8 +6530,11 @@ pub mod language_model {
             &mut grads.final_norm,
             &v15,
         )?;
+        drop(v15);
         let v18 = ops::affine(&v17, 0.25f64, 0f64)?;
+        drop(v17);
         let v19 = ops::broadcast(&v18, &[0, 1, -1, 2], &[size_b, size_u - 2, 4, 64])?;
+        drop(v18);
         let v20 = decoder_layer_2::backward(
             like,
             &weights.layers_7,
@@ -6131,7 +6591,9 @@ pub mod language_model {
             &mut grads.layers_0,
             &v20,
         )?;
+        drop(v19);
         let v21 = ops::pick(&v20, 2, 0)?;
+        drop(v20);
         let (v22, _, _) = memory_stream::backward(
             like,
             &weights.memory_in,
@@ -6139,8 +6601,12 @@ pub mod language_model {
             &mut grads.memory_in,
             &v21,
         )?;
+        drop(v21);
         let v25 = ops::pad(&v22, 1, 0, 1)?;
+        drop(v22);
         let v26 = ops::add(&v10, &v25)?;
+        drop(v10);
+        drop(v25);
         let v27 = rms_norm::backward(
             like,
             &weights.embed_norm,
@@ -6148,6 +6614,7 @@ pub mod language_model {
             &mut grads.embed_norm,
             &v26,
         )?;
+        drop(v26);
         kronecker_embedding::backward(
             like,
             &weights.embed,
