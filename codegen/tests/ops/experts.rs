@@ -132,10 +132,13 @@ fn act(case: &mut Case, names: &[&str]) -> Arg {
     Arg { ty: Type::new(DType::Act, case.axes(names)), draw: Draw::Normal }
 }
 
+/// The axes of x and of the weight, and the summed one.
+type TermAxes = (&'static [&'static str], &'static [&'static str], &'static str);
+
 #[test]
 fn routed_products_have_the_right_derivative() {
     for_seeds(12, |case| {
-        let shapes: [&[(&[&str], &[&str], &str)]; 4] = [
+        let shapes: [&[TermAxes]; 4] = [
             &[(&["b", "t", "d"], &["e", "f", "d"], "d")],
             &[(&["b", "t", "p", "d"], &["e", "d", "f"], "d")],
             &[

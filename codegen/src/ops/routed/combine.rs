@@ -84,7 +84,9 @@ impl OpDef for RoutedCombine {
         match index {
             0 | IDS => Some(places),
             2 | 3 => None,
-            _ if (index - TERMS) % 2 == 0 => terms.get((index - TERMS) / 2)?.x_order(&places),
+            _ if (index - TERMS).is_multiple_of(2) => {
+                terms.get((index - TERMS) / 2)?.x_order(&places)
+            }
             _ => None,
         }
     }

@@ -164,7 +164,7 @@ fn expert_axis(what: &str, args: &[&Type], expert: &str) -> Result<Axis, TypeErr
 /// The order of argument `index` of a list of terms.
 fn term_order(terms: &[Term<'_>], index: usize, ids: &Type) -> Option<Vec<String>> {
     let term = terms.get(index / 2)?;
-    if index % 2 == 0 { term.x_order(&ids_order(terms, ids)) } else { None }
+    if index.is_multiple_of(2) { term.x_order(&ids_order(terms, ids)) } else { None }
 }
 
 /// The order of the ids: the more x have an axis, the earlier it comes. So the rows of each x are runs of
