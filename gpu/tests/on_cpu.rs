@@ -4,9 +4,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
 use lightc_gpu::stages;
+use lightc_runtime::config::Config;
 use lightc_runtime::optimizer::{AdamW, Group, Groups};
 use lightc_runtime::reversible::{Options, take_report, with_options};
+use lightc_runtime::run::{self, RunOptions, Start};
 use lightc_runtime::schedule::{Schedule, Shape};
 use lightc_runtime::trainer::{self, Batch, Setup, TrainState};
 use lightc_runtime::{Device, Inputs, Kind, Precision, Stage, Storage, Tensor, random};
@@ -160,4 +165,22 @@ fn a_rank_updates_what_is_its_own() {
             assert!(2 * moved > own, "{}: {moved} of {own}", spec.path);
         }
     }
+}
+
+/// A share is told to save nothing before anything is read or made.
+#[test]
+fn a_share_writes_no_checkpoint() {
+    let out = std::env::temp_dir().join("a share writes no checkpoint");
+    let text = include_str!("../../configs/lightning_120b_share.toml");
+    let config = Config::parse(Path::new("configs/lightning_120b_share.toml"), text).unwrap();
+    let stop = AtomicBool::new(false);
+    let begins = [Start::New, Start::Latest];
+    for (start, no_checkpoints) in begins.into_iter().zip([false, true]) {
+        let options = RunOptions { start, no_checkpoints, ..RunOptions::new(&out) };
+        let error = run::train(&stages::narrow_120b::Narrow120b, &config, &options, &stop);
+        let error = error.unwrap_err();
+        assert_eq!(error.code(), "E1109");
+        insta::assert_snapshot!("share_checkpoint", error.rendered());
+    }
+    assert!(!out.exists());
 }
