@@ -389,13 +389,9 @@ fn kernels_of_states(gpu: &Gpu, stage: &dyn Stage) -> Result<Vec<Measured>> {
         let ends = ["_step", "_inverse"].iter().any(|end| row.entry.ends_with(end));
         ends || row.entry.starts_with("fixed_") || row.entry.ends_with("pack_bits")
     };
-    let measured = |row: &cuda::Timed| Measured {
-        name: row.entry.to_owned(),
-        shape: format!("{} calls, T=8192, {}", row.calls, row.origin),
-        spread: row.spread,
-        flops: 0.0,
-        bytes: row.bytes as f64,
-        peers: &[],
+    let measured = |row: &cuda::Timed| {
+        let shape = format!("{} calls, T=8192, {}", row.calls, row.origin);
+        Measured { shape, ..timed_row(row) }
     };
     Ok(timed.iter().filter(of_states).map(measured).collect())
 }
