@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
-use lightc_gpu::stages::{deep_2b, lightning_2b};
+use lightc_gpu::stages::{deep_2b, lightning_2b, lightning_5b, lightning_120b};
 use lightc_kernels::Nvrtc;
 use lightc_runtime::cuda::Module;
 
@@ -16,6 +16,13 @@ fn row_kernels_of_the_dense_stage_compile_without_spills() {
 #[test]
 fn row_kernels_of_reversible_layers_compile_without_spills() {
     compile(&deep_2b::row_kernels::MODULE, &[("_k", 100), ("_step", 4), ("_inverse", 4)]);
+}
+
+/// Those of routed experts: trained ones, and one rank's share of 8-bit ones with adapters.
+#[test]
+fn row_kernels_of_mixtures_compile_without_spills() {
+    compile(&lightning_5b::row_kernels::MODULE, &[("_k", 100), ("_step", 4), ("_inverse", 4)]);
+    compile(&lightning_120b::row_kernels::MODULE, &[("_k", 100), ("_step", 4), ("_inverse", 4)]);
 }
 
 /// Compiles a module that has at least so many kernels with these words in their names.
