@@ -10,6 +10,7 @@
 use super::{Copy, Result, declarations};
 use crate::ir::{Backward, Function, Module, Node, ValueId, prune};
 use crate::ops::{Contract, Op, Saved};
+use crate::rows::{is_pointwise, is_view};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Contractions over at most so many elements are sums in registers.
@@ -169,22 +170,9 @@ pub fn is_cheap(function: &Function, node: &Node) -> bool {
     match &node.op {
         Op::Contract(op) => is_narrow(function, node, op),
         op => {
-            matches!(
+            let is_other = matches!(
                 op,
-                Op::Affine(_)
-                    | Op::Unary(_)
-                    | Op::UnaryGrad(_)
-                    | Op::Binary(_)
-                    | Op::Clamp(_)
-                    | Op::ClampGrad(_)
-                    | Op::Where(_)
-                    | Op::Cast(_)
-                    | Op::StopGradient(_)
-                    | Op::Broadcast(_)
-                    | Op::Permute(_)
-                    | Op::Rename(_)
-                    | Op::Split(_)
-                    | Op::Merge(_)
+                Op::Broadcast(_)
                     | Op::Slice(_)
                     | Op::Pad(_)
                     | Op::Place(_)
@@ -196,7 +184,8 @@ pub fn is_cheap(function: &Function, node: &Node) -> bool {
                     | Op::IndexAffine(_)
                     | Op::IndexBinary(_)
                     | Op::Below(_)
-            ) || is_reduction(op)
+            );
+            is_pointwise(op) || is_view(op) || is_other || is_reduction(op)
         }
     }
 }

@@ -101,25 +101,12 @@ pub(crate) fn is_known(function: &Function, node: &Node) -> bool {
     if !node.args.iter().chain(&node.results).all(float_or_bool) {
         return false;
     }
-    matches!(
+    let is_other = matches!(
         node.op,
-        Op::Affine(_)
-            | Op::Unary(_)
-            | Op::UnaryGrad(_)
-            | Op::Binary(_)
-            | Op::Clamp(_)
-            | Op::ClampGrad(_)
-            | Op::Where(_)
-            | Op::Cast(_)
-            | Op::StopGradient(_)
-            | Op::Sum(_)
+        Op::Sum(_)
             | Op::Mean(_)
             | Op::Contract(_)
             | Op::Broadcast(_)
-            | Op::Permute(_)
-            | Op::Rename(_)
-            | Op::Split(_)
-            | Op::Merge(_)
             | Op::CausalConv(_)
             | Op::CausalConvInputGrad(_)
             | Op::CausalConvWeightGrad(_)
@@ -127,11 +114,12 @@ pub(crate) fn is_known(function: &Function, node: &Node) -> bool {
             | Op::Sinkhorn(_)
             | Op::SinkhornGrad(_)
             | Op::LogSumExp(_)
-    )
+    );
+    is_pointwise(&node.op) || is_view(&node.op) || is_other
 }
 
 /// Whether each element of the result is made of the elements at its place.
-pub(super) fn is_pointwise(op: &Op) -> bool {
+pub(crate) fn is_pointwise(op: &Op) -> bool {
     matches!(
         op,
         Op::Affine(_)
@@ -146,7 +134,7 @@ pub(super) fn is_pointwise(op: &Op) -> bool {
 }
 
 /// Whether an op only says under which names or in which order the same elements are read.
-pub(super) fn is_view(op: &Op) -> bool {
+pub(crate) fn is_view(op: &Op) -> bool {
     matches!(op, Op::Rename(_) | Op::Split(_) | Op::Merge(_) | Op::StopGradient(_) | Op::Permute(_))
 }
 

@@ -64,7 +64,7 @@ mod text;
 
 pub(crate) use cuda::Kernel;
 pub(crate) use ends::Ends;
-pub(crate) use group::is_literal;
+pub(crate) use group::{is_literal, is_pointwise, is_view};
 pub(crate) use plan::Step;
 pub use report::{Plans, cuda_text, describe};
 pub use table::{Row, schedule_table};
