@@ -12,6 +12,7 @@ use lightc_tests::{
 use ndarray::ArrayD;
 use tch::{Kind, Tensor};
 
+#[derive(Clone)]
 struct Example {
     store: Store,
     tokens: Array,
@@ -100,11 +101,47 @@ fn interpreted(stage: &dyn Stage, example: &Example) -> (f64, Tensors, Tensors) 
     (run.outputs[0][[]], grads.expect("interp differentiates"), run.updates)
 }
 
-/// How far gradients are apart, relative to the tensor's largest, or to a ten-thousandth of the
+/// What a difference of a gradient is measured by: the tensor's largest, or a ten-thousandth of the
 /// largest of all where that is more: the mix of the last layer has a gradient of about the
 /// Sinkhorn's epsilon, since the mean over streams that follows does not see it.
-fn gradient_difference(grad: &Array, expected: &Array, largest_of_all: f64) -> f64 {
-    worst_difference(grad, expected) / largest(expected).max(1e-4 * largest_of_all)
+fn gradient_scale(expected: &Array, largest_of_all: f64) -> f64 {
+    largest(expected).max(1e-4 * largest_of_all)
+}
+
+/// How far a run in f32 may be off, as a multiple of what moves between runs whose parameters differ
+/// by a rounding. Of 104 seeds, tensors off by more than 5e-3 reached 2.0.
+const ROUNDINGS: f64 = 10.0;
+
+/// How far each gradient moves in `RUNS` runs whose parameters differ from the example's by half a unit of
+/// f32: gradients whose terms cancel lose more of their digits than others. Zero for a run in f64,
+/// which is held to its tolerance alone.
+fn movement_by_rounding(
+    stage: &dyn Stage,
+    example: &Example,
+    grads: &[Option<Array>],
+    kind: Kind,
+) -> Vec<f64> {
+    const RUNS: u64 = 3;
+    let mut movements = vec![0.0f64; grads.len()];
+    let runs = if kind == Kind::Double { 0 } else { RUNS };
+    for run in 0..runs {
+        let mut random = Random::new(run);
+        let mut moved = example.clone();
+        let mut half_unit =
+            |value: &mut f64| *value *= 1.0 + (random.uniform() - 0.5) * 2f64.powi(-22);
+        moved
+            .store
+            .params
+            .values_mut()
+            .for_each(|values| values.iter_mut().for_each(&mut half_unit));
+        let others = emitted(stage, &moved, kind, false).1;
+        for ((movement, grad), other) in movements.iter_mut().zip(grads).zip(&others) {
+            let apart =
+                grad.as_ref().zip(other.as_ref()).map_or(0.0, |(a, b)| worst_difference(a, b));
+            *movement = movement.max(apart);
+        }
+    }
+    movements
 }
 
 fn check_against_interp(stage: &dyn Stage, b: usize, t: usize, kind: Kind, tolerance: f64) {
@@ -113,11 +150,14 @@ fn check_against_interp(stage: &dyn Stage, b: usize, t: usize, kind: Kind, toler
     let (expected, expected_grads, updates) = interpreted(stage, &example);
     assert!(((loss - expected) / expected).abs() < tolerance, "loss {loss}, interp {expected}");
     let overall = expected_grads.values().map(largest).fold(0.0, f64::max);
-    for (spec, grad) in stage.params().iter().zip(&grads) {
+    let movements = movement_by_rounding(stage, &example, &grads, kind);
+    for ((spec, grad), movement) in stage.params().iter().zip(&grads).zip(movements) {
         match (spec.storage.learns(), grad, expected_grads.get(spec.path)) {
             (true, Some(grad), Some(expected)) => {
-                let off = gradient_difference(grad, expected, overall);
-                assert!(off < tolerance, "gradient of {} is off by {off}", spec.path);
+                let off = worst_difference(grad, expected);
+                let limit = tolerance * gradient_scale(expected, overall);
+                let limit = limit.max(ROUNDINGS * movement);
+                assert!(off < limit, "gradient of {} is off by {off}, limit {limit}", spec.path);
                 // With one position there is nothing to decay.
                 assert!(t == 1 || largest(expected) > 0.0, "{} has a zero gradient", spec.path);
             }
@@ -182,7 +222,7 @@ fn emitted_backward_gives_gradients_of_libtorch_autograd() {
     for ((spec, grad), expected) in stage.params().iter().zip(&grads).zip(&expected_grads) {
         match (grad, expected) {
             (Some(grad), Some(expected)) => {
-                let off = gradient_difference(grad, expected, overall);
+                let off = worst_difference(grad, expected) / gradient_scale(expected, overall);
                 assert!(off < 1e-9, "gradient of {} is off by {off}", spec.path);
             }
             (None, _) => assert!(!spec.storage.learns(), "{}", spec.path),
