@@ -8,8 +8,8 @@ use std::ffi::{CStr, c_char, c_int, c_void};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use lightc_kernels::HostCompiler;
 use libloading::Library;
+use lightc_kernels::HostCompiler;
 
 use super::cache::{self, Builder};
 use super::driver::{Tiles, compile_error};
@@ -47,6 +47,9 @@ pub(super) fn launch(
     let late = LAUNCHES.fetch_add(1, Ordering::SeqCst) % 2;
     let [x, y, z] = grid.map(u32::cast_signed);
     let launch = [x, y, z, kernel.threads.cast_signed(), shared_bytes.cast_signed(), late as i32];
+    if std::env::var("EMTRACE").is_ok() {
+        eprintln!("launch {} {grid:?} {} late {late}", kernel.entry, kernel.threads);
+    }
     with_library(kernel, |library| {
         let name = format!("emulated_{}", kernel.entry);
         // SAFETY: the emulator's macro gives every entry point this function, and the library this other
@@ -69,6 +72,17 @@ pub(super) fn launch(
             Err(refused(kernel, &message))
         }
     })
+}
+
+/// Sets bytes.
+pub(super) fn fill(address: u64, byte: u8, n_bytes: usize) {
+    if n_bytes > 0 {
+        // SAFETY: the caller gives the address and size of a live tensor of the CPU.
+        #[allow(unsafe_code)]
+        unsafe {
+            std::ptr::write_bytes(address as *mut u8, byte, n_bytes);
+        }
+    }
 }
 
 /// Compiles a kernel, or finds it compiled, without running it.

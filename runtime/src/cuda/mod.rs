@@ -265,9 +265,7 @@ pub fn weight_map(tensor: &Tensor, tile: [u32; 2]) -> Result<TensorMap> {
         _ => 0,
     };
     match (size.as_slice(), place(tensor.device())) {
-        ([experts, rows, columns], Some(place))
-            if tensor.is_contiguous() && element_bytes > 0 =>
-        {
+        ([experts, rows, columns], Some(place)) if tensor.is_contiguous() && element_bytes > 0 => {
             let [across, down] = tile;
             let tiles = driver::Tiles {
                 element_bytes,
@@ -328,7 +326,7 @@ pub fn poison(tensor: &Tensor) -> Result<()> {
     match place(tensor.device()) {
         Some(Place::Gpu(ordinal)) => driver::fill(ordinal, address(tensor), byte, n_bytes),
         Some(Place::Processor) => {
-            let _ = tensor.f_view_dtype(Kind::Uint8)?.f_fill_(i64::from(byte))?;
+            emulator::fill(address(tensor), byte, n_bytes);
             Ok(())
         }
         None => Ok(()),
