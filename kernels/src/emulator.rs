@@ -23,7 +23,8 @@ const EMULATED: &[(&str, &str)] = &[
 /// rounding more stands beside those of a GPU.
 const OPTIONS: &[&str] = &[
     "-std=c++17",
-    "-O1",
+    "-O2",
+    "-ftree-vectorize",
     "-shared",
     "-fPIC",
     "-w",
