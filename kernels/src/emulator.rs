@@ -96,7 +96,8 @@ impl HostCompiler {
         let (from, to) = (folder.path().join("kernel.cpp"), folder.path().join("kernel.so"));
         fs::write(&from, text).map_err(io)?;
         let mut command = Command::new(&self.program);
-        let _ = command.args(&self.options).arg("-I").arg(folder.path()).arg("-o").arg(&to).arg(&from);
+        let _ =
+            command.args(&self.options).arg("-I").arg(folder.path()).arg("-o").arg(&to).arg(&from);
         let output = command.output().map_err(io)?;
         if !output.status.success() {
             let log = String::from_utf8_lossy(&output.stderr).into_owned();

@@ -4,6 +4,7 @@
 //! than a GPU.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -34,7 +35,7 @@ pub(super) fn is_asked() -> bool {
     ASKED.load(Ordering::SeqCst)
 }
 
-type Entry = unsafe extern "C" fn(*mut *mut c_void, *const c_int) -> c_int;
+type Run = unsafe extern "C" fn(*mut *mut c_void, *const c_int) -> c_int;
 type Failure = unsafe extern "C" fn() -> *const c_char;
 
 /// Runs a kernel to its end. `arguments` are the addresses of its arguments' values.
@@ -56,7 +57,7 @@ pub(super) fn launch(
         // one, with these types.
         #[allow(unsafe_code)]
         let (entry, failure) = unsafe {
-            let entry = library.get::<Entry>(name.as_bytes()).map_err(|e| refused(kernel, &e))?;
+            let entry = library.get::<Run>(name.as_bytes()).map_err(|e| refused(kernel, &e))?;
             let failure = library.get::<Failure>(b"emulated_failure");
             (entry, failure.map_err(|error| refused(kernel, &error))?)
         };
@@ -101,13 +102,9 @@ fn with_library<R>(
 ) -> Result<R> {
     let at = std::ptr::from_ref(kernel.module) as usize;
     let mut modules = MODULES.lock().unwrap_or_else(PoisonError::into_inner);
-    if !modules.contains_key(&at) {
-        let library = library(kernel)?;
-        let _ = modules.insert(at, library);
-    }
-    match modules.get(&at) {
-        Some(library) => action(library),
-        None => Err(refused(kernel, &"its library is gone")),
+    match modules.entry(at) {
+        Entry::Occupied(entry) => action(entry.get()),
+        Entry::Vacant(entry) => action(entry.insert(library(kernel)?)),
     }
 }
 
