@@ -56,6 +56,9 @@ struct Fiber {
     bool begun = false, done = false;
     int thread = 0;
     Block* block = nullptr;
+    /// Whether it waits still, where it does.
+    bool (*waits)(void*) = nullptr;
+    void* waits_for = nullptr;
     Groups copies, stores, products;
 };
 
@@ -90,8 +93,11 @@ static Machine machine;
 
 /// Lets the others run, as long as `waits`.
 template <class F> static inline void wait_while(F waits) {
-    while (waits())
-        if (!_setjmp(machine.now->at)) _longjmp(machine.scheduler, 1);
+    if (!waits()) return;
+    Fiber& own = *machine.now;
+    own.waits = [](void* waits) { return (*(F*)waits)(); }, own.waits_for = &waits;
+    if (!_setjmp(own.at)) _longjmp(machine.scheduler, 1);
+    own.waits = nullptr;
 }
 
 static inline Block& block() { return *machine.now->block; }
@@ -195,6 +201,7 @@ static void fiber_main() {
 static inline void resume(Fiber& fiber) {
     if (fiber.done) return;
     load_block(fiber.block);
+    if (fiber.waits && fiber.waits(fiber.waits_for)) return;
     machine.now = &fiber;
     if (_setjmp(machine.scheduler)) return;
     if (fiber.begun) _longjmp(fiber.at, 1);
@@ -215,6 +222,7 @@ static void run_cluster(int first_x, int y, int z) {
     for (int i = 0; i < n; i++) {
         Fiber& f = machine.fibers[i];
         f.begun = f.done = false;
+        f.waits = nullptr;
         f.thread = i % machine.threads.x;
         f.block = &machine.blocks[i / machine.threads.x];
         f.copies = f.stores = f.products = Groups{};
