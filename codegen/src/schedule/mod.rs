@@ -5,8 +5,10 @@
 //! its last use unless a backward function reads it. Costs are symbolic in the sizes that
 //! stay open.
 
+mod device;
 mod stacks;
 
+pub use device::{DeviceSchedule, DeviceStep, H200, Machine, Work, schedule_device};
 pub use stacks::StackMemory;
 
 use crate::ir::{BackwardId, FuncId, Function, Module, ValueId};
