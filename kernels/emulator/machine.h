@@ -209,6 +209,16 @@ static inline void resume(Fiber& fiber) {
     setcontext(&fiber.start);
 }
 
+/// Lets the threads of a block go on as far as they can without another block; how many are left.
+static int run_block(int b) {
+    const int threads = machine.threads.x;
+    for (;;) {
+        const uint64_t before = machine.progress;
+        for (int i = 0; i < threads; i++) resume(machine.fibers[b * threads + (machine.late ? threads - 1 - i : i)]);
+        if (machine.progress == before) return machine.blocks[b].alive;
+    }
+}
+
 static void run_cluster(int first_x, int y, int z) {
     const int n = machine.threads.x * machine.n_blocks;
     machine.cluster = Gate{};
@@ -232,13 +242,9 @@ static void run_cluster(int first_x, int y, int z) {
     }
     for (;;) {
         const uint64_t before = machine.progress;
-        bool any = false;
-        for (int i = 0; i < n; i++) {
-            Fiber& f = machine.fibers[machine.late ? n - 1 - i : i];
-            any |= !f.done;
-            resume(f);
-        }
-        if (!any) break;
+        int left = 0;
+        for (int turn = 0; turn < machine.n_blocks; turn++) left += run_block(machine.late ? machine.n_blocks - 1 - turn : turn);
+        if (left == 0) break;
         if (machine.progress != before) continue;
         if (machine.under_way.empty()) {
             machine.now = nullptr;
