@@ -11,8 +11,9 @@ use std::path::{Path, PathBuf};
 use std::{env, fs};
 
 /// Stages whole, and one rank's share of others: of how many ranks.
-const STAGES: [(&str, Option<&str>); 8] = [
+const STAGES: [(&str, Option<&str>); 9] = [
     ("lightning_2b", None),
+    ("lightning_2b_midpoint", None),
     ("narrow_2b", None),
     ("narrow_deep", None),
     ("deep_2b", None),

@@ -44,6 +44,9 @@ enum Command {
     },
     /// Run the program of a stage, as `lightc train --target sm_90a` builds it.
     Run {
+        /// Run its kernels on this machine's processor: for stages of little width, to see that all goes well together.
+        #[arg(long)]
+        emulate: bool,
         /// The stage: a name of `lightc_gpu::stages`; `lightning_120b` is one rank's share of eight.
         stage: String,
         /// What the program is given, such as `train --config FILE --out DIR`.
@@ -81,7 +84,10 @@ enum Format {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    if let Command::Run { stage, arguments } = &arguments.command {
+    if let Command::Run { emulate, stage, arguments } = &arguments.command {
+        if *emulate {
+            cuda::emulate();
+        }
         return run(stage, arguments);
     }
     let (chosen, small, emulated) = match &arguments.command {

@@ -6,6 +6,7 @@ use lightc_runtime::Stage;
 pub fn all() -> Vec<&'static dyn Stage> {
     vec![
         &lightning_2b::Lightning2b,
+        &lightning_2b_midpoint::Lightning2bMidpoint,
         &narrow_2b::Narrow2b,
         &narrow_deep::NarrowDeep,
         &deep_2b::Deep2b,
@@ -27,6 +28,8 @@ macro_rules! stages {
 stages! {
     /// The seed at full width.
     lightning_2b,
+    /// The seed with reversible layers, which grows without a change of its function.
+    lightning_2b_midpoint,
     /// From `gpu/stages.llm`.
     narrow_2b,
     /// From `gpu/stages.llm`.

@@ -94,7 +94,7 @@ pub fn square_sum_on_device(tensors: &[&Tensor], device: Device) -> Result<Tenso
     if tensors.is_empty() {
         return Ok(Tensor::f_zeros([0i64; 0], (Kind::Double, device))?);
     }
-    if device.is_cuda() {
+    if cuda::runs_on(device) {
         return Ok(cuda::square_sums(tensors)?.f_sum(Kind::Double)?);
     }
     let squares = |tensor: &&Tensor| -> Result<Tensor> {

@@ -182,7 +182,7 @@ impl TrainState {
             moments_v: Vec::new(),
             states: Vec::new(),
             carries: zero_carries(info.carries, setup.n_lanes, act, device)?,
-            is_deferred: device.is_cuda(),
+            is_deferred: cuda::runs_on(device),
             setup,
         };
         for (spec, part) in info.params.iter().zip(state.part.clone()) {
@@ -321,7 +321,7 @@ impl TrainState {
             // One that computes in the kind of its master shares its memory.
             let is_apart = spec.precision.kind(*act) != kind || part.is_some();
             let copy = is_apart.then_some(param);
-            if master.device().is_cuda() {
+            if cuda::runs_on(master.device()) {
                 let (master, moment_m, moment_v) = (&*master, &*m, &*v);
                 let act = copy.map(|copy| &*copy);
                 fused.push(Update { master, moment_m, moment_v, gradient, act, lr, weight_decay });

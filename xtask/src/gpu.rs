@@ -11,6 +11,7 @@ use crate::process::{self, run};
 use crate::{libtorch, suite};
 
 const PACKAGE: &str = "lightc-gpu";
+const COMMAND: &str = "lightc";
 
 /// Runs `lightc-gpu` with these arguments. Without a GPU it says that everything was skipped.
 pub(crate) fn run_here(arguments: &[&str]) -> Result<()> {
@@ -20,13 +21,21 @@ pub(crate) fn run_here(arguments: &[&str]) -> Result<()> {
     run(&mut command)
 }
 
-/// Puts the program and a script that runs all of it into a folder that can be carried to a machine with
-/// a GPU, a driver and Python's `torch` package, and no Rust.
-pub(crate) fn pack(out: &Path) -> Result<()> {
+/// Puts the programs, what they read and a script that runs all of it into a folder that can be carried to a machine
+/// with a GPU, a driver and Python's `torch` package, and no Rust. `shards` are token shards to train on.
+pub(crate) fn pack(out: &Path, shards: Option<&Path>) -> Result<()> {
     let program = build()?;
     fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;
     let target = out.join(PACKAGE);
     strip(&program, &target)?;
+    strip(&process::built_for_tests(COMMAND)?, &out.join(COMMAND))?;
+    let root = process::root();
+    for folder in ["configs", "models"] {
+        copy_folder(&root.join(folder), &out.join(folder))?;
+    }
+    if let Some(shards) = shards {
+        copy_folder(shards, &out.join("shards"))?;
+    }
     let script = out.join("run.sh");
     fs::write(&script, SCRIPT).with_context(|| format!("cannot write {}", script.display()))?;
     let executable = fs::Permissions::from_mode(0o755);
@@ -37,9 +46,27 @@ pub(crate) fn pack(out: &Path) -> Result<()> {
     Ok(())
 }
 
+/// With the profile of the tests: what takes time runs on the GPU, and nothing is compiled again.
 fn build() -> Result<PathBuf> {
-    suite::cargo_in_environment(&["build", "--release", "--package", PACKAGE].map(str::to_owned))?;
-    process::built(PACKAGE)
+    let words = ["build", "--workspace", "--bin", PACKAGE, "--bin", COMMAND];
+    suite::cargo_in_environment(&words.map(str::to_owned))?;
+    process::built_for_tests(PACKAGE)
+}
+
+/// Copies the texts and shards of a folder, and of the folders in it.
+fn copy_folder(from: &Path, to: &Path) -> Result<()> {
+    let failed = || format!("cannot copy {} to {}", from.display(), to.display());
+    fs::create_dir_all(to).with_context(failed)?;
+    for entry in fs::read_dir(from).with_context(failed)? {
+        let entry = entry.with_context(failed)?;
+        let target = to.join(entry.file_name());
+        if entry.file_type().with_context(failed)?.is_dir() {
+            copy_folder(&entry.path(), &target)?;
+        } else {
+            let _ = fs::copy(entry.path(), target).with_context(failed)?;
+        }
+    }
+    Ok(())
 }
 
 fn strip(from: &Path, to: &Path) -> Result<()> {
@@ -50,38 +77,8 @@ fn strip(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Checks, then times if all is green. Libraries are those of python3's `torch`.
-const SCRIPT: &str = r#"#!/bin/sh
-# Checks every kernel on this machine's GPU, then times those that are right.
-#
-#   run.sh [test|bench|run|sanitize] [arguments of lightc-gpu]
-#
-# Without a word: test, then bench, with PEERS=FILE beside the times that peer_bench.py --json wrote.
-set -eu
-here=$(cd "$(dirname "$0")" && pwd)
-packages=$(python3 -c 'import importlib.util as u, os; print(os.path.dirname(u.find_spec("torch").submodule_search_locations[0]))')
-folders=$packages/torch/lib
-for folder in "$packages"/nvidia/*/lib; do folders=$folders:$folder; done
-export LD_LIBRARY_PATH="$folders${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
-what=${1:-all}
-[ $# -gt 0 ] && shift
-case $what in
-test | bench | run) exec "$here/lightc-gpu" "$what" "$@" ;;
-# Each tensor is an allocation of its own, so that what is read beside it is found.
-sanitize)
-    export PYTORCH_NO_CUDA_MEMORY_CACHING=1
-    exec compute-sanitizer --error-exitcode 9 "$here/lightc-gpu" test --small "$@"
-    ;;
-all)
-    "$here/lightc-gpu" test
-    "$here/lightc-gpu" bench ${PEERS:+--peers "$PEERS"}
-    ;;
-*)
-    echo "run.sh: unknown word '$what'; it is test, bench, run or sanitize" >&2
-    exit 2
-    ;;
-esac
-"#;
+/// What runs there: checks, times, training.
+const SCRIPT: &str = include_str!("../../gpu/run.sh");
 
 #[cfg(test)]
 mod tests {

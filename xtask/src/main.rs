@@ -99,6 +99,9 @@ enum Command {
         /// The folder to write.
         #[arg(long)]
         out: PathBuf,
+        /// Token shards to pack beside them, for its training words.
+        #[arg(long, value_name = "DIR")]
+        shards: Option<PathBuf>,
     },
     /// Print the environment that builds against libtorch and runs the result.
     ///
@@ -152,7 +155,7 @@ fn run(command: &Command) -> Result<()> {
         }
         Command::GpuTest { arguments } => gpu::run_here(&words("test", arguments)),
         Command::GpuBench { arguments } => gpu::run_here(&words("bench", arguments)),
-        Command::GpuPack { out } => gpu::pack(out),
+        Command::GpuPack { out, shards } => gpu::pack(out, shards.as_deref()),
         Command::Env { format } => libtorch::print_environment(*format == EnvFormat::Json),
         Command::Cargo { arguments } => suite::cargo_in_environment(arguments),
     }

@@ -102,6 +102,11 @@ pub(crate) fn built(package: &str) -> Result<PathBuf> {
     Ok(target_folder()?.join("release").join(package))
 }
 
+/// The path of a program that was built with the profile of the tests.
+pub(crate) fn built_for_tests(package: &str) -> Result<PathBuf> {
+    Ok(target_folder()?.join("debug").join(package))
+}
+
 /// Where cargo puts what it builds.
 fn target_folder() -> Result<PathBuf> {
     let text = output(&mut cargo(&["metadata", "--format-version=1", "--no-deps"]))?;

@@ -73,12 +73,15 @@ pub enum Arg<'a> {
 /// The largest shared memory of a block, static and dynamic together, in bytes.
 pub const MOST_SHARED_BYTES: u32 = driver::MOST_SHARED;
 
-/// A GPU for libtorch and for kernels. To be called before anything else of libtorch asks for CUDA:
+/// A GPU for libtorch and for kernels, or the CPU under [`emulate`]. To be called before anything else of libtorch asks for CUDA:
 /// libtorch looks for its CUDA library once, and this loads it.
 ///
 /// # Errors
 /// There is no driver, no such GPU, one of another architecture, or a libtorch without CUDA.
 pub fn device(ordinal: usize) -> Result<Device> {
+    if emulator::is_asked() {
+        return Ok(Device::Cpu);
+    }
     driver::ready(ordinal)?;
     driver::load_libtorch_cuda()?;
     if !tch::Cuda::is_available() {

@@ -1,0 +1,100 @@
+#!/bin/sh
+# Checks, times and trains on this machine's GPU. Needs the driver and Python's torch package, whose libraries it uses.
+#
+#   run.sh test|bench|run [arguments of lightc-gpu]
+#   run.sh sanitize [arguments of lightc-gpu test]    small checks under compute-sanitizer
+#   run.sh dense      lightning_2b, 50 steps twice: speed, memory, and whether both have the same losses to the bit
+#   run.sh grown      lightning_2b_midpoint with a checkpoint, grown exactly to lightning_5b, which trains on from there
+#   run.sh share      one rank's share of lightning_120b, and the same with states stored
+#   run.sh            test, then bench
+#
+# PEERS=FILE      what peer_bench.py --json wrote on this machine, for bench
+# SCRATCH=DIR     where runs and checkpoints go (70 GB for `grown`); default: out, beside this script
+# MEMORY=DIR      where the 20 GB of the checkpoint that is grown go; default: /dev/shm
+#
+# Training words read token shards from the folder `shards` beside this script: `lightc prepare` makes them.
+set -eu
+here=$(cd "$(dirname "$0")" && pwd)
+packages=$(python3 -c 'import importlib.util as u, os; print(os.path.dirname(u.find_spec("torch").submodule_search_locations[0]))')
+folders=$packages/torch/lib
+for folder in "$packages"/nvidia/*/lib; do folders=$folders:$folder; done
+export LD_LIBRARY_PATH="$folders${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+scratch=${SCRATCH:-$here/out}
+memory=${MEMORY:-/dev/shm}
+
+say() { echo "== $(date +%T) $*"; }
+
+# Where the configurations look for shards.
+place_shards() {
+    for stage in lightning_2b lightning_5b lightning_120b; do
+        mkdir -p "$here/out/$stage"
+        ln -sfn "$here/shards" "$here/out/$stage/shards"
+    done
+}
+
+# train STAGE CONFIG OUT [arguments]
+train() {
+    stage=$1 config=$2 out=$3
+    shift 3
+    place_shards
+    say "$stage $*"
+    rm -rf "$out"
+    "$here/lightc-gpu" run "$stage" train --config "$here/configs/$config.toml" --out "$out" "$@"
+}
+
+# Losses and gradient norms of a run, for comparing.
+numbers() { python3 -c 'import json, sys
+for line in open(sys.argv[1] + "/metrics.jsonl"):
+    row = json.loads(line)
+    if "grad_norm" in row: print({k: v for k, v in row.items() if "loss" in k or "norm" in k})' "$1"; }
+
+dense() {
+    for run in first second; do
+        train lightning_2b lightning_2b_h200 "$scratch/dense_$run" --steps 50 --no-checkpoints "$@"
+        numbers "$scratch/dense_$run" >"$scratch/dense_$run.numbers"
+    done
+    if cmp "$scratch/dense_first.numbers" "$scratch/dense_second.numbers"; then
+        say "two runs: $(wc -l <"$scratch/dense_first.numbers") steps, all losses and norms equal to the bit"
+    else
+        say "RED: two runs differ"
+        return 1
+    fi
+}
+
+grown() {
+    train lightning_2b_midpoint lightning_2b_h200 "$memory/lightc_dense" --steps 20
+    say "grown to lightning_5b"
+    rm -rf "$scratch/grown"
+    "$here/lightc" grow "$here/models/lightning/lightning.llm" --map dense_to_moe_exact \
+        --from "$memory"/lightc_dense/checkpoints/step_00000020 --to "$scratch/grown"
+    rm -rf "$memory/lightc_dense"
+    train lightning_5b lightning_5b_h200 "$scratch/lightning_5b" --from "$scratch/grown" --steps 40 --no-checkpoints "$@"
+}
+
+share() {
+    train lightning_120b lightning_120b_share "$scratch/share" --steps 10 --no-checkpoints "$@"
+    train lightning_120b lightning_120b_share "$scratch/share_stored" --steps 5 --no-checkpoints --store-states "$@"
+}
+
+what=${1:-all}
+[ $# -gt 0 ] && shift
+case $what in
+test | bench | run) exec "$here/lightc-gpu" "$what" "$@" ;;
+# Each tensor is an allocation of its own, so that what is read beside it is found.
+sanitize)
+    export PYTORCH_NO_CUDA_MEMORY_CACHING=1
+    exec compute-sanitizer --error-exitcode 9 "$here/lightc-gpu" test --small "$@"
+    ;;
+dense | grown | share)
+    mkdir -p "$scratch"
+    "$what" "$@"
+    ;;
+all)
+    "$here/lightc-gpu" test
+    "$here/lightc-gpu" bench ${PEERS:+--peers "$PEERS"}
+    ;;
+*)
+    echo "run.sh: unknown word '$what'; the first lines of $0 list them" >&2
+    exit 2
+    ;;
+esac
