@@ -65,10 +65,12 @@ grown() {
     train lightning_2b_midpoint lightning_2b_h200 "$memory/lightc_dense" --steps 20
     say "grown to lightning_5b"
     rm -rf "$scratch/grown"
-    "$here/lightc" grow "$here/models/lightning/lightning.llm" --map dense_to_moe_exact \
+    # The stages of lightc-gpu are those of this source, compiled from another file that imports it.
+    "$here/lightc" grow "$here/models/lightning/lightning.llm" --map dense_to_moe_exact --accept-changed-source \
         --from "$memory"/lightc_dense/checkpoints/step_00000020 --to "$scratch/grown"
     rm -rf "$memory/lightc_dense"
-    train lightning_5b lightning_5b_h200 "$scratch/lightning_5b" --from "$scratch/grown" --steps 40 --no-checkpoints "$@"
+    train lightning_5b lightning_5b_h200 "$scratch/lightning_5b" --from "$scratch/grown" --accept-changed-source \
+        --steps 40 --no-checkpoints "$@"
 }
 
 share() {
