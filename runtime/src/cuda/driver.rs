@@ -316,7 +316,9 @@ impl Gpu {
 pub(super) fn compile_error(kernel: &'static Kernel, error: lightc_kernels::Error) -> DeviceError {
     let (entry, origin) = (kernel.entry, kernel.origin);
     match error {
-        lightc_kernels::Error::NoNvrtc { .. } | lightc_kernels::Error::NoHostCompiler { .. } => DeviceError::NoCompiler(error.to_string()),
+        lightc_kernels::Error::NoNvrtc { .. } | lightc_kernels::Error::NoHostCompiler { .. } => {
+            DeviceError::NoCompiler(error.to_string())
+        }
         other => DeviceError::Compile { entry, origin, detail: other.to_string() },
     }
 }
@@ -417,8 +419,11 @@ pub(super) fn tensor_map(ordinal: usize, address: u64, tiles: Tiles<'_>) -> Resu
     } else {
         T::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
     };
-    let swizzle =
-        if tiles.row_bytes() == 64 { S::CU_TENSOR_MAP_SWIZZLE_64B } else { S::CU_TENSOR_MAP_SWIZZLE_128B };
+    let swizzle = if tiles.row_bytes() == 64 {
+        S::CU_TENSOR_MAP_SWIZZLE_64B
+    } else {
+        S::CU_TENSOR_MAP_SWIZZLE_128B
+    };
     let promotion = if tiles.far {
         sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B
     } else {

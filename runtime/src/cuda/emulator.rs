@@ -8,8 +8,8 @@ use std::ffi::{CStr, c_char, c_int, c_void};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use lightc_kernels::HostCompiler;
 use libloading::Library;
+use lightc_kernels::HostCompiler;
 
 use super::cache::{self, Builder};
 use super::driver::{Tiles, compile_error};

@@ -265,9 +265,7 @@ pub fn weight_map(tensor: &Tensor, tile: [u32; 2]) -> Result<TensorMap> {
         _ => 0,
     };
     match (size.as_slice(), place(tensor.device())) {
-        ([experts, rows, columns], Some(place))
-            if tensor.is_contiguous() && element_bytes > 0 =>
-        {
+        ([experts, rows, columns], Some(place)) if tensor.is_contiguous() && element_bytes > 0 => {
             let [across, down] = tile;
             let tiles = driver::Tiles {
                 element_bytes,
