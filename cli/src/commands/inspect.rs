@@ -11,7 +11,7 @@ use lightc_codegen::emit::emit_stage;
 use lightc_codegen::ir::Module;
 use lightc_codegen::pipeline::{self, Program};
 use lightc_codegen::rewrite::share::Share;
-use lightc_codegen::schedule::schedule_cpu;
+use lightc_codegen::schedule::{AttentionChoice, attention_choices, schedule_cpu};
 use lightc_dsl::diag::Diag;
 use lightc_dsl::model::StageModel;
 use lightc_dsl::source::Sources;
@@ -34,7 +34,7 @@ pub(crate) struct Arguments {
     #[arg(long)]
     function: Option<String>,
     /// As this target has it: for `sm_90a`, `ir`, `backward` and `rust` are those of the rewritten module,
-    /// and `schedule` lists its row kernels.
+    /// and `schedule` lists its row kernels and the form of each attention.
     #[arg(long, value_enum, default_value_t = Target::Cpu)]
     target: Target,
     /// One rank's share of a stage whose experts several ranks divide, such as `1/8`, for `sm_90a`.
@@ -237,8 +237,9 @@ fn row_schedule(arguments: &Arguments, module: &Module) -> Result<String, Failur
     ];
     let sizes = sizes.map(|(name, size)| (name.to_owned(), size)).into_iter().collect();
     let rows = lightc_codegen::rows::schedule_table(module, &sizes);
+    let attention = attention_choices(module, &sizes);
     if arguments.format == Format::Json {
-        return line(&json!({ "stage": module.name, "kernels": rows }));
+        return line(&json!({ "stage": module.name, "kernels": rows, "attention": attention }));
     }
     let mut table =
         Table::new(&["kernel", ">nodes", "rows", ">lane", ">MB", ">MFLOP", ">us", "bound"]);
@@ -260,10 +261,46 @@ fn row_schedule(arguments: &Arguments, module: &Module) -> Result<String, Failur
     }
     let (b, seq) = (arguments.micro_batch, arguments.seq);
     Ok(format!(
-        "stage {}, target sm_90a: row kernels, predicted for {b} x {seq} tokens on an H200\n\n{}",
+        "stage {}, target sm_90a: row kernels, predicted for {b} x {seq} tokens on an H200\n\n{}{}",
         module.name,
-        table.text()
+        table.text(),
+        attention_text(&attention)
     ))
+}
+
+/// The form of each attention, what decided it, and where it changes.
+fn attention_text(choices: &[AttentionChoice]) -> String {
+    if choices.is_empty() {
+        return String::new();
+    }
+    let mut table = Table::new(&[
+        "attention of",
+        ">tokens",
+        ">heads",
+        ">channels",
+        "mask",
+        ">keys",
+        "form",
+        ">tiles ms",
+        ">gather ms",
+        ">gathers from",
+    ]);
+    let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+    for choice in choices {
+        table.row(vec![
+            choice.function.clone(),
+            choice.tokens.to_string(),
+            choice.heads.to_string(),
+            choice.channels.to_string(),
+            if choice.causal { "causal" } else { "any" }.to_owned(),
+            or_dash(choice.most_keys.map(|most| most.to_string())),
+            choice.form.to_owned(),
+            format!("{:.2}", choice.tiles_ms),
+            or_dash(choice.gather_ms.map(|ms| format!("{ms:.2}"))),
+            or_dash(choice.gathers_from.map(|tokens| tokens.to_string())),
+        ]);
+    }
+    format!("\n{}", table.text())
 }
 
 fn rust(arguments: &Arguments, loaded: &Loaded, program: &Program<'_>) -> Result<String, Failure> {

@@ -5,8 +5,10 @@
 //! its last use unless a backward function reads it. Costs are symbolic in the sizes that
 //! stay open.
 
+mod attention;
 mod stacks;
 
+pub use attention::{AttentionChoice, attention_choices};
 pub use stacks::StackMemory;
 
 use crate::ir::{BackwardId, FuncId, Function, Module, ValueId};
