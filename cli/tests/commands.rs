@@ -501,3 +501,21 @@ fn the_schedule_of_a_gpu_lists_row_kernels_with_their_bound() {
         assert!(["memory", "arithmetic", "launch"].contains(&kernel["bound"].as_str().unwrap()));
     }
 }
+
+#[test]
+fn the_schedule_of_a_gpu_says_how_attention_runs() {
+    let place = Place::new();
+    for (seq, form) in [("8192", "tiles"), ("65536", "gather")] {
+        let arguments = ["inspect", LIGHTNING, "--stage", "lightning_2b", "--emit", "schedule"];
+        let arguments = [&arguments[..], &["--target", "sm_90a", "--seq", seq]].concat();
+        let text = place.stdout(&arguments);
+        assert!(text.contains("attention of") && text.contains(form), "{text}");
+        let value = json(&place.stdout(&[&arguments[..], &["--format", "json"]].concat()));
+        let attention = value["attention"].as_array().unwrap();
+        assert!(!attention.is_empty());
+        for choice in attention {
+            assert_eq!(choice["form"], form, "{choice}");
+            assert_eq!(choice["most_keys"], 256, "{choice}");
+        }
+    }
+}

@@ -66,7 +66,7 @@ fn a_selection_bounds_keys_and_order() {
 #[test]
 fn a_causal_mask_bounds_the_order_alone() {
     let made = "  %6 = causal query=<t> key=<s=t> () : bool[t, s=t]
-  %7 = broadcast axes=<b> (%6) : bool[b, t, s=t]
+  %7 = broadcast axes=<b, t, s=t> (%6) : bool[b, t, s=t]
   %8 = permute order=[b, t, s] (%7) : bool[b, t, s=t]";
     assert_eq!(bound(made), CAUSAL);
 }
@@ -75,7 +75,7 @@ fn a_causal_mask_bounds_the_order_alone() {
 fn names_are_followed_through_a_renaming() {
     let made = "  %6 = causal query=<t> key=<z=t> () : bool[t, z=t]
   %7 = rename from=z to=s (%6) : bool[t, s=t]
-  %8 = broadcast axes=<b> (%7) : bool[b, t, s=t]";
+  %8 = broadcast axes=<b, t, s=t> (%7) : bool[b, t, s=t]";
     assert_eq!(bound(made), CAUSAL);
 }
 
@@ -83,7 +83,7 @@ fn names_are_followed_through_a_renaming() {
 fn a_causal_mask_seen_from_its_keys_has_no_bound() {
     let made = "  %6 = causal query=<s=t> key=<t> () : bool[s=t, t]
   %7 = permute order=[t, s] (%6) : bool[t, s=t]
-  %8 = broadcast axes=<b> (%7) : bool[b, t, s=t]";
+  %8 = broadcast axes=<b, t, s=t> (%7) : bool[b, t, s=t]";
     assert_eq!(bound(made), MaskBound::default());
 }
 
