@@ -182,20 +182,20 @@ DEVICE void load_box(emulator::Block& of, const TensorMap& map, u32 to, int x, i
 }
 DEVICE void tensor_load(void* to, const TensorMap& map, int x, int y, int z, int w, u64* bar) {
     emulator::Block* const own = &emulator::block();
-    emulator::issue([=, &map] { load_box(*own, map, smem_u32(to), x, y, z, w), phase_bytes((Phase*)bar, -int(box_bytes(map))); });
+    emulator::issue([=] { load_box(*own, map, smem_u32(to), x, y, z, w), phase_bytes((Phase*)bar, -int(box_bytes(map))); });
 }
 DEVICE void tensor_load(void* to, const TensorMap& map, int x, int y, int z, u64* bar) { tensor_load(to, map, x, y, z, 0, bar); }
 DEVICE void tensor_load_both(void* to, const TensorMap& map, int x, int y, int z, u64* bar) {
     for (int b = 0; b < emulator::machine.n_blocks; b++) {
         emulator::Block* const there = &emulator::machine.blocks[b];
-        emulator::issue([=, &map] {
+        emulator::issue([=] {
             load_box(*there, map, smem_u32(to), x, y, z, 0);
             phase_bytes((Phase*)emulator::of_block(*there, bar), -int(box_bytes(map)));
         });
     }
 }
 DEVICE void tensor_store(const TensorMap& map, const void* from, int x, int y, int z, int w) {
-    emulator::issue_in(emulator::machine.now->stores, [=, &map] {
+    emulator::issue_in(emulator::machine.now->stores, [=] {
         each_of_box(map, smem_u32(from), {x, y, z, w}, [&](u32 at, u8* to) {
             if (to) memcpy(to, shared_at(at), map.element_bytes);
         });

@@ -23,7 +23,8 @@ const EMULATED: &[(&str, &str)] = &[
 /// rounding more stands beside those of a GPU.
 const OPTIONS: &[&str] = &[
     "-std=c++17",
-    "-O1",
+    "-O2",
+    "-ftree-vectorize",
     "-shared",
     "-fPIC",
     "-w",
@@ -35,11 +36,17 @@ const OPTIONS: &[&str] = &[
     "cuda.h",
 ];
 
+/// Added where `LIGHTC_SANITIZE=address` asks for it: an access of a kernel beyond a tensor of the heap ends the program.
+/// Stacks are left out, since fibers have their own, and so are globals, which shared memory is.
+const SANITIZED: &[&str] =
+    &["-fsanitize=address", "--param=asan-stack=0", "--param=asan-globals=0", "-g1"];
+
 /// A C++ compiler of the machine: `CXX`, else `c++`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostCompiler {
     program: String,
     version: String,
+    options: Vec<&'static str>,
 }
 
 impl HostCompiler {
@@ -58,13 +65,16 @@ impl HostCompiler {
         if !output.status.success() || version.is_empty() {
             return Err(absent("it does not tell its version".to_owned()));
         }
-        Ok(HostCompiler { program, version })
+        let sanitized = std::env::var("LIGHTC_SANITIZE").is_ok_and(|asked| asked == "address");
+        let more = if sanitized { SANITIZED } else { &[] };
+        Ok(HostCompiler { program, version, options: [OPTIONS, more].concat() })
     }
 
     /// All that compiled code depends on beside its source.
     pub fn identity(&self) -> Vec<&str> {
         let files = EMULATED.iter().flat_map(|(name, text)| [*name, *text]);
-        std::iter::once(self.version.as_str()).chain(OPTIONS.iter().copied()).chain(files).collect()
+        let options = self.options.iter().copied();
+        std::iter::once(self.version.as_str()).chain(options).chain(files).collect()
     }
 
     /// Compiles a source to a shared library with a function `emulated_ENTRY` per entry point:
@@ -86,7 +96,8 @@ impl HostCompiler {
         let (from, to) = (folder.path().join("kernel.cpp"), folder.path().join("kernel.so"));
         fs::write(&from, text).map_err(io)?;
         let mut command = Command::new(&self.program);
-        let _ = command.args(OPTIONS).arg("-I").arg(folder.path()).arg("-o").arg(&to).arg(&from);
+        let _ =
+            command.args(&self.options).arg("-I").arg(folder.path()).arg("-o").arg(&to).arg(&from);
         let output = command.output().map_err(io)?;
         if !output.status.success() {
             let log = String::from_utf8_lossy(&output.stderr).into_owned();

@@ -4,6 +4,7 @@
 //! than a GPU.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -34,7 +35,7 @@ pub(super) fn is_asked() -> bool {
     ASKED.load(Ordering::SeqCst)
 }
 
-type Entry = unsafe extern "C" fn(*mut *mut c_void, *const c_int) -> c_int;
+type Run = unsafe extern "C" fn(*mut *mut c_void, *const c_int) -> c_int;
 type Failure = unsafe extern "C" fn() -> *const c_char;
 
 /// Runs a kernel to its end. `arguments` are the addresses of its arguments' values.
@@ -47,13 +48,16 @@ pub(super) fn launch(
     let late = LAUNCHES.fetch_add(1, Ordering::SeqCst) % 2;
     let [x, y, z] = grid.map(u32::cast_signed);
     let launch = [x, y, z, kernel.threads.cast_signed(), shared_bytes.cast_signed(), late as i32];
+    if std::env::var("EMTRACE").is_ok() {
+        eprintln!("launch {} {grid:?} {} late {late}", kernel.entry, kernel.threads);
+    }
     with_library(kernel, |library| {
         let name = format!("emulated_{}", kernel.entry);
         // SAFETY: the emulator's macro gives every entry point this function, and the library this other
         // one, with these types.
         #[allow(unsafe_code)]
         let (entry, failure) = unsafe {
-            let entry = library.get::<Entry>(name.as_bytes()).map_err(|e| refused(kernel, &e))?;
+            let entry = library.get::<Run>(name.as_bytes()).map_err(|e| refused(kernel, &e))?;
             let failure = library.get::<Failure>(b"emulated_failure");
             (entry, failure.map_err(|error| refused(kernel, &error))?)
         };
@@ -69,6 +73,17 @@ pub(super) fn launch(
             Err(refused(kernel, &message))
         }
     })
+}
+
+/// Sets bytes.
+pub(super) fn fill(address: u64, byte: u8, n_bytes: usize) {
+    if n_bytes > 0 {
+        // SAFETY: the caller gives the address and size of a live tensor of the CPU.
+        #[allow(unsafe_code)]
+        unsafe {
+            std::ptr::write_bytes(address as *mut u8, byte, n_bytes);
+        }
+    }
 }
 
 /// Compiles a kernel, or finds it compiled, without running it.
@@ -87,13 +102,9 @@ fn with_library<R>(
 ) -> Result<R> {
     let at = std::ptr::from_ref(kernel.module) as usize;
     let mut modules = MODULES.lock().unwrap_or_else(PoisonError::into_inner);
-    if !modules.contains_key(&at) {
-        let library = library(kernel)?;
-        let _ = modules.insert(at, library);
-    }
-    match modules.get(&at) {
-        Some(library) => action(library),
-        None => Err(refused(kernel, &"its library is gone")),
+    match modules.entry(at) {
+        Entry::Occupied(entry) => action(entry.get()),
+        Entry::Vacant(entry) => action(entry.insert(library(kernel)?)),
     }
 }
 
