@@ -151,20 +151,20 @@ pub(super) struct Sizes {
 }
 
 impl Sizes {
-    pub fn of(q: &Tensor) -> Result<Sizes> {
+    pub(super) fn of(q: &Tensor) -> Result<Sizes> {
         let (b, t, h, _) = q.size4()?;
         Ok(Sizes { b, t, h, n: ceil(t, 64) })
     }
 
-    pub fn int(self, value: i64) -> Result<Arg<'static>> {
+    pub(super) fn int(self, value: i64) -> Result<Arg<'static>> {
         Ok(Arg::I32(int(OP, value)?))
     }
 
-    pub fn grid(self, x: i64, y: i64, z: i64) -> Result<[u32; 3]> {
+    pub(super) fn grid(self, x: i64, y: i64, z: i64) -> Result<[u32; 3]> {
         Ok([int(OP, x)?, int(OP, y)?, int(OP, z)?])
     }
 
-    pub fn words(self) -> i64 {
+    pub(super) fn words(self) -> i64 {
         2 * self.n
     }
 
