@@ -490,7 +490,7 @@ fn the_schedule_of_a_gpu_lists_row_kernels_with_their_bound() {
     let arguments = ["inspect", LIGHTNING, "--stage", "lightning_2b", "--emit", "schedule"];
     let arguments = [&arguments[..], &["--target", "sm_90a", "--seq", "8192"]].concat();
     let text = place.stdout(&arguments);
-    assert!(text.contains("predicted for 1 x 8192 tokens"), "{text}");
+    assert!(text.contains("of 1 x 8192 tokens, predicted for an H200"), "{text}");
     let value = json(&place.stdout(&[&arguments[..], &["--format", "json"]].concat()));
     let kernels = value["kernels"].as_array().unwrap();
     assert!(kernels.len() > 100, "{} kernels", kernels.len());
@@ -498,8 +498,20 @@ fn the_schedule_of_a_gpu_lists_row_kernels_with_their_bound() {
         let name = kernel["kernel"].as_str().unwrap();
         assert!(text.contains(name), "{name}");
         assert!(kernel["microseconds"].as_f64().unwrap() >= 3.0, "{kernel}");
-        assert!(["memory", "arithmetic", "launch"].contains(&kernel["bound"].as_str().unwrap()));
+        let bounds = ["memory", "arithmetic", "tensor cores", "launch"];
+        assert!(bounds.contains(&kernel["bound"].as_str().unwrap()));
     }
+    // Each kind of work has a part in the sum that the last line tells.
+    let totals = value["totals"].as_array().unwrap();
+    let parts = totals.iter().map(|part| part["milliseconds"].as_f64().unwrap());
+    assert!(parts.clone().all(|ms| ms > 0.0), "{totals:?}");
+    let whole = value["milliseconds"].as_f64().unwrap();
+    assert!((parts.sum::<f64>() - whole).abs() < 1e-9 * whole);
+    assert!(text.contains(&format!("in all {whole:.1} ms")), "{text}");
+    // Six of the eight layers have the delta rule, and each runs once.
+    let rule =
+        kernels.iter().find(|k| k["kernel"].as_str().unwrap().starts_with("gated_delta_rule "));
+    assert_eq!(rule.unwrap()["calls"], 6);
 }
 
 #[test]
@@ -509,13 +521,18 @@ fn the_schedule_of_a_gpu_says_how_attention_runs() {
         let arguments = ["inspect", LIGHTNING, "--stage", "lightning_2b", "--emit", "schedule"];
         let arguments = [&arguments[..], &["--target", "sm_90a", "--seq", seq]].concat();
         let text = place.stdout(&arguments);
-        assert!(text.contains("attention of") && text.contains(form), "{text}");
+        assert!(text.contains("gathers from"), "{text}");
         let value = json(&place.stdout(&[&arguments[..], &["--format", "json"]].concat()));
-        let attention = value["attention"].as_array().unwrap();
-        assert!(!attention.is_empty());
-        for choice in attention {
-            assert_eq!(choice["form"], form, "{choice}");
-            assert_eq!(choice["most_keys"], 256, "{choice}");
+        let kernels = value["kernels"].as_array().unwrap();
+        let attention: Vec<_> = kernels.iter().filter(|k| k.get("attention").is_some()).collect();
+        // Both directions, of at least one layer.
+        assert!(attention.len() >= 2, "{}", attention.len());
+        for step in attention {
+            let choice = &step["attention"];
+            assert_eq!(choice["form"], form, "{step}");
+            assert_eq!(choice["most_keys"], 256, "{step}");
+            let (tiles, gather) = (&choice["tiles_ms"], &choice["gather_ms"]);
+            assert_eq!(tiles.as_f64() > gather.as_f64(), form == "gather", "{step}");
         }
     }
 }

@@ -98,6 +98,8 @@ fn main() -> ExitCode {
     };
     if emulated {
         cuda::emulate();
+        // References are small, and threads that wait for each other take the processor from the kernels.
+        tch::set_num_threads(1);
     // Before anything else of libtorch: it looks for its CUDA library once.
     } else if let Err(error) = cuda::device(chosen.gpu) {
         let absent = ["E1301", "E1302", "E1303"].contains(&error.code());

@@ -14,6 +14,8 @@ static ONE: Mutex<()> = Mutex::new(());
 fn green(name: &str) {
     let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     cuda::emulate();
+    // As `lightc-gpu test --emulate`: tests run beside each other.
+    tch::set_num_threads(1);
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     let seed = std::env::var("LIGHTC_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
     let seed: i64 = seed.unwrap_or_else(|| now.map_or(0, |since| since.subsec_nanos().into()));

@@ -56,6 +56,9 @@ struct Fiber {
     bool begun = false, done = false;
     int thread = 0;
     Block* block = nullptr;
+    /// Whether it waits still, where it does.
+    bool (*waits)(void*) = nullptr;
+    void* waits_for = nullptr;
     Groups copies, stores, products;
 };
 
@@ -90,8 +93,11 @@ static Machine machine;
 
 /// Lets the others run, as long as `waits`.
 template <class F> static inline void wait_while(F waits) {
-    while (waits())
-        if (!_setjmp(machine.now->at)) _longjmp(machine.scheduler, 1);
+    if (!waits()) return;
+    Fiber& own = *machine.now;
+    own.waits = [](void* waits) { return (*(F*)waits)(); }, own.waits_for = &waits;
+    if (!_setjmp(own.at)) _longjmp(machine.scheduler, 1);
+    own.waits = nullptr;
 }
 
 static inline Block& block() { return *machine.now->block; }
@@ -195,11 +201,22 @@ static void fiber_main() {
 static inline void resume(Fiber& fiber) {
     if (fiber.done) return;
     load_block(fiber.block);
+    if (fiber.waits && fiber.waits(fiber.waits_for)) return;
     machine.now = &fiber;
     if (_setjmp(machine.scheduler)) return;
     if (fiber.begun) _longjmp(fiber.at, 1);
     fiber.begun = true;
     setcontext(&fiber.start);
+}
+
+/// Lets the threads of a block go on as far as they can without another block; how many are left.
+static int run_block(int b) {
+    const int threads = machine.threads.x;
+    for (;;) {
+        const uint64_t before = machine.progress;
+        for (int i = 0; i < threads; i++) resume(machine.fibers[b * threads + (machine.late ? threads - 1 - i : i)]);
+        if (machine.progress == before) return machine.blocks[b].alive;
+    }
 }
 
 static void run_cluster(int first_x, int y, int z) {
@@ -215,6 +232,7 @@ static void run_cluster(int first_x, int y, int z) {
     for (int i = 0; i < n; i++) {
         Fiber& f = machine.fibers[i];
         f.begun = f.done = false;
+        f.waits = nullptr;
         f.thread = i % machine.threads.x;
         f.block = &machine.blocks[i / machine.threads.x];
         f.copies = f.stores = f.products = Groups{};
@@ -224,13 +242,9 @@ static void run_cluster(int first_x, int y, int z) {
     }
     for (;;) {
         const uint64_t before = machine.progress;
-        bool any = false;
-        for (int i = 0; i < n; i++) {
-            Fiber& f = machine.fibers[machine.late ? n - 1 - i : i];
-            any |= !f.done;
-            resume(f);
-        }
-        if (!any) break;
+        int left = 0;
+        for (int turn = 0; turn < machine.n_blocks; turn++) left += run_block(machine.late ? machine.n_blocks - 1 - turn : turn);
+        if (left == 0) break;
         if (machine.progress != before) continue;
         if (machine.under_way.empty()) {
             machine.now = nullptr;

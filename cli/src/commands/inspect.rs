@@ -11,7 +11,7 @@ use lightc_codegen::emit::emit_stage;
 use lightc_codegen::ir::Module;
 use lightc_codegen::pipeline::{self, Program};
 use lightc_codegen::rewrite::share::Share;
-use lightc_codegen::schedule::{AttentionChoice, attention_choices, schedule_cpu};
+use lightc_codegen::schedule::{DeviceStep, H200, Work, schedule_cpu, schedule_device};
 use lightc_dsl::diag::Diag;
 use lightc_dsl::model::StageModel;
 use lightc_dsl::source::Sources;
@@ -34,7 +34,7 @@ pub(crate) struct Arguments {
     #[arg(long)]
     function: Option<String>,
     /// As this target has it: for `sm_90a`, `ir`, `backward` and `rust` are those of the rewritten module,
-    /// and `schedule` lists its row kernels and the form of each attention.
+    /// and `schedule` lists what a step of training runs, and the form of each attention.
     #[arg(long, value_enum, default_value_t = Target::Cpu)]
     target: Target,
     /// One rank's share of a stage whose experts several ranks divide, such as `1/8`, for `sm_90a`.
@@ -130,7 +130,7 @@ fn text(
         }
         Emit::Schedule => match arguments.target {
             Target::Cpu => schedule(arguments.format, wanted, &differentiated(model)?),
-            Target::Sm90a => row_schedule(arguments, &fused(model, arguments.share)?),
+            Target::Sm90a => device_schedule(arguments, &fused(model, arguments.share)?),
         },
         Emit::Cuda => cuda(arguments.format, &fused(model, arguments.share)?),
         Emit::Rust => {
@@ -221,9 +221,9 @@ fn schedule(format: Format, wanted: Option<&str>, module: &Module) -> Result<Str
     }
 }
 
-/// The row kernels of a module, what each moves and computes, and how long that takes by a simple model
+/// What a step of training runs on a GPU, what each part moves and computes, and how long that takes by a simple model
 /// of an H200.
-fn row_schedule(arguments: &Arguments, module: &Module) -> Result<String, Failure> {
+fn device_schedule(arguments: &Arguments, module: &Module) -> Result<String, Failure> {
     if arguments.function.is_some() {
         let message = "--function does not apply to the schedule of `sm_90a`, which lists kernels";
         return Err(Fault::new(codes::UNKNOWN_FUNCTION, message).into());
@@ -236,45 +236,68 @@ fn row_schedule(arguments: &Arguments, module: &Module) -> Result<String, Failur
         ("w", arguments.seq - 1),
     ];
     let sizes = sizes.map(|(name, size)| (name.to_owned(), size)).into_iter().collect();
-    let rows = lightc_codegen::rows::schedule_table(module, &sizes);
-    let attention = attention_choices(module, &sizes);
+    let schedule = schedule_device(module, &sizes, H200);
+    let works = [Work::Row, Work::Product, Work::Tile, Work::Library];
+    let totals = works.map(|work| (work, schedule.milliseconds(work)));
+    let whole: f64 = totals.iter().map(|(_, ms)| ms).sum();
     if arguments.format == Format::Json {
-        return line(&json!({ "stage": module.name, "kernels": rows, "attention": attention }));
-    }
-    let mut table =
-        Table::new(&["kernel", ">nodes", "rows", ">lane", ">MB", ">MFLOP", ">us", "bound"]);
-    let millions = |size: &lightc_dsl::size::Size| match size.evaluate(&sizes) {
-        Some(n) => format!("{:.1}", n as f64 / 1e6),
-        None => size.to_string(),
-    };
-    for row in &rows {
-        table.row(vec![
-            row.kernel.clone(),
-            row.nodes.to_string(),
-            row.rows.to_string(),
-            row.lane.to_string(),
-            millions(&row.bytes),
-            millions(&row.flops),
-            row.microseconds.map_or("-".to_owned(), |us| format!("{us:.1}")),
-            row.bound.to_owned(),
-        ]);
+        let totals = totals.map(|(work, ms)| json!({ "work": work, "milliseconds": ms }));
+        return line(&json!({
+            "stage": module.name, "machine": schedule.machine, "kernels": schedule.steps,
+            "totals": totals, "milliseconds": whole,
+        }));
     }
     let (b, seq) = (arguments.micro_batch, arguments.seq);
+    let totals = totals.map(|(work, ms)| format!("{} {ms:.1}", work.word()));
     Ok(format!(
-        "stage {}, target sm_90a: row kernels, predicted for {b} x {seq} tokens on an H200\n\n{}{}",
+        "stage {}, target sm_90a: forward and backward of {b} x {seq} tokens, predicted for an {}\n\n{}\n\
+         in all {whole:.1} ms: {}\n{}",
         module.name,
-        table.text(),
-        attention_text(&attention)
+        schedule.machine.name,
+        steps_table(&schedule.steps).text(),
+        totals.join(", "),
+        attention_text(&schedule.steps)
     ))
 }
 
-/// The form of each attention, what decided it, and where it changes.
-fn attention_text(choices: &[AttentionChoice]) -> String {
-    if choices.is_empty() {
-        return String::new();
+fn steps_table(steps: &[DeviceStep]) -> Table {
+    let titles = [
+        "kernel or op",
+        "function",
+        "by",
+        ">calls",
+        ">nodes",
+        ">MB",
+        ">MFLOP",
+        ">us",
+        ">ms",
+        "bound",
+    ];
+    let mut table = Table::new(&titles);
+    let or_dash = |number: Option<f64>| number.map_or("-".to_owned(), |x| format!("{x:.1}"));
+    for step in steps {
+        let millions = |n: Option<f64>| or_dash(n.map(|n| n / 1e6));
+        table.row(vec![
+            step.kernel.clone(),
+            step.function.clone(),
+            step.work.word().to_owned(),
+            step.calls.to_string(),
+            step.nodes.to_string(),
+            millions(step.bytes),
+            millions(step.flops),
+            or_dash(step.microseconds),
+            or_dash(step.microseconds.map(|us| us * step.calls as f64 / 1e3)),
+            step.bound.to_owned(),
+        ]);
     }
+    table
+}
+
+/// The form of each attention, what decided it, and where it changes.
+fn attention_text(steps: &[DeviceStep]) -> String {
     let mut table = Table::new(&[
-        "attention of",
+        "attention",
+        "function",
         ">tokens",
         ">heads",
         ">channels",
@@ -286,9 +309,12 @@ fn attention_text(choices: &[AttentionChoice]) -> String {
         ">gathers from",
     ]);
     let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
-    for choice in choices {
+    let mut any = false;
+    for (step, choice) in steps.iter().filter_map(|step| Some((step, step.attention.as_ref()?))) {
+        any = true;
         table.row(vec![
-            choice.function.clone(),
+            step.kernel.clone(),
+            step.function.clone(),
             choice.tokens.to_string(),
             choice.heads.to_string(),
             choice.channels.to_string(),
@@ -300,7 +326,7 @@ fn attention_text(choices: &[AttentionChoice]) -> String {
             or_dash(choice.gathers_from.map(|tokens| tokens.to_string())),
         ]);
     }
-    format!("\n{}", table.text())
+    if any { format!("\n{}", table.text()) } else { String::new() }
 }
 
 fn rust(arguments: &Arguments, loaded: &Loaded, program: &Program<'_>) -> Result<String, Failure> {

@@ -9,6 +9,7 @@
 mod live;
 
 use live::live;
+pub(crate) use live::occupies;
 pub use live::{BATCH, Live, SEQUENCE};
 pub(super) use live::{bound, callee_sizes, root_sizes, unshifted};
 

@@ -11,6 +11,7 @@ pub use interface::{Carry, Interface, NTP, Role, VOCAB, interface};
 pub use liveness::{cut_layer, dead_parameters, gradient_paths};
 
 pub use flops::contraction_flops;
+pub(crate) use memory::occupies;
 pub use memory::{
     BATCH, Classes as MemoryClasses, Layout, Ledger, Live, SEQUENCE, Setup as MemorySetup, at_rest,
     live_for, memory, of_run as memory_of_run,

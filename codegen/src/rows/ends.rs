@@ -113,7 +113,7 @@ impl Way {
     }
 
     /// Bytes that it moves for each element: two states read, one and its value written. Kept bits are left out.
-    pub(super) fn element_bytes(self) -> i64 {
+    pub(crate) fn element_bytes(self) -> i64 {
         4 + 4 + 4 + 2
     }
 }

@@ -59,7 +59,6 @@ mod report;
 mod shape;
 mod steps;
 mod sums;
-mod table;
 mod text;
 
 pub(crate) use cuda::Kernel;
@@ -67,4 +66,3 @@ pub(crate) use ends::Ends;
 pub(crate) use group::{is_literal, is_pointwise, is_view};
 pub(crate) use plan::Step;
 pub use report::{Plans, cuda_text, describe};
-pub use table::{Row, schedule_table};

@@ -6,9 +6,11 @@
 //! stay open.
 
 mod attention;
+mod device;
 mod stacks;
 
-pub use attention::{AttentionChoice, attention_choices};
+pub use attention::AttentionChoice;
+pub use device::{DeviceSchedule, DeviceStep, H200, Machine, Work, schedule_device};
 pub use stacks::StackMemory;
 
 use crate::ir::{BackwardId, FuncId, Function, Module, ValueId};

@@ -487,7 +487,7 @@ fn kept_bits(op: &Stack) -> Option<Vec<i64>> {
 
 /// Whether a node's results take memory of their own: leaves are counted elsewhere, and views share
 /// the memory of what they are made of.
-fn occupies(node: &crate::ir::Node) -> bool {
+pub(crate) fn occupies(node: &crate::ir::Node) -> bool {
     !matches!(
         node.op,
         Op::Input(_)
