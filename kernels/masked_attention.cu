@@ -1,8 +1,8 @@
-// Softmax attention under a causal bit mask, over dense tiles of 64 x 64, forward and backward.
+// Softmax attention under a bit mask, over dense tiles of 64 x 64, forward and backward.
 //
 // Shapes   q, k, v, o, do, dq, dk, dv [B,T,H,D] bf16, D = ATTENTION_DIM (256), as 4-D tensor maps (D, H, T, B), 128-byte swizzle,
 //          box (64, 1, 64, 1) except q of the forward kernel, (64, 1, 128, 1). mask [B,T,words] u32 shared by
-//          all heads, words = 2 ceil(T / 64), no bit set at s > t. lse, delta [B,H,64 ceil(T / 64)] fp32.
+//          all heads, words = 2 ceil(T / 64); any bits below T may be set. lse, delta [B,H,64 ceil(T / 64)] fp32.
 // Meaning  docs/ops.md `masked_attention`, with `scale` on the scores (1 where the queries carry it);
 //          a row with nothing allowed gives 0 and passes no gradient. lse is in units of log 2.
 // Numerics bf16 products, fp32 accumulators and softmax; probabilities and their gradient rounded to bf16
@@ -12,12 +12,14 @@
 //
 // Kernels  mask_pack                    truth values [B,T,T] to the bits of mask
 //          mask_tiles                   which tiles hold a bit, and the mask transposed (once for all heads)
+//          mask_columns                 the same flags of tiles, by tile of keys; for the gradient alone
 //          attention_forward            128 queries and a head per block
 //          attention_delta              rowsum(do * o)
 //          attention_backward_keys      64 keys and a head per block: dk, dv, and the tiles of d(score) in
-//                                       scratch [B,H,n(n+1)/2] of 8 KB, tile (qt, kt) at qt(qt+1)/2 + kt
+//                                       scratch [B,H,slots] of 8 KB, at `score_slot`
 //          attention_backward_queries   128 queries and a head per block: dq
-// Empty tiles are neither computed, nor stored, nor read.
+// Empty tiles are neither computed, nor stored, nor read: what a causal mask saves comes from its bits alone. `causal` is a
+// claim that no bit is set at s > t. It halves the scratch, and `mask_pack` stops the program where it is false.
 #include "copy.cuh"
 #include "mma.cuh"
 #include "wgmma.cuh"
@@ -50,11 +52,16 @@ template <int N> struct Tiles {
     }
 };
 
+/// Where d(score) of tile (qt, kt) lies, in tiles; under a causal mask those above the diagonal have no place.
+DEVICE u64 score_slot(int causal, int n, int qt, int kt) { return causal ? u64(qt) * (qt + 1) / 2 + kt : u64(qt) * n + kt; }
+DEVICE u64 score_slots(int causal, int n) { return causal ? u64(n) * (n + 1) / 2 : u64(n) * n; }
+
 // ------------------------------------------------------------------------------------------------
-// mask_pack. Limit: memory, a byte of every query and key (67 MB at T=8192: 0.016 ms). It stops the program
-// where a query may see a later key, which the other kernels would leave out. grid (T, B), 256 threads.
+// mask_pack. Limit: memory, a byte of every query and key (67 MB at T=8192: 0.016 ms). Where the mask is claimed to
+// be causal it stops the program at a query that may see a later key, whose d(score) would lie in another's place.
+// grid (T, B), 256 threads.
 // ------------------------------------------------------------------------------------------------
-extern "C" __global__ void __launch_bounds__(256) mask_pack(const u8* allowed, u32* mask, int T, int words) {
+extern "C" __global__ void __launch_bounds__(256) mask_pack(const u8* allowed, u32* mask, int causal, int T, int words) {
     const int t = blockIdx.x, batch = blockIdx.y;
     const u64 row = u64(batch) * T + t;
     const u8* from = allowed + row * T;
@@ -69,7 +76,7 @@ extern "C" __global__ void __launch_bounds__(256) mask_pack(const u8* allowed, u
                 if (s + e < T) four |= u32(from[s + e]) << (8 * e);
         }
         u32 bits = ((four & 0x01010101u) * 0x01020408u) >> 24;
-        if (s + 3 > t && bits >> max(t + 1 - s, 0)) __trap();
+        if (causal && s + 3 > t && bits >> max(t + 1 - s, 0)) __trap();
         bits <<= 4 * (group & 7);
 #pragma unroll
         for (int o = 1; o < 8; o <<= 1) bits |= __shfl_xor_sync(~0u, bits, o);
@@ -120,6 +127,23 @@ extern "C" __global__ void __launch_bounds__(256) mask_tiles(const u32* mask, u3
         const u32 flags = __ballot_sync(~0u, used[lane] != 0);
         if (lane == 0) tiles[(u64(batch) * n + qt) * tile_words + group] = flags;
     }
+}
+
+// ------------------------------------------------------------------------------------------------
+// mask_columns. Limit: launch; tiles read and written once (2 KB at T=8192).
+// columns [B,n,tile_words]: bit qt of row kt. grid (tile_words, tile_words, B), 32 threads: 32 x 32 bits turned.
+// ------------------------------------------------------------------------------------------------
+extern "C" __global__ void __launch_bounds__(32) mask_columns(const u32* tiles, u32* columns, int n, int tile_words) {
+    const int lane = threadIdx.x, qt = blockIdx.x * 32 + lane, kt = blockIdx.y * 32 + lane;
+    const u64 batch = u64(blockIdx.z) * n;
+    const u32 row = qt < n ? tiles[(batch + qt) * tile_words + blockIdx.y] : 0;
+    u32 column = 0;
+#pragma unroll 8
+    for (int b = 0; b < 32; b++) {
+        const u32 turned = __ballot_sync(~0u, row >> b & 1);
+        if (lane == b) column = turned;
+    }
+    if (kt < n) columns[(batch + kt) * tile_words + blockIdx.x] = column;
 }
 
 // ------------------------------------------------------------------------------------------------
@@ -314,7 +338,7 @@ extern "C" __global__ void __launch_bounds__(256) attention_delta(const bf16* o,
 }
 
 // ------------------------------------------------------------------------------------------------
-// attention_backward_keys. Limit: tensor, 8 T^2/2 H 256 FLOP (1100 GFLOP at T=8192, H=16: 1.6 ms).
+// attention_backward_keys. Limit: tensor, 8 T^2/2 H 256 FLOP of the causal half (1100 GFLOP at T=8192, H=16: 1.6 ms).
 // Measured 1.674 ms, 657 TFLOP/s (NVIDIA H200, 2026-11-22). A column that every query selects is one block's
 // work, which shows only where most tiles are empty.
 // One warpgroup loads; one computes the probabilities and dv, one d(score) and dk. Everything is
@@ -326,8 +350,8 @@ constexpr int KEYS_SMEM = 2 * TILE_BYTES + STAGES * 2 * TILE_BYTES + 3 * PANEL +
 extern "C" __global__ void __launch_bounds__(384, 1) attention_backward_keys(
     const __grid_constant__ TensorMap q, const __grid_constant__ TensorMap k, const __grid_constant__ TensorMap v,
     const __grid_constant__ TensorMap d_out, const __grid_constant__ TensorMap dk, const __grid_constant__ TensorMap dv,
-    const u32* transposed, const u32* tiles, const float* lse, const float* delta, float scale, float out_scale, u8* d_scores,
-    int T, int H, int words, int tile_words)
+    const u32* transposed, const u32* columns, const float* lse, const float* delta, float scale, float out_scale, u8* d_scores,
+    int causal, int T, int H, int words, int tile_words)
 {
     u8 *k_tile = smem, *v_tile = smem + TILE_BYTES, *ring_tiles = smem + 2 * TILE_BYTES;
     u8* share = ring_tiles + STAGES * 2 * TILE_BYTES;  // two buffers of probabilities, as registers
@@ -349,12 +373,7 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_backward_keys(
         barrier_init_done();
     }
     __syncthreads();
-    // The next query tile from `qt` on whose tile with these keys is not empty.
-    const u32* column = tiles + u64(batch) * n * tile_words + (kt >> 5);
-    auto seek = [&](int qt) {
-        while (qt < n && !(column[u64(qt) * tile_words] >> (kt & 31) & 1)) qt++;
-        return qt;
-    };
+    Tiles<1> list(columns + u64(batch) * n * tile_words, kt, n, tile_words);  // the query tiles that meet these keys
     if (group == 0) {
         registers_drop<24>();
         if (tid == 0) {
@@ -365,7 +384,7 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_backward_keys(
             }
             Ring<STAGES> ring;
             int i = 0;
-            for (int qt = seek(kt); qt < n; qt = seek(qt + 1), i++) {
+            for (int qt = list.next(); qt >= 0; qt = list.next(), i++) {
                 u8* to = ring_tiles + ring.at * 2 * TILE_BYTES;
                 if (i >= STAGES) barrier_wait(&q_empty[ring.at], ring.parity ^ 1);
                 barrier_expect(&q_full[ring.at], TILE_BYTES + 256);
@@ -405,7 +424,7 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_backward_keys(
         u32 f[16];
         if (group == 1) {
             const u32* mask0 = transposed + (u64(batch) * n * TILE + kt * TILE + lwarp * 16 + (lane >> 2)) * words;
-            for (int qt = seek(kt), i = 0; qt < n; qt = seek(qt + 1), i++) {
+            for (int qt = list.next(), i = 0; qt >= 0; qt = list.next(), i++) {
                 uint2 w[2];
 #pragma unroll
                 for (int h = 0; h < 2; h++) w[h] = *(const uint2*)&mask0[u64(8 * h) * words + 2 * qt];
@@ -438,7 +457,7 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_backward_keys(
                 ring.next();
             }
         } else {
-            for (int qt = seek(kt), i = 0; qt < n; qt = seek(qt + 1), i++) {
+            for (int qt = list.next(), i = 0; qt >= 0; qt = list.next(), i++) {
                 const u64 q_desc = advance(ring_desc, ring.at * 2 * TILE_BYTES);
                 barrier_wait(&do_full[ring.at], ring.parity);
                 product(advance(q_desc, TILE_BYTES));
@@ -473,7 +492,7 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_backward_keys(
                 fence_async();
                 named_barrier(1, 128);
                 if (ltid == 0) {
-                    bulk_store(d_scores + (bh * (u64(n) * (n + 1) / 2) + u64(qt) * (qt + 1) / 2 + kt) * PANEL, staging, PANEL);
+                    bulk_store(d_scores + (bh * score_slots(causal, n) + score_slot(causal, n, qt, kt)) * PANEL, staging, PANEL);
                     store_commit();
                 }
                 wgmma_wait<0>();
@@ -515,7 +534,7 @@ constexpr int QUERIES_SMEM = Q_STAGES * Q_STAGE + 128;
 
 extern "C" __global__ void __launch_bounds__(384, 1) attention_backward_queries(
     const __grid_constant__ TensorMap k, const __grid_constant__ TensorMap dq, const u32* tiles, const u8* d_scores, float out_scale,
-    int T, int H, int tile_words)
+    int causal, int T, int H, int tile_words)
 {
     u64* full = (u64*)(smem + Q_STAGES * Q_STAGE);
     u64* empty = full + Q_STAGES;
@@ -548,8 +567,8 @@ extern "C" __global__ void __launch_bounds__(384, 1) attention_backward_queries(
                 for (int p = 0; p < PANELS; p++) tensor_load(to + p * PANEL, k, p * 64, head, j * TILE, batch, &full[ring.at]);
                 for (int g = 0; g < GROUPS; g++)
                     if (used(g, j)) {
-                        const u64 qt = GROUPS * block + g;
-                        bulk_load(to + TILE_BYTES + g * PANEL, d_scores + (bh * (u64(n) * (n + 1) / 2) + qt * (qt + 1) / 2 + j) * PANEL, PANEL, &full[ring.at]);
+                        const u64 slot = bh * score_slots(causal, n) + score_slot(causal, n, GROUPS * block + g, j);
+                        bulk_load(to + TILE_BYTES + g * PANEL, d_scores + slot * PANEL, PANEL, &full[ring.at]);
                     }
                 ring.next();
             }

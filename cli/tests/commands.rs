@@ -513,3 +513,26 @@ fn the_schedule_of_a_gpu_lists_row_kernels_with_their_bound() {
         kernels.iter().find(|k| k["kernel"].as_str().unwrap().starts_with("gated_delta_rule "));
     assert_eq!(rule.unwrap()["calls"], 6);
 }
+
+#[test]
+fn the_schedule_of_a_gpu_says_how_attention_runs() {
+    let place = Place::new();
+    for (seq, form) in [("8192", "tiles"), ("65536", "gather")] {
+        let arguments = ["inspect", LIGHTNING, "--stage", "lightning_2b", "--emit", "schedule"];
+        let arguments = [&arguments[..], &["--target", "sm_90a", "--seq", seq]].concat();
+        let text = place.stdout(&arguments);
+        assert!(text.contains("gathers from"), "{text}");
+        let value = json(&place.stdout(&[&arguments[..], &["--format", "json"]].concat()));
+        let kernels = value["kernels"].as_array().unwrap();
+        let attention: Vec<_> = kernels.iter().filter(|k| k.get("attention").is_some()).collect();
+        // Both directions, of at least one layer.
+        assert!(attention.len() >= 2, "{}", attention.len());
+        for step in attention {
+            let choice = &step["attention"];
+            assert_eq!(choice["form"], form, "{step}");
+            assert_eq!(choice["most_keys"], 256, "{step}");
+            let (tiles, gather) = (&choice["tiles_ms"], &choice["gather_ms"]);
+            assert_eq!(tiles.as_f64() > gather.as_f64(), form == "gather", "{step}");
+        }
+    }
+}

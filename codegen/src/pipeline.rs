@@ -169,6 +169,8 @@ fn fused(model: &StageModel, lowered: &Module) -> Result<Compiled, Vec<Diag>> {
     verified(&module, "grouping experts", model.span)?;
     let _ = rewrite::indexer::indexers(&mut module).map_err(failed)?;
     verified(&module, "finding indexers", model.span)?;
+    let _ = rewrite::bounds::bound_masks(&mut module);
+    verified(&module, "bounding masks", model.span)?;
     let backward = autodiff::differentiate(&mut module, LOSS)
         .map_err(|error| vec![no_backward(model, &module, error)])?;
     verified(&module, "differentiation", model.span)?;

@@ -26,6 +26,7 @@ use lightc_codegen::ops::{
 use lightc_dsl::ast::DType;
 use lightc_dsl::model::{Axis, InitLaw, Integrator, MemberRef, Storage};
 use lightc_dsl::size::Size;
+use lightc_numerics::attention::MaskBound;
 use rand_chacha::ChaCha8Rng;
 use rand_core::{RngCore, SeedableRng};
 use std::collections::BTreeMap;
@@ -509,7 +510,33 @@ fn attention_has_the_right_derivative() {
 }
 
 fn attention() -> MaskedAttention {
-    MaskedAttention { query: word("t"), key: word("s"), head: word("h"), channel: word("k") }
+    MaskedAttention {
+        query: word("t"),
+        key: word("s"),
+        head: word("h"),
+        channel: word("k"),
+        bound: MaskBound::default(),
+    }
+}
+
+fn bounded(most_keys: u32) -> MaskedAttention {
+    let bound = MaskBound { causal: true, most_keys: Some(most_keys) };
+    MaskedAttention { bound, ..attention() }
+}
+
+#[test]
+fn a_mask_that_breaks_its_bound_is_an_error() {
+    let x = arr(&[1, 2, 1, 1], &[1.0, 2.0]);
+    let under = |most, seen: [f64; 4]| {
+        let mask = arr(&[1, 2, 2], &seen);
+        let keys = ("b s h k", ACT, &x);
+        eval(bounded(most), &[("b t h k", ACT, &x), keys, keys, ("b t s", DType::Bool, &mask)])
+    };
+    assert!(under(1, [1.0, 0.0, 0.0, 1.0]).is_ok());
+    let more = under(1, [1.0, 0.0, 1.0, 1.0]).unwrap_err();
+    assert_eq!(more, "query 1 sees 2 keys, beyond the mask's bound");
+    let later = under(2, [1.0, 1.0, 0.0, 1.0]).unwrap_err();
+    assert_eq!(later, "query 0 sees a later key under a causal mask");
 }
 
 #[test]
@@ -1088,8 +1115,10 @@ fn one_of_each() -> Vec<Op> {
         GatedDeltaRuleGrad { time: t.clone(), head: h.clone(), key: k.clone(), value: m.clone() }.into(),
         SelectTop { query: t.clone(), key: s.clone(), sinks: 4, limit: 256 }.into(),
         indexer().into(),
-        MaskedAttention { query: t.clone(), key: s.clone(), head: h.clone(), channel: k.clone() }.into(),
-        MaskedAttentionGrad { query: t, key: s.clone(), head: h, channel: k }.into(),
+        attention().into(),
+        bounded(256).into(),
+        MaskedAttention { bound: MaskBound { causal: true, most_keys: None }, ..attention() }.into(),
+        MaskedAttentionGrad { query: t, key: s.clone(), head: h, channel: k, bound: bounded(7).bound }.into(),
         Sinkhorn { rows: s.clone(), columns: j.clone(), iterations: 20, eps: 1e-6 }.into(),
         SinkhornGrad { rows: s, columns: j.clone(), iterations: 20, eps: 1e-6 }.into(),
         LinearCrossEntropy { channel: e.clone(), vocab: m.clone(), softcap: 15.0 }.into(),
@@ -1115,11 +1144,18 @@ fn attributes_round_trip() {
         assert_eq!(parse_op(def.mnemonic(), def.attrs()).as_ref(), Ok(op));
         let extra = def.attrs().int("nonsense", 1);
         assert!(parse_op(def.mnemonic(), extra).is_err(), "{} takes anything", def.mnemonic());
-        // No attribute can be left out.
+        // No attribute can be left out, but for what is known of a mask.
+        let attention = matches!(op, Op::MaskedAttention(_) | Op::MaskedAttentionGrad(_));
         for missing in 0..def.attrs().0.len() {
             let mut attrs = def.attrs();
-            attrs.0.remove(missing);
-            assert!(parse_op(def.mnemonic(), attrs).is_err(), "{}", def.mnemonic());
+            let (name, _) = attrs.0.remove(missing);
+            let optional = attention && ["mask", "limit"].contains(&name.as_str());
+            assert_eq!(
+                parse_op(def.mnemonic(), attrs).is_ok(),
+                optional,
+                "{} {name}",
+                def.mnemonic()
+            );
         }
     }
     assert!(parse_op("no_such_op", Attrs::default()).is_err());
@@ -1256,6 +1292,9 @@ fn emitted_calls_join_precision_classes() {
     let keys = "act b=1 s=5 h=2 k=4";
     let args = format!("{row}; {keys}; {keys}; bool b=1 t=3 s=5");
     check_emitted(attention(), &args, "ops::masked_attention(a0, a1, a2, a3)?");
+    let bound = "ops::MaskBound { causal: true, most_keys: Some(256) }";
+    let wanted = format!("ops::masked_attention_within(a0, a1, a2, a3, {bound})?");
+    check_emitted(bounded(256), &args, &wanted);
 }
 
 // Errors.

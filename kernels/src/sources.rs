@@ -48,6 +48,12 @@ macro_rules! with_macro {
     };
 }
 
+/// Masked attention over selected keys alone, and its gradient, heads of 64.
+pub const GATHER_ATTENTION_64: &str = with_macro!("ATTENTION_DIM", "64", "gather_attention.cu");
+/// Masked attention over selected keys alone, and its gradient, heads of 128.
+pub const GATHER_ATTENTION_128: &str = with_macro!("ATTENTION_DIM", "128", "gather_attention.cu");
+/// Masked attention over selected keys alone, and its gradient, heads of 256.
+pub const GATHER_ATTENTION_256: &str = with_macro!("ATTENTION_DIM", "256", "gather_attention.cu");
 /// Masked attention and its gradient, heads of 64.
 pub const MASKED_ATTENTION_64: &str = with_macro!("ATTENTION_DIM", "64", "masked_attention.cu");
 /// Masked attention and its gradient, heads of 128.
@@ -64,6 +70,9 @@ pub const SOURCES: &[(&str, &str)] = &[
     ("fixed.cu", FIXED),
     ("gated_delta_rule.cu", GATED_DELTA_RULE),
     ("gather.cu", GATHER),
+    ("gather_attention_64.cu", GATHER_ATTENTION_64),
+    ("gather_attention_128.cu", GATHER_ATTENTION_128),
+    ("gather_attention_256.cu", GATHER_ATTENTION_256),
     ("hadamard.cu", HADAMARD),
     ("linear_cross_entropy.cu", LINEAR_CROSS_ENTROPY),
     ("masked_attention_64.cu", MASKED_ATTENTION_64),

@@ -70,9 +70,10 @@ fn every_file_is_a_source_or_a_header() {
     assert_eq!(files(&root.join("include"), "cuh"), headers);
     let sources: BTreeSet<String> = SOURCES
         .iter()
-        .map(|(name, _)| match name.strip_prefix("masked_attention") {
-            Some(_) => "masked_attention.cu".to_owned(),
-            None => (*name).to_owned(),
+        .map(|(name, _)| {
+            let sized = ["gather_attention", "masked_attention"];
+            let file = sized.into_iter().find(|file| name.starts_with(file));
+            file.map_or_else(|| (*name).to_owned(), |file| format!("{file}.cu"))
         })
         .collect();
     assert_eq!(files(root, "cu"), sources);

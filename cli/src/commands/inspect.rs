@@ -34,7 +34,7 @@ pub(crate) struct Arguments {
     #[arg(long)]
     function: Option<String>,
     /// As this target has it: for `sm_90a`, `ir`, `backward` and `rust` are those of the rewritten module,
-    /// and `schedule` lists what a step of training runs.
+    /// and `schedule` lists what a step of training runs, and the form of each attention.
     #[arg(long, value_enum, default_value_t = Target::Cpu)]
     target: Target,
     /// One rank's share of a stage whose experts several ranks divide, such as `1/8`, for `sm_90a`.
@@ -251,11 +251,12 @@ fn device_schedule(arguments: &Arguments, module: &Module) -> Result<String, Fai
     let totals = totals.map(|(work, ms)| format!("{} {ms:.1}", work.word()));
     Ok(format!(
         "stage {}, target sm_90a: forward and backward of {b} x {seq} tokens, predicted for an {}\n\n{}\n\
-         in all {whole:.1} ms: {}\n",
+         in all {whole:.1} ms: {}\n{}",
         module.name,
         schedule.machine.name,
         steps_table(&schedule.steps).text(),
-        totals.join(", ")
+        totals.join(", "),
+        attention_text(&schedule.steps)
     ))
 }
 
@@ -290,6 +291,42 @@ fn steps_table(steps: &[DeviceStep]) -> Table {
         ]);
     }
     table
+}
+
+/// The form of each attention, what decided it, and where it changes.
+fn attention_text(steps: &[DeviceStep]) -> String {
+    let mut table = Table::new(&[
+        "attention",
+        "function",
+        ">tokens",
+        ">heads",
+        ">channels",
+        "mask",
+        ">keys",
+        "form",
+        ">tiles ms",
+        ">gather ms",
+        ">gathers from",
+    ]);
+    let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+    let mut any = false;
+    for (step, choice) in steps.iter().filter_map(|step| Some((step, step.attention.as_ref()?))) {
+        any = true;
+        table.row(vec![
+            step.kernel.clone(),
+            step.function.clone(),
+            choice.tokens.to_string(),
+            choice.heads.to_string(),
+            choice.channels.to_string(),
+            if choice.causal { "causal" } else { "any" }.to_owned(),
+            or_dash(choice.most_keys.map(|most| most.to_string())),
+            choice.form.to_owned(),
+            format!("{:.2}", choice.tiles_ms),
+            or_dash(choice.gather_ms.map(|ms| format!("{ms:.2}"))),
+            or_dash(choice.gathers_from.map(|tokens| tokens.to_string())),
+        ]);
+    }
+    if any { format!("\n{}", table.text()) } else { String::new() }
 }
 
 fn rust(arguments: &Arguments, loaded: &Loaded, program: &Program<'_>) -> Result<String, Failure> {

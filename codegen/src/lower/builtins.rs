@@ -17,6 +17,7 @@ use lightc_dsl::model::Axis;
 use lightc_dsl::names::BUILTINS;
 use lightc_dsl::size::Size;
 use lightc_dsl::source::Span;
+use lightc_numerics::attention::MaskBound;
 use std::cell::Cell;
 
 /// What is wrong with a call, and where if that is known better than the whole call.
@@ -698,6 +699,7 @@ fn special(body: &mut Body<'_, '_>, args: &Args<'_>) -> Lowered {
                 key: args.axis("key", usage)?,
                 head: args.axis("head", usage)?,
                 channel: args.axis("channel", usage)?,
+                bound: MaskBound::default(),
             };
             with_values(body, args, |_| op.into())
         }

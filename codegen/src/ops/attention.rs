@@ -12,6 +12,7 @@ use crate::ir::{Type, ValueId};
 use lightc_dsl::ast::DType;
 use lightc_dsl::model::Axis;
 use lightc_dsl::size::Size;
+use lightc_numerics::attention::MaskBound;
 use proc_macro2::TokenStream;
 use quote::quote;
 
@@ -53,6 +54,8 @@ pub struct MaskedAttention {
     pub head: String,
     /// Axis k of q and k.
     pub channel: String,
+    /// What a rewrite has found of the mask. It is no part of the meaning: a mask that breaks it is an error.
+    pub bound: MaskBound,
 }
 
 /// Derivative of [`MaskedAttention`]: arguments q, k, v, mask and the cotangent of o; results the
@@ -70,6 +73,8 @@ pub struct MaskedAttentionGrad {
     pub head: String,
     /// Axis k.
     pub channel: String,
+    /// As in [`MaskedAttention`].
+    pub bound: MaskBound,
 }
 
 impl OpDef for SelectTop {
@@ -179,12 +184,13 @@ impl ParseOp for SelectTop {
     }
 }
 
-/// The axis names of both ops.
+/// The attributes of both ops.
 struct Names<'a> {
     query: &'a str,
     key: &'a str,
     head: &'a str,
     channel: &'a str,
+    bound: MaskBound,
 }
 
 impl Names<'_> {
@@ -209,11 +215,35 @@ impl Names<'_> {
     }
 
     fn attrs(&self) -> Attrs {
-        Attrs::default()
+        let mut attrs = Attrs::default()
             .word("query", self.query)
             .word("key", self.key)
             .word("head", self.head)
-            .word("channel", self.channel)
+            .word("channel", self.channel);
+        if self.bound.causal {
+            attrs = attrs.word("mask", CAUSAL);
+        }
+        match self.bound.most_keys {
+            Some(most) => attrs.int("limit", most.into()),
+            None => attrs,
+        }
+    }
+
+    /// The call `function(.., dout)`, or `function_within(.., dout, bound)` where there is a bound.
+    fn emit(&self, call: &EmitCall<'_>, function: &str, joined: &[usize]) -> TokenStream {
+        let MaskBound { causal, most_keys } = self.bound;
+        if self.bound == MaskBound::default() {
+            return emit_joined(call, function, joined, quote!());
+        }
+        let most = most_keys.map_or_else(
+            || quote!(None),
+            |most| {
+                let most = number(most.into());
+                quote!(Some(#most))
+            },
+        );
+        let bound = quote!(ops::MaskBound { causal: #causal, most_keys: #most });
+        emit_joined(call, &format!("{function}_within"), joined, bound)
     }
 
     /// Checks the four arguments; gives the type of the result.
@@ -286,14 +316,32 @@ struct Row {
     keys: Vec<(usize, usize, f64)>,
 }
 
+/// Refuses a mask that breaks what is claimed of it.
+fn within(call: &EvalCall<'_>, bound: MaskBound) -> Result<(), EvalError> {
+    let [_, n_t, n_s] = lengths(call.arg(3)?)?;
+    for (row, allowed) in elements(call.arg(3)?).chunks(n_s.max(1)).enumerate() {
+        let t = row % n_t.max(1);
+        let keys = allowed.iter().filter(|seen| **seen != 0.0).count();
+        if bound.most_keys.is_some_and(|most| keys > most as usize) {
+            return Err(EvalError(format!("query {t} sees {keys} keys, beyond the mask's bound")));
+        }
+        if bound.causal && allowed.iter().skip(t + 1).any(|seen| *seen != 0.0) {
+            return Err(EvalError(format!("query {t} sees a later key under a causal mask")));
+        }
+    }
+    Ok(())
+}
+
 /// Calls `f` with every row of the softmax.
 #[allow(clippy::indexing_slicing)]
 fn each_row(
     call: &EvalCall<'_>,
+    bound: MaskBound,
     q: &[f64],
     k: &[f64],
     mut f: impl FnMut(Lengths, &Row),
 ) -> Result<(), EvalError> {
+    within(call, bound)?;
     let [n_b, n_t, n_h, n_k] = lengths(call.arg(0)?)?;
     let [_, n_s, _, n_m] = lengths(call.arg(2)?)?;
     let n = Lengths { b: n_b, t: n_t, s: n_s, h: n_h, k: n_k, m: n_m };
@@ -323,9 +371,31 @@ fn each_row(
     Ok(())
 }
 
+/// How a causal mask is written.
+const CAUSAL: &str = "causal";
+
+fn parse_bound(attrs: &mut Attrs) -> Result<MaskBound, String> {
+    let causal = if attrs.has("mask") {
+        match attrs.take_word("mask")?.as_str() {
+            CAUSAL => true,
+            other => return Err(format!("attribute `mask` is `{CAUSAL}`, not `{other}`")),
+        }
+    } else {
+        false
+    };
+    let most_keys = attrs.has("limit").then(|| attrs.take_index("limit")).transpose()?;
+    Ok(MaskBound { causal, most_keys })
+}
+
 impl MaskedAttention {
     fn names(&self) -> Names<'_> {
-        Names { query: &self.query, key: &self.key, head: &self.head, channel: &self.channel }
+        Names {
+            query: &self.query,
+            key: &self.key,
+            head: &self.head,
+            channel: &self.channel,
+            bound: self.bound,
+        }
     }
 }
 
@@ -354,7 +424,7 @@ impl OpDef for MaskedAttention {
         let (q, k, v) = (elements(call.arg(0)?), elements(call.arg(1)?), elements(call.arg(2)?));
         let shape = call.result_shape(0)?;
         let mut o = vec![0.0; shape.iter().product()];
-        each_row(call, &q, &k, |n, row| {
+        each_row(call, self.bound, &q, &k, |n, row| {
             for (_, value, p) in &row.keys {
                 for m in 0..n.m {
                     o[row.o + m] += p * v[value + m];
@@ -372,6 +442,7 @@ impl OpDef for MaskedAttention {
             key: self.key.clone(),
             head: self.head.clone(),
             channel: self.channel.clone(),
+            bound: self.bound,
         };
         let cotangents = vjp.push_many(grad, &args)?;
         let mut cotangents = wanted(vjp, cotangents);
@@ -384,7 +455,7 @@ impl OpDef for MaskedAttention {
     }
 
     fn emit_cpu(&self, call: &EmitCall<'_>) -> TokenStream {
-        emit_joined(call, "masked_attention", &[0, 1, 2], quote!())
+        self.names().emit(call, "masked_attention", &[0, 1, 2])
     }
 }
 
@@ -398,13 +469,20 @@ impl ParseOp for MaskedAttention {
             key: attrs.take_word("key")?,
             head: attrs.take_word("head")?,
             channel: attrs.take_word("channel")?,
+            bound: parse_bound(attrs)?,
         }))
     }
 }
 
 impl MaskedAttentionGrad {
     fn names(&self) -> Names<'_> {
-        Names { query: &self.query, key: &self.key, head: &self.head, channel: &self.channel }
+        Names {
+            query: &self.query,
+            key: &self.key,
+            head: &self.head,
+            channel: &self.channel,
+            bound: self.bound,
+        }
     }
 }
 
@@ -436,7 +514,7 @@ impl OpDef for MaskedAttentionGrad {
         let (q, k, v) = (elements(call.arg(0)?), elements(call.arg(1)?), elements(call.arg(2)?));
         let d_o = elements(call.arg(4)?);
         let (mut dq, mut dk, mut dv) = (vec![0.0; q.len()], vec![0.0; k.len()], vec![0.0; v.len()]);
-        each_row(call, &q, &k, |n, row| {
+        each_row(call, self.bound, &q, &k, |n, row| {
             let dp: Vec<f64> = row
                 .keys
                 .iter()
@@ -470,7 +548,7 @@ impl OpDef for MaskedAttentionGrad {
     }
 
     fn emit_cpu(&self, call: &EmitCall<'_>) -> TokenStream {
-        emit_joined(call, "masked_attention_grad", &[0, 1, 2, 4], quote!())
+        self.names().emit(call, "masked_attention_grad", &[0, 1, 2, 4])
     }
 }
 
@@ -484,6 +562,7 @@ impl ParseOp for MaskedAttentionGrad {
             key: attrs.take_word("key")?,
             head: attrs.take_word("head")?,
             channel: attrs.take_word("channel")?,
+            bound: parse_bound(attrs)?,
         }))
     }
 }

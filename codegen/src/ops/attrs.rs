@@ -89,6 +89,11 @@ impl Attrs {
         self.with(name, Attr::Axes(value.to_vec()))
     }
 
+    /// Whether there is one of this name, for an attribute that an op need not have.
+    pub fn has(&self, name: &str) -> bool {
+        self.0.iter().any(|(known, _)| known == name)
+    }
+
     fn take(&mut self, name: &str) -> Result<Attr, String> {
         let index = self
             .0

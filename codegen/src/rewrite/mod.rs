@@ -8,9 +8,11 @@
 //! | [`share`](mod@share) | lowered module | has one rank's share of the experts |
 //! | [`experts`](mod@experts) | the same, then the differentiated one | makes grouped products of products with chosen weights |
 //! | [`indexer`](mod@indexer) | the same | puts one op in place of the ops of an indexer |
+//! | [`bounds`](mod@bounds) | the same | writes at each attention what its mask can hold |
 //! | [`loss`](mod@loss) | differentiated module | has the gradients of a fused loss from its forward |
 //! | [`recompute`](mod@recompute) | the same | has cheap values again in the backward instead of keeping them |
 
+pub mod bounds;
 pub mod experts;
 pub mod fold;
 pub mod indexer;

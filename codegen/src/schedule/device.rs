@@ -4,6 +4,7 @@
 //! The model: a launch, and the longer of memory and arithmetic, each at the rate that good kernels reach. What misses its
 //! prediction by much is worth a look; see docs/performance.md.
 
+use super::attention::{self, AttentionChoice};
 use super::node_cost;
 use crate::analysis::occupies;
 use crate::ir::{Function, Module, Node, ValueId};
@@ -86,6 +87,9 @@ pub struct DeviceStep {
     pub microseconds: Option<f64>,
     /// What bounds it: `memory`, `arithmetic`, `tensor cores` or `launch`.
     pub bound: &'static str,
+    /// How it runs, if it is attention or its gradient at known sizes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub attention: Option<AttentionChoice>,
 }
 
 /// Forward and backward of a step of training on one GPU.
@@ -117,11 +121,17 @@ pub fn schedule_device(
     let mut steps = Vec::new();
     let mut list = |function: &Function, planned: &[Planned], visit: &Visit| {
         let one = |step: &Planned| match step {
-            Planned::Kernel(kernel) => Some(of_kernel(function, kernel)),
-            Planned::Node(id) => of_node(function, function.node(*id)),
+            Planned::Kernel(kernel) => {
+                Some(of_kernel(function, kernel).step(function, visit, machine))
+            }
+            Planned::Node(id) => {
+                let node = function.node(*id);
+                let mut step = of_node(function, node)?.step(function, visit, machine);
+                attention::choose(&mut step, function, node, &visit.sizes);
+                Some(step)
+            }
         };
-        let works = planned.iter().filter_map(one);
-        steps.extend(works.map(|work| work.step(function, visit, machine)));
+        steps.extend(planned.iter().filter_map(one));
     };
     for ((function, planned), visit) in
         module.functions.iter().zip(&plans.forward).zip(&visits.forward)
@@ -331,6 +341,7 @@ impl Priced {
             flops: amounts.map(|amounts| amounts.product_flops + amounts.row_flops),
             microseconds,
             bound,
+            attention: None,
         }
     }
 }

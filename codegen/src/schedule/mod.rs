@@ -5,9 +5,11 @@
 //! its last use unless a backward function reads it. Costs are symbolic in the sizes that
 //! stay open.
 
+mod attention;
 mod device;
 mod stacks;
 
+pub use attention::AttentionChoice;
 pub use device::{DeviceSchedule, DeviceStep, H200, Machine, Work, schedule_device};
 pub use stacks::StackMemory;
 

@@ -129,8 +129,9 @@ fn modes(x: &Tensor) -> Result<Vec<Verdict>> {
 }
 
 /// What ends the context, and so needs a process of its own, with what must be said of it.
-const MISUSES: [(&str, &str, &str); 6] = [
+const MISUSES: [(&str, &str, &str); 7] = [
     ("mask", "E1307", "kernel `mask_pack`"),
+    ("keys", "E1307", "kernel `list_count`"),
     ("target", "E1307", "kernel `lce_rows`"),
     ("memory", "E1304", "takes"),
     ("expert", "E1307", "kernel `order_count`"),
@@ -163,12 +164,14 @@ fn misuses() -> Vec<Verdict> {
 /// # Errors
 /// Always, if all is right.
 pub fn misuse(gpu: &Gpu, what: &str) -> Result<()> {
-    use lightc_runtime::ops;
+    use lightc_runtime::ops::{self, AttentionForm, MaskBound};
     match what {
-        "mask" => {
+        // A full mask, claimed to be causal, and claimed to have few keys.
+        "mask" | "keys" => {
             let x = gpu.normal_bf16(&[1, 64, 1, 64])?;
             let all = Tensor::f_ones([1, 64, 64], (Kind::Bool, gpu.device()))?;
-            let _ = ops::masked_attention(&x, &x, &x, &all)?;
+            let bound = MaskBound { causal: what == "mask", most_keys: Some(9) };
+            let _ = ops::masked_attention_by(AttentionForm::Gather, &x, &x, &x, &all, bound)?;
         }
         "target" => {
             let (h, w) = (gpu.normal_bf16(&[4, 64])?, gpu.normal_bf16(&[1024, 64])?);

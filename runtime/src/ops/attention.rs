@@ -1,5 +1,6 @@
 //! Attention under a mask, and the selection that makes the mask.
 
+use lightc_numerics::attention::{AttentionForm, MaskBound};
 use tch::{Kind, Tensor};
 
 use super::native::{Host, Output, Real, by_kind, parallel_fill, runs_native};
@@ -13,18 +14,51 @@ use crate::Result;
 /// `q[b, t, h, k]`, `k[b, s, h, k]`, `v[b, s, h, m]`, `mask[b, t, s]` bool ->
 /// `[b, t, h, m]`: softmax of `q.k` (no scale) over the allowed s. A query
 /// that may see nothing gives 0.
+///
+/// # Errors
+/// Shapes, kinds or devices that do not fit, and those of libtorch and the GPU.
 pub fn masked_attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: &Tensor) -> Result<Tensor> {
+    masked_attention_within(q, k, v, mask, MaskBound::default())
+}
+
+/// [`masked_attention`] under a mask of which something is known. The result is the same; on a GPU the
+/// kernel is chosen by it, by the rule of [`lightc_numerics::attention`], and a mask that breaks it stops the
+/// program where memory would else be overrun or confused.
+///
+/// # Errors
+/// As [`masked_attention`].
+pub fn masked_attention_within(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    mask: &Tensor,
+    bound: MaskBound,
+) -> Result<Tensor> {
+    masked_attention_by(tile::form_of(q, bound), q, k, v, mask, bound)
+}
+
+/// [`masked_attention_within`] in a form that is named and not chosen, for comparisons of both.
+///
+/// # Errors
+/// As there, and where keys are to be gathered and nothing bounds their number.
+pub fn masked_attention_by(
+    form: AttentionForm,
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    mask: &Tensor,
+    bound: MaskBound,
+) -> Result<Tensor> {
     watched("masked_attention", &[q, k, v], || {
         check("masked_attention", q, k, v, mask)?;
         if tile::takes_attention(q, k, v) {
-            return tile::attention(q, k, v, mask);
+            return tile::attention(form, [q, k, v, mask], bound);
         }
         masked_attention_composite(q, k, v, mask)
     })
 }
 
-/// [`masked_attention`] composed of libtorch calls. It takes any mask, also where [`masked_attention`]
-/// has a kernel that takes causal ones.
+/// [`masked_attention`] composed of libtorch calls.
 pub fn masked_attention_composite(
     q: &Tensor,
     k: &Tensor,
@@ -44,14 +78,41 @@ pub fn masked_attention_grad(
     mask: &Tensor,
     dout: &Tensor,
 ) -> Result<(Tensor, Tensor, Tensor)> {
+    masked_attention_grad_within(q, k, v, mask, dout, MaskBound::default())
+}
+
+/// The gradients of [`masked_attention_within`].
+///
+/// # Errors
+/// As there.
+pub fn masked_attention_grad_within(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    mask: &Tensor,
+    dout: &Tensor,
+    bound: MaskBound,
+) -> Result<(Tensor, Tensor, Tensor)> {
+    masked_attention_grad_by(tile::form_of(q, bound), [q, k, v, mask, dout], bound)
+}
+
+/// [`masked_attention_grad_within`] in a form that is named and not chosen, of `[q, k, v, mask, dout]`.
+///
+/// # Errors
+/// As there, and where keys are to be gathered and nothing bounds their number.
+pub fn masked_attention_grad_by(
+    form: AttentionForm,
+    [q, k, v, mask, dout]: [&Tensor; 5],
+    bound: MaskBound,
+) -> Result<(Tensor, Tensor, Tensor)> {
     check_grad(q, k, v, mask, dout)?;
     if tile::takes_attention(q, k, v) {
-        return tile::attention_grad(q, k, v, mask, dout);
+        return tile::attention_grad(form, [q, k, v, mask, dout], bound);
     }
     masked_attention_grad_composite(q, k, v, mask, dout)
 }
 
-/// [`masked_attention_grad`] composed of libtorch calls, for any mask.
+/// [`masked_attention_grad`] composed of libtorch calls.
 pub fn masked_attention_grad_composite(
     q: &Tensor,
     k: &Tensor,

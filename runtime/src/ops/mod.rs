@@ -48,6 +48,7 @@ pub use fixed::*;
 pub use gather::*;
 pub use hadamard::*;
 pub use indexer::*;
+pub use lightc_numerics::attention::{AttentionForm, MaskBound};
 pub use loss::*;
 pub use pointwise::*;
 pub use quantized::*;

@@ -6,6 +6,7 @@
 //! [`crate::cuda::Mode`] alone.
 
 mod attention;
+mod attention_gather;
 mod combine;
 mod delta;
 mod fixed;
@@ -18,7 +19,7 @@ mod quantize;
 mod routed;
 mod routing;
 
-pub(super) use attention::{attention, attention_grad, takes_attention};
+pub(super) use attention::{attention, attention_grad, form_of, takes_attention};
 pub(super) use combine::{takes_weigh, weigh};
 pub(super) use delta::{delta_rule, delta_rule_grad, takes_delta_rule};
 pub(super) use fixed::{
@@ -52,6 +53,7 @@ pub(crate) const LIMITS: &[(&str, f64)] = &[
     ("gdn_backward", 4e-2),
     ("attention_forward", 1e-2),
     ("attention_backward_keys", 2e-2),
+    ("gathered_grad_keys", 2e-2),
     ("indexer_select", 1e-4),
     ("lce_rows", 1e-2),
 ];

@@ -96,6 +96,7 @@ fn seeds() -> Vec<Tree> {
         key: "s".into(),
         head: "h".into(),
         channel: "k".into(),
+        bound: Default::default(),
     };
     let mask = Tree::leaf(Head::Leaf {
         name: "mask".into(),
