@@ -25,8 +25,8 @@ namespace emulator {
 
 constexpr int MOST_THREADS = 1024, MOST_BLOCKS = 2, SHARED_BYTES = 256 * 1024, STACK_BYTES = 128 * 1024, WARP = 32;
 
-/// Dynamic shared memory of the block whose threads run.
-alignas(1024) static unsigned char shared[SHARED_BYTES];
+/// Dynamic shared memory, of each block of a cluster.
+alignas(1024) static unsigned char shared[MOST_BLOCKS][SHARED_BYTES];
 
 struct Index { int x, y, z; };
 
@@ -48,7 +48,7 @@ struct Block {
     int rank, alive;
     std::map<std::pair<int, uint32_t>, Meeting> meetings;
     std::map<int, Gate> gates;
-    std::vector<unsigned char> kept;  // its shared memory while another block of its cluster runs
+    unsigned char* shared;
 };
 struct Fiber {
     ucontext_t start;
@@ -71,10 +71,9 @@ struct Machine {
     std::vector<unsigned char> stacks;
     std::function<void()> body;
     Fiber* now = nullptr;
-    Block* loaded = nullptr;
     Gate cluster;
     uint64_t progress = 0;
-    std::deque<std::pair<Block*, Action>> under_way;
+    std::deque<std::pair<Fiber*, Action>> under_way;  // by whom
     ucontext_t creator;
     jmp_buf scheduler, end;
     char failure[512] = "";
@@ -145,7 +144,7 @@ static inline void block_barrier(int id, int threads) { gate(block().gates[id], 
 /// Something that happens later, unless this launch is eager.
 static inline void issue(Action action) {
     if (!machine.late) return action();
-    machine.under_way.push_back({machine.now->block, std::move(action)});
+    machine.under_way.push_back({machine.now, std::move(action)});
 }
 static inline void issue_in(Groups& groups, Action action) {
     if (!machine.late) return action();
@@ -162,21 +161,10 @@ static inline void finish_groups(Groups& groups, int but) {
     }
 }
 
-/// Makes a block's shared memory the one that `shared` is.
-static inline void load_block(Block* to) {
-    if (machine.loaded == to) return;
-    if (machine.loaded) memcpy(machine.loaded->kept.data(), shared, machine.shared_bytes);
-    memcpy(shared, to->kept.data(), machine.shared_bytes);
-    machine.loaded = to;
-}
-/// Where a place in `shared` is for a block of this cluster.
-static inline void* of_block(Block& other, const void* place) {
-    if (machine.loaded == &other) return const_cast<void*>(place);
-    return other.kept.data() + ((const unsigned char*)place - shared);
-}
+/// Where a place in the shared memory of this block is in that of another of its cluster.
+static inline void* of_block(Block& other, const void* place) { return other.shared + ((const unsigned char*)place - block().shared); }
 
-static void fiber_main() {
-    machine.body();
+static void end_thread() {
     Fiber& own = *machine.now;
     close_group(own.copies), finish_groups(own.copies, 0);
     close_group(own.stores), finish_groups(own.stores, 0);
@@ -195,18 +183,34 @@ static void fiber_main() {
             memcpy(m.out, m.in, sizeof m.in);
             m.arrived = 0, m.turn++;
         }
-    _longjmp(machine.scheduler, 1);
+}
+
+/// A fiber is a thread of one block after another.
+static void fiber_main() {
+    for (;;) {
+        machine.body();
+        end_thread();
+        if (!_setjmp(machine.now->at)) _longjmp(machine.scheduler, 1);
+    }
 }
 
 static inline void resume(Fiber& fiber) {
     if (fiber.done) return;
-    load_block(fiber.block);
     if (fiber.waits && fiber.waits(fiber.waits_for)) return;
     machine.now = &fiber;
     if (_setjmp(machine.scheduler)) return;
     if (fiber.begun) _longjmp(fiber.at, 1);
     fiber.begun = true;
     setcontext(&fiber.start);
+}
+
+/// Does what was issued last.
+static void finish_last() {
+    const auto [by, action] = std::move(machine.under_way.back());
+    machine.under_way.pop_back();
+    machine.now = by;
+    action();
+    machine.progress++;
 }
 
 /// Lets the threads of a block go on as far as they can without another block; how many are left.
@@ -223,19 +227,19 @@ static void run_cluster(int first_x, int y, int z) {
     const int n = machine.threads.x * machine.n_blocks;
     machine.cluster = Gate{};
     machine.under_way.clear();
-    machine.loaded = nullptr;
     for (int b = 0; b < machine.n_blocks; b++) {
         Block& own = machine.blocks[b];
-        own = Block{{first_x + b, y, z}, b, machine.threads.x, {}, {}, {}};
-        own.kept.assign(machine.shared_bytes, 0xff);
+        own = Block{{first_x + b, y, z}, b, machine.threads.x, {}, {}, shared[b]};
+        memset(own.shared, 0xff, machine.shared_bytes);
     }
     for (int i = 0; i < n; i++) {
         Fiber& f = machine.fibers[i];
-        f.begun = f.done = false;
+        f.done = false;
         f.waits = nullptr;
         f.thread = i % machine.threads.x;
         f.block = &machine.blocks[i / machine.threads.x];
         f.copies = f.stores = f.products = Groups{};
+        if (f.begun) continue;
         getcontext(&f.start);
         f.start.uc_stack.ss_sp = &machine.stacks[(size_t)i * STACK_BYTES], f.start.uc_stack.ss_size = STACK_BYTES, f.start.uc_link = nullptr;
         makecontext(&f.start, fiber_main, 0);
@@ -251,19 +255,10 @@ static void run_cluster(int first_x, int y, int z) {
             for (int i = 0; i < n && !machine.now; i++) if (!machine.fibers[i].done) machine.now = &machine.fibers[i];
             fail("nothing can go on: this thread, and perhaps others, wait for what does not come");
         }
-        auto [owner, action] = std::move(machine.under_way.back());
-        machine.under_way.pop_back();
-        load_block(owner);
-        action();
-        machine.progress++;
+        finish_last();
     }
+    while (!machine.under_way.empty()) finish_last();
     machine.now = nullptr;
-    while (!machine.under_way.empty()) {
-        auto [owner, action] = std::move(machine.under_way.back());
-        machine.under_way.pop_back();
-        load_block(owner);
-        action();
-    }
 }
 
 /// Runs a kernel over a grid; 0, or 1 with a message in `machine.failure`.
@@ -279,7 +274,11 @@ static int run_grid(int x, int y, int z, int threads, int shared_bytes, int clus
     if (machine.fibers.size() < n) machine.fibers = std::vector<Fiber>(n), machine.stacks.resize(n * STACK_BYTES);
     for (Fiber& f : machine.fibers) f.done = true, f.block = nullptr;
     machine.failure[0] = 0;
-    if (_setjmp(machine.end)) return 1;
+    if (_setjmp(machine.end)) {
+        // Fibers stand somewhere in the kernel: the next launch makes new ones.
+        machine.fibers.clear();
+        return 1;
+    }
     const long total = (long)x / cluster * y * z;
     for (long i = 0; i < total; i++) {
         const long at = late ? total - 1 - i : i;

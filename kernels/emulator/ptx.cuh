@@ -16,7 +16,7 @@ struct alignas(64) TensorMap {
 };
 static_assert(sizeof(TensorMap) == 128, "as large as a CUtensorMap");
 
-static u8* const smem = emulator::shared;
+#define smem (emulator::block().shared)
 // Addresses of static shared memory wrap around 2^32 and back.
 DEVICE u32 smem_u32(const void* p) { return u32((const u8*)p - smem); }
 DEVICE u8* shared_at(u32 at) { return smem + int(at); }

@@ -2,8 +2,8 @@
 #pragma once
 #include "ptx.cuh"
 
-DEVICE u64 panel_descriptor(u32 smem, u32 next_panel = 16) {
-    return (u64(smem & 0x3ffff) >> 4) | (u64(next_panel >> 4) << 16) | (u64(1024 >> 4) << 32) | (u64(1) << 62);
+DEVICE u64 panel_descriptor(u32 at, u32 next_panel = 16) {
+    return (u64(at & 0x3ffff) >> 4) | (u64(next_panel >> 4) << 16) | (u64(1024 >> 4) << 32) | (u64(1) << 62);
 }
 DEVICE u64 advance(u64 d, u32 bytes) { return (d & 0xffffffff00000000ull) | u32(u32(d) + (bytes >> 4)); }
 DEVICE void wgmma_fence() {}

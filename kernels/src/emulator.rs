@@ -127,7 +127,7 @@ fn for_host(source: &str) -> String {
         Some(declared) => {
             let declared = declared.trim_end().trim_end_matches("[];");
             let (kind, name) = declared.rsplit_once(' ').unwrap_or(("char", declared));
-            format!("static {kind}* const {name} = ({kind}*)emulator::shared;")
+            format!("static {kind}* const {name} = ({kind}*)emulator::shared[0];")
         }
         None => line.to_owned(),
     };
