@@ -3,7 +3,7 @@
 use super::cuda::{Kernel, kernel};
 use super::group::{Group, Readers, is_free_view, is_known, is_literal, is_view, row_elements};
 use super::panel::{self, Panel};
-use crate::ir::{Function, NodeId, ValueId};
+use crate::ir::{Function, Node, NodeId, ValueId};
 use crate::ops::Op;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -128,7 +128,9 @@ impl Planner<'_> {
             if self.owner(id).is_some() {
                 continue;
             }
-            if !is_known(self.function, node) || matches!(node.op, Op::Const(_) | Op::SizeValue(_))
+            if !is_known(self.function, node)
+                || matches!(node.op, Op::Const(_) | Op::SizeValue(_))
+                || self.is_unread_table(node)
             {
                 continue;
             }
@@ -268,7 +270,14 @@ impl Planner<'_> {
     }
 
     fn sources(&self, id: NodeId) -> impl Iterator<Item = NodeId> + '_ {
-        self.function.node(id).args.iter().map(|arg| self.function.value(*arg).node)
+        let args = self.readers.args(self.function, id);
+        args.into_iter().map(|arg| self.function.value(arg).node)
+    }
+
+    /// Whether a node widens a table that kernels alone read, as it is stored.
+    fn is_unread_table(&self, node: &Node) -> bool {
+        matches!(node.op, Op::Cast(_))
+            && node.results.iter().all(|result| self.readers.is_unread(*result))
     }
 
     /// Leaves out views at the edge of a group: outside they cost nothing.
@@ -337,7 +346,9 @@ impl Planner<'_> {
     fn steps(&self, prefix: &str) -> Vec<Step> {
         let mut ready: BTreeMap<usize, (Option<Group>, Vec<NodeId>)> = BTreeMap::new();
         for (id, node) in self.function.nodes() {
-            if self.owner(id).is_none() && !self.is_inlined(node.results.first().copied()) {
+            let left_out =
+                self.is_inlined(node.results.first().copied()) || self.is_unread_table(node);
+            if self.owner(id).is_none() && !left_out {
                 let _ = ready.insert(id.0 as usize, (None, vec![id]));
             }
         }
