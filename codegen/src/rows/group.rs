@@ -103,6 +103,9 @@ pub(crate) fn is_known(function: &Function, node: &Node) -> bool {
     if let Op::GatherSum(_) = node.op {
         return true;
     }
+    if is_number_of_index(function, node) {
+        return true;
+    }
     let float_or_bool = |value: &ValueId| function.ty(*value).dtype != DType::Index;
     if !node.args.iter().chain(&node.results).all(float_or_bool) {
         return false;
@@ -122,6 +125,14 @@ pub(crate) fn is_known(function: &Function, node: &Node) -> bool {
             | Op::LogSumExp(_)
     );
     is_pointwise(&node.op) || is_view(&node.op) || is_other
+}
+
+/// Whether a node makes numbers of an index.
+fn is_number_of_index(function: &Function, node: &Node) -> bool {
+    let is = |value: &ValueId, dtype| function.ty(*value).dtype == dtype;
+    matches!(node.op, Op::Cast(_))
+        && node.args.iter().all(|arg| is(arg, DType::Index))
+        && node.results.iter().all(|result| is(result, DType::F32))
 }
 
 /// Whether each element of the result is made of the elements at its place.
@@ -317,6 +328,11 @@ fn fits(function: &Function, layout: &Layout, node: &Node, made: &BTreeSet<Value
             let size = |arg: &ValueId| function.ty(*arg).count().and_then(|n| n.as_constant());
             let matrix = |arg: &ValueId| invariant(arg) && size(arg).is_none_or(|n| n >= MATRIX);
             !matches!(over, Some(Over::Rows(_))) && !node.args.iter().any(matrix)
+        }
+        // An index of many elements is not worth a kernel of its own.
+        Op::Cast(_) if is_number_of_index(function, node) => {
+            let is_one = |arg: &ValueId| row_elements(layout, *arg) == 1;
+            external(0) && node.args.iter().all(is_one)
         }
         Op::GatherSum(_) => gather::fits(function, layout, node, made),
         Op::LogSumExp(_) => over == Some(Over::Thread),

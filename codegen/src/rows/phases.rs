@@ -82,10 +82,7 @@ fn is_dear(layout: &Layout, node: &Node) -> bool {
         Op::Unary(op) => !matches!(op.function, UnaryFn::Square | UnaryFn::Abs | UnaryFn::Floor),
         Op::UnaryGrad(op) => !matches!(op.function, UnaryFn::Square | UnaryFn::Abs),
         Op::Contract(op) => !op.over.is_empty(),
-        Op::CausalConv(_)
-        | Op::CausalConvInputGrad(_)
-        | Op::Rotary(_)
-        | Op::GatherSum(_) => true,
+        Op::CausalConv(_) | Op::CausalConvInputGrad(_) | Op::Rotary(_) | Op::GatherSum(_) => true,
         _ => over(layout, node) == Some(Over::Segment),
     }
 }
@@ -293,8 +290,7 @@ impl Sorter<'_> {
             }
             return;
         }
-        let keepable =
-            external || is_dear(self.layout(), node) || self.gathered.contains(&value);
+        let keepable = external || is_dear(self.layout(), node) || self.gathered.contains(&value);
         // A sum over the lane: its row has it after the pass.
         if !external && !self.layout().is_lane(value) && self.is_sum_of_row(node) {
             return;

@@ -37,6 +37,7 @@ INLINE void multiply(float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsig
 INLINE float widen(bf16 x) { return __uint_as_float((unsigned)x << 16); }
 INLINE float widen(float x) { return x; }
 INLINE bool widen(bool x) { return x; }
+INLINE float widen(long long x) { return (float)x; }
 INLINE float widen_low(unsigned pair) { return __uint_as_float(pair << 16); }
 INLINE float widen_high(unsigned pair) { return __uint_as_float(pair & 0xffff0000u); }
 INLINE float rounded(float x) { return widen_low(round_pair(x, 0.0f)); }
