@@ -12,8 +12,6 @@
 #include "base.cuh"
 #include "fixed.cuh"
 
-#define KERNEL extern "C" __global__ void __launch_bounds__(256)
-
 DEVICE long long first() { return (blockIdx.x * 256ll + threadIdx.x) * 8; }
 
 /// Of the last elements, which are not eight: `count` in a row, 0 after them.
@@ -73,7 +71,7 @@ DEVICE int own(long long n) {
     return left >= 8 ? 8 : left < 0 ? 0 : int(left);
 }
 
-KERNEL fixed_quantize(const bf16* x, int* state, bf16* value, u64* count, float factor, float unit, long long n) {
+extern "C" __global__ void __launch_bounds__(256) fixed_quantize(const bf16* x, int* state, bf16* value, u64* count, float factor, float unit, long long n) {
     const int own_n = own(n);
     if (own_n == 0) return;
     const long long at = first();
@@ -92,7 +90,7 @@ KERNEL fixed_quantize(const bf16* x, int* state, bf16* value, u64* count, float 
     write_value(value + at, made, unit, own_n);
 }
 
-KERNEL fixed_value(const int* state, bf16* value, float unit, long long n) {
+extern "C" __global__ void __launch_bounds__(256) fixed_value(const int* state, bf16* value, float unit, long long n) {
     const int own_n = own(n);
     if (own_n == 0) return;
     int in[8];
@@ -100,7 +98,7 @@ KERNEL fixed_value(const int* state, bf16* value, float unit, long long n) {
     write_value(value + first(), in, unit, own_n);
 }
 
-KERNEL fixed_step(
+extern "C" __global__ void __launch_bounds__(256) fixed_step(
     const int* before, const int* now, const bf16* y, const double* gate, int* next, bf16* value, u8* kept, u64* count,
     int numerator, int bits, long long scale, float unit, long long n)
 {
@@ -125,7 +123,7 @@ KERNEL fixed_step(
     for (int byte = 0; byte * 8 < own_n * width; byte++) kept[at / 8 * width + byte] = u8(word >> (byte * 8));
 }
 
-KERNEL fixed_inverse(
+extern "C" __global__ void __launch_bounds__(256) fixed_inverse(
     const int* next, const int* now, const bf16* y, const double* gate, const u8* kept, int* before, bf16* value,
     int numerator, int bits, int inverse, long long scale, float unit, long long n)
 {
@@ -153,7 +151,7 @@ DEVICE float round_bf16(float x) { return bf16_float(float_bf16(x)); }
 DEVICE float seed_factor(long long weight, const double* gate) { return float(__longlong_as_double(weight) * (gate ? *gate : 1.0)); }
 
 // What a layer is differentiated with: weight gate d.
-KERNEL fixed_seed(const bf16* d, const double* gate, bf16* seed, long long weight, long long n) {
+extern "C" __global__ void __launch_bounds__(256) fixed_seed(const bf16* d, const double* gate, bf16* seed, long long weight, long long n) {
     const int own_n = own(n);
     if (own_n == 0) return;
     const float factor = seed_factor(weight, gate);
@@ -166,7 +164,7 @@ KERNEL fixed_seed(const bf16* d, const double* gate, bf16* seed, long long weigh
 
 // The cotangent of the state that a layer read: late_share late + share d - seed + through, in this order; `late` is null
 // where no later step read that state.
-KERNEL fixed_back(
+extern "C" __global__ void __launch_bounds__(256) fixed_back(
     const bf16* late, const bf16* d, const bf16* through, const double* gate, bf16* to, float late_share, float share,
     long long weight, long long n)
 {
@@ -188,7 +186,7 @@ KERNEL fixed_back(
 }
 
 // Truth values, eight to a byte.
-KERNEL pack_bits(const u8* x, u8* packed, long long n) {
+extern "C" __global__ void __launch_bounds__(256) pack_bits(const u8* x, u8* packed, long long n) {
     const int own_n = own(n);
     if (own_n == 0) return;
     u8 in[8];
@@ -200,7 +198,7 @@ KERNEL pack_bits(const u8* x, u8* packed, long long n) {
     packed[first() / 8] = u8(byte);
 }
 
-KERNEL unpack_bits(const u8* packed, u8* x, long long n) {
+extern "C" __global__ void __launch_bounds__(256) unpack_bits(const u8* packed, u8* x, long long n) {
     const int own_n = own(n);
     if (own_n == 0) return;
     const u32 byte = packed[first() / 8];

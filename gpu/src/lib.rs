@@ -38,6 +38,8 @@ pub trait Case {
 pub struct Gpu {
     /// Its number.
     pub ordinal: usize,
+    /// Whether the processor stands in for it ([`lightc_runtime::cuda::emulate`]).
+    pub emulated: bool,
     /// Only sizes that a memory checker gets through.
     pub small: bool,
 }
@@ -45,7 +47,7 @@ pub struct Gpu {
 impl Gpu {
     /// The device as libtorch names it.
     pub fn device(&self) -> Device {
-        Device::Cuda(self.ordinal)
+        if self.emulated { Device::Cpu } else { Device::Cuda(self.ordinal) }
     }
 
     /// Standard normal draws.

@@ -25,6 +25,9 @@ enum Command {
         /// Only sizes that a memory checker gets through.
         #[arg(long)]
         small: bool,
+        /// Run the kernels on this machine's processor, which needs no GPU but a C++ compiler, at the sizes of `--small`.
+        #[arg(long)]
+        emulate: bool,
         #[command(flatten)]
         chosen: Chosen,
     },
@@ -81,9 +84,9 @@ fn main() -> ExitCode {
     if let Command::Run { stage, arguments } = &arguments.command {
         return run(stage, arguments);
     }
-    let (chosen, small) = match &arguments.command {
-        Command::Test { chosen, small } => (chosen, *small),
-        Command::Bench { chosen, .. } | Command::Misuse { chosen, .. } => (chosen, true),
+    let (chosen, small, emulated) = match &arguments.command {
+        Command::Test { chosen, small, emulate } => (chosen, *small || *emulate, *emulate),
+        Command::Bench { chosen, .. } | Command::Misuse { chosen, .. } => (chosen, true, false),
         Command::Run { .. } => return ExitCode::FAILURE,
     };
     let cases = match pick(&chosen.only) {
@@ -93,8 +96,10 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    if emulated {
+        cuda::emulate();
     // Before anything else of libtorch: it looks for its CUDA library once.
-    if let Err(error) = cuda::device(chosen.gpu) {
+    } else if let Err(error) = cuda::device(chosen.gpu) {
         let absent = ["E1301", "E1302", "E1303"].contains(&error.code());
         if absent {
             println!("SKIPPED: nothing was checked or timed on this machine: {error}");
@@ -103,7 +108,7 @@ fn main() -> ExitCode {
         eprint!("{}", error.rendered());
         return ExitCode::FAILURE;
     }
-    let gpu = Gpu { ordinal: chosen.gpu, small };
+    let gpu = Gpu { ordinal: chosen.gpu, emulated, small };
     describe(&gpu, chosen.seed);
     let green = match &arguments.command {
         Command::Test { .. } => test(&cases, &gpu),
@@ -147,6 +152,10 @@ fn describe(gpu: &Gpu, seed: Option<i64>) {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let seed = seed.unwrap_or(now as i64);
     tch::manual_seed(seed);
+    if gpu.emulated {
+        eprintln!("kernels run on the processor, seed {seed}");
+        return;
+    }
     match cuda::facts(gpu.ordinal) {
         Ok(facts) => eprintln!("{}, driver {}, seed {seed}", facts.name, facts.driver),
         Err(error) => eprint!("{}", error.rendered()),

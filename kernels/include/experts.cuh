@@ -25,12 +25,6 @@ struct Divisor {
     }
 };
 
-/// A store without a branch around it.
-DEVICE void store_if(bool yes, void* to, const uint4& v) {
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %0, 0;\n@p st.global.v4.u32 [%1], {%2, %3, %4, %5};\n}" ::"r"(int(yes)), "l"(to),
-                 "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
-}
-
 /// 16 rows x C columns (64 or 128) of a warp to rows of `to` [.., n], in full lines: `pair(i)` is the packed pair i of the C / 4
 /// that a lane holds, lane r < 16 gives row r's index (-1: none), `column` is the first column. `staging`: 32 C bytes of the warp.
 template <int C, class F> DEVICE void store_rows(u8* staging, bf16* to, int row, int n, int column, F pair) {

@@ -12,16 +12,6 @@ constexpr int CODE_BYTES = COLUMNS * DEPTH, SCALE_BYTES = DEPTH / 2 * 8, INT8_ST
 constexpr int EXPERTS_INT8_SMEM = INT8_STAGES * (INT8_STAGE_BYTES + SCALE_BYTES) + 2 * ROWS * 128 + TABLE_BYTES + 2 * INT8_STAGES * 8;
 static_assert(EXPERTS_INT8_SMEM == 200032, "the launch states it");
 
-DEVICE u32 multiply_add(u32 a, u32 b, u32 c) {
-    u32 r;
-    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(c));
-    return r;
-}
-DEVICE u32 multiply(u32 a, u32 b) {
-    u32 r;
-    asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
-    return r;
-}
 /// Two codes to a 64th of them in bf16, exactly: code + 128 as the bits of a subnormal bf16, times 2^127, less 2.
 /// `codes` has its signs flipped; `select` takes the two, each to the low half of a bf16.
 DEVICE u32 widen(u32 codes, u32 select) { return multiply_add(__byte_perm(codes, 0, select), 0x7f007f00u, 0xc000c000u); }
@@ -32,23 +22,6 @@ DEVICE uint2 split_scales(float2 s) {
     const u32 high = pack_bf16(s.x, s.y);
     return make_uint2(high, pack_bf16(s.x - bf16_lo(high), s.y - bf16_hi(high)));
 }
-
-DEVICE u32 load_shared_half(u32 at) {
-    u32 r;
-    asm volatile("ld.shared.u16 %0, [%1];" : "=r"(r) : "r"(at) : "memory");
-    return r;
-}
-DEVICE u32 load_shared(u32 at) {
-    u32 r;
-    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(r) : "r"(at) : "memory");
-    return r;
-}
-DEVICE uint2 load_shared_pair(u32 at) {
-    uint2 r;
-    asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(r.x), "=r"(r.y) : "r"(at) : "memory");
-    return r;
-}
-DEVICE void store_shared(u32 at, u32 x) { asm volatile("st.shared.u32 [%0], %1;" ::"r"(at), "r"(x) : "memory"); }
 
 /// 64 columns x 128 rows of a warpgroup to rows of `to` [.., n]. `pair(i, e)`: as `value` packs for its two orders below;
 /// lane l of warp w gives the index of row 32 w + l (-1: none).

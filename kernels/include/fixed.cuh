@@ -1,10 +1,11 @@
 // States of reversible stacks in fixed point: the arithmetic of numerics/src/fixed.rs on eight elements of a thread.
-// For tile kernels and for generated row kernels; needs no other header.
+// For tile kernels and for generated row kernels.
 //
 // A state is an int32, its value `state * unit` rounded to fp32 and then to bf16, which is what the layer has read. Forces
 // are fp64, sums of a step 64-bit integers that wrap, so every bit is that of the CPU. An inverse is known modulo 2^32 and
 // takes 32-bit arithmetic.
 #pragma once
+#include "ptx.cuh"
 
 #define FIXED __device__ __forceinline__
 
@@ -20,12 +21,6 @@ FIXED FixedStep fixed_step_of(int numerator, int bits, int inverse, long long sc
     return {numerator, (1 << bits) - numerator, bits, (unsigned)inverse, __longlong_as_double(scale), gate ? *gate : 1.0, unit};
 }
 
-/// Two fp32 rounded to bf16, to nearest even; `low` in the low half.
-FIXED unsigned fixed_pair(float low, float high) {
-    unsigned pair;
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
-    return pair;
-}
 FIXED float fixed_low(unsigned pair) { return __uint_as_float(pair << 16); }
 FIXED float fixed_high(unsigned pair) { return __uint_as_float(pair & 0xffff0000u); }
 FIXED void fixed_widen(float (&to)[8], const uint4& from) {
@@ -33,8 +28,8 @@ FIXED void fixed_widen(float (&to)[8], const uint4& from) {
     to[4] = fixed_low(from.z), to[5] = fixed_high(from.z), to[6] = fixed_low(from.w), to[7] = fixed_high(from.w);
 }
 FIXED uint4 fixed_narrow(const float (&from)[8]) {
-    return make_uint4(fixed_pair(from[0], from[1]), fixed_pair(from[2], from[3]), fixed_pair(from[4], from[5]),
-                      fixed_pair(from[6], from[7]));
+    return make_uint4(pack_bf16(from[0], from[1]), pack_bf16(from[2], from[3]), pack_bf16(from[4], from[5]),
+                      pack_bf16(from[6], from[7]));
 }
 
 /// Eight elements in a row, at a multiple of eight.
@@ -139,7 +134,7 @@ FIXED void fixed_reverse(const FixedStep& step, const int (&next)[8], const int 
 /// pairs, which is half of the registers.
 FIXED uint4 fixed_held(const float (&result)[8]) {
     uint4 held = fixed_narrow(result);
-    asm volatile("" : "+r"(held.x), "+r"(held.y), "+r"(held.z), "+r"(held.w));
+    keep_packed(held);
     return held;
 }
 

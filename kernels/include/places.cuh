@@ -4,28 +4,6 @@
 #pragma once
 #include "base.cuh"
 
-/// 16 bytes from global to shared memory, or 16 zero bytes; waits for nothing.
-DEVICE void copy_async(u32 to, const void* from, bool real) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(real ? 16 : 0) : "memory");
-}
-DEVICE void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-/// Until at most N groups of this thread's copies are under way.
-template <int N> DEVICE void copy_async_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
-
-/// 16 bytes from global memory, of which L2 fetches all 256 around them: rows that a warp walks side by side would
-/// else cost memory a page for each 64 bytes.
-DEVICE uint4 load_far(const void* from) {
-    uint4 r;
-    asm volatile("ld.global.nc.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w) : "l"(from));
-    return r;
-}
-
-/// 16x8 += 16x16 * 16x8 in bf16.
-DEVICE void mma_bf16(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
-
 /// Inclusive sum over the lanes of a warp up to this one.
 DEVICE int warp_prefix(int x) {
 #pragma unroll

@@ -49,6 +49,20 @@ pub enum Error {
     /// The source is not right.
     #[error("{0}")]
     Compile(Box<Failure>),
+    /// There is no C++ compiler to make code for the emulator.
+    #[error("a C++ compiler is needed to emulate kernels, and `{program}` cannot be run: {reason}")]
+    NoHostCompiler {
+        /// The program, `CXX` or `c++`.
+        program: String,
+        /// Why not.
+        reason: String,
+    },
+    /// Files of the emulator cannot be written or read.
+    #[error("the emulator's code: {detail}")]
+    Emulator {
+        /// What the system says.
+        detail: String,
+    },
     /// NVRTC refused a call.
     #[error("NVRTC: {call} gives {code}")]
     Nvrtc {

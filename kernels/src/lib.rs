@@ -7,11 +7,13 @@
 //!
 //! `unsafe` stands in `nvrtc` alone: calls of a C library.
 
+mod emulator;
 mod error;
 mod log;
 mod nvrtc;
 mod sources;
 
+pub use emulator::HostCompiler;
 pub use error::{Error, Failure};
 pub use log::Resources;
 pub use nvrtc::{Compiled, Nvrtc, OPTIONS};

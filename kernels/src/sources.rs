@@ -10,6 +10,7 @@ pub const HEADERS: &[(&str, &str)] = &[
     ("fixed.cuh", include_str!("../include/fixed.cuh")),
     ("mma.cuh", include_str!("../include/mma.cuh")),
     ("places.cuh", include_str!("../include/places.cuh")),
+    ("ptx.cuh", include_str!("../include/ptx.cuh")),
     ("wgmma.cuh", include_str!("../include/wgmma.cuh")),
 ];
 

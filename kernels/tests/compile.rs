@@ -98,3 +98,16 @@ fn compiling_twice_gives_the_same_code() {
     let second = nvrtc.compile("twice.cu", source).unwrap();
     assert!(first.cubin == second.cubin);
 }
+
+/// The emulator has a second text of what `asm` says, and of nothing else.
+#[test]
+fn single_instructions_stand_in_two_headers() {
+    let with_asm = |(name, text): &&(&str, &str)| {
+        let code = text.lines().map(|line| line.split("//").next().unwrap_or_default());
+        code.into_iter().any(|line| line.contains("asm(") || line.contains("asm volatile"))
+            && !["ptx.cuh", "wgmma.cuh"].contains(name)
+    };
+    let beside: Vec<&str> =
+        HEADERS.iter().chain(SOURCES).filter(with_asm).map(|(name, _)| *name).collect();
+    assert_eq!(beside, Vec::<&str>::new());
+}

@@ -43,7 +43,12 @@ impl Data {
                 continue;
             }
             let noise = gpu.normal(spec.shape)?.f_mul_scalar(0.02)?;
-            let scale = if cancels(spec) { 0.05 } else { 1.0 };
+            // Of those that cancel the matrices are small, so that their noise does not hide all else.
+            let scale = match spec {
+                _ if spec.path.contains(".phi_") => 0.05,
+                _ if ends_block(spec) => 0.03,
+                _ => 1.0,
+            };
             let value = param.f_add(&noise)?.f_mul_scalar(scale)?;
             *param = value.f_to_kind(spec.precision.kind(Kind::BFloat16))?;
         }
@@ -118,10 +123,8 @@ fn tables(gpu: &Gpu, stage: &dyn Stage) -> Result<Vec<Tensor>> {
     stage.tables().iter().map(table).collect()
 }
 
-/// Loss and gradients of the kernels in bf16 against the same stage on libtorch in f64, beside what
-/// libtorch in bf16 is off by. A norm follows each mixer's output, so gradients of sizes cancel, and at random
-/// weights what bf16 leaves of all gradients is mostly noise, of kernels and of libtorch alike: one draw of it
-/// is held against the other. The limit on single kernels is what finds a wrong one.
+/// Loss and gradients of the kernels in bf16 against the same stage on libtorch in f64, beside what libtorch in
+/// bf16 is off by.
 fn against_f64(stage: &dyn Stage, data: &Data, label: &str) -> Result<Vec<Verdict>> {
     let exact = data.in_f64()?.step(stage)?;
     let fused = off(stage, &data.step(stage)?, &exact)?;
@@ -129,25 +132,41 @@ fn against_f64(stage: &dyn Stage, data: &Data, label: &str) -> Result<Vec<Verdic
     let plain = data.step(stage);
     cuda::set_mode(Mode::Normal);
     let plain = off(stage, &plain?, &exact)?;
-    let row = |what: &str, own: f64, plain: f64, least: f64, factor: f64| {
-        let mut verdict = within(label, what, own, least.max(factor * plain));
+    let row = |what: &str, own: f64, plain: f64, least: f64| {
+        let mut verdict = within(label, what, own, least.max(NOISE * plain));
         verdict.detail += &format!(", libtorch in bf16 by {plain:.1e}");
         verdict
     };
+    // Of 12 draws at 190 positions the two vectors were at 0.83 to 1.0 of libtorch's, the middle ratios at 0.88 to 1.0.
     Ok(vec![
-        row("loss off by", fused.loss, plain.loss, 5e-3, 1.5),
-        row("gradients off by", fused.gradients, plain.gradients, 5e-2, 2.5),
-        row("the middle one of them by", fused.middle, plain.middle, 5e-2, 2.5),
-        row("those that cancel by", fused.cancelling, plain.cancelling, 5e-2, 4.0),
+        row("loss off by", fused.loss, plain.loss, 5e-3),
+        row("gradients off by", fused.gradients, plain.gradients, 3e-2),
+        within(
+            label,
+            "the middle of all, in what libtorch is off by,",
+            middle(&fused, &plain),
+            NOISE,
+        ),
     ])
 }
 
-/// Whether the gradient of a parameter is what roundings leave of sums that cancel. A norm follows the mix
-/// of streams, so the derivative along the mix's own size is 0: in bf16 that is noise of the size
-/// of its terms, which these matrices hand to everything before. Here they are small, so that noise does not
-/// hide all else.
+/// How much more than libtorch in bf16 kernels in bf16 may be off by.
+const NOISE: f64 = 1.5;
+
+/// Whether the gradient of a parameter is what roundings leave of sums that cancel, of kernels and of libtorch alike.
+/// The streams are copies of one at the start, so a mix that weighs them, or moves weight between them, changes nothing
+/// but for what the layers before have added; and a norm follows, so nor does the size of all of them.
 fn cancels(spec: &ParamSpec) -> bool {
-    spec.path.contains(".phi_")
+    [".phi_", ".alpha_", ".bias_pre", ".bias_post", ".bias_residual"]
+        .iter()
+        .any(|part| spec.path.contains(part))
+}
+
+/// Whether a parameter is the last matrix of a layer's block. At full strength each of the random layers amplifies what
+/// comes from the ones before, and what bf16 leaves of gradients after all of them is mostly noise. Where
+/// each adds little to the streams, gradients are good to some percent.
+fn ends_block(spec: &ParamSpec) -> bool {
+    spec.path.ends_with(".body.out") || spec.path.ends_with(".body.down")
 }
 
 /// How far a step is from an exact one.
@@ -155,35 +174,33 @@ struct Off {
     loss: f64,
     /// Of all gradients as one vector, but for those that cancel.
     gradients: f64,
-    /// Of those that cancel.
-    cancelling: f64,
-    /// The middle of what each parameter of some size is off by.
-    middle: f64,
+    /// Of each gradient; none where the exact one is nearly 0.
+    each: Vec<Option<f64>>,
 }
 
 fn off(stage: &dyn Stage, step: &Step, exact: &Step) -> Result<Off> {
-    let (mut all, mut cancelling) = ((0.0f64, 0.0f64), (0.0f64, 0.0f64));
+    let mut all = (0.0f64, 0.0f64);
     let mut each = Vec::new();
     for ((spec, x), y) in stage.params().iter().zip(&step.gradients).zip(&exact.gradients) {
         let (Some(x), Some(y)) = (x, y) else { continue };
         let off = x.f_to_kind(Kind::Double)?.f_sub(y)?.f_norm()?.f_double_value(&[])?;
         let size = y.f_norm()?.f_double_value(&[])?;
-        let sums = if cancels(spec) { &mut cancelling } else { &mut all };
-        *sums = (sums.0 + off * off, sums.1 + size * size);
-        if matters(spec) && !cancels(spec) {
-            each.push(off / size.max(1e-30));
+        if !cancels(spec) {
+            all = (all.0 + off * off, all.1 + size * size);
         }
+        each.push((size > 1e-12).then(|| off / size));
     }
-    each.sort_by(f64::total_cmp);
-    let middle = each.get(each.len() / 2).copied().unwrap_or(f64::NAN);
     let loss = ((step.loss - exact.loss) / exact.loss).abs();
-    let share = |(off, size): (f64, f64)| (off / size.max(1e-60)).sqrt();
-    Ok(Off { loss, gradients: share(all), cancelling: share(cancelling), middle })
+    Ok(Off { loss, gradients: (all.0 / all.1.max(1e-60)).sqrt(), each })
 }
 
-/// Numbers and small vectors are sums over all positions that cancel.
-fn matters(spec: &ParamSpec) -> bool {
-    spec.shape.iter().product::<i64>() >= 4096
+/// The middle of how much more each gradient of `own` is off than that of `plain`.
+fn middle(own: &Off, plain: &Off) -> f64 {
+    let pairs = own.each.iter().zip(&plain.each);
+    let mut ratios: Vec<f64> =
+        pairs.filter_map(|(own, plain)| Some((*own)? / (*plain)?.max(1e-9))).collect();
+    ratios.sort_by(f64::total_cmp);
+    ratios.get(ratios.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 impl Case for Dense {

@@ -313,10 +313,12 @@ impl Gpu {
     }
 }
 
-fn compile_error(kernel: &'static Kernel, error: lightc_kernels::Error) -> DeviceError {
+pub(super) fn compile_error(kernel: &'static Kernel, error: lightc_kernels::Error) -> DeviceError {
     let (entry, origin) = (kernel.entry, kernel.origin);
     match error {
-        lightc_kernels::Error::NoNvrtc { .. } => DeviceError::NoCompiler(error.to_string()),
+        lightc_kernels::Error::NoNvrtc { .. } | lightc_kernels::Error::NoHostCompiler { .. } => {
+            DeviceError::NoCompiler(error.to_string())
+        }
         other => DeviceError::Compile { entry, origin, detail: other.to_string() },
     }
 }
@@ -372,6 +374,13 @@ impl Drop for Event {
 #[derive(Debug, Clone, Copy)]
 pub struct TensorMap(pub(super) sys::CUtensorMap);
 
+impl TensorMap {
+    /// A map for the emulator.
+    pub(super) fn of_words(words: [u64; 16]) -> TensorMap {
+        TensorMap(sys::CUtensorMap { opaque: words })
+    }
+}
+
 /// What a map covers, innermost dimension first, and the box of it that one copy takes.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Tiles<'a> {
@@ -382,6 +391,13 @@ pub(super) struct Tiles<'a> {
     pub(super) tile: &'a [u32],
     /// Whether what is read from memory comes to L2 in 256 bytes, not 128.
     pub(super) far: bool,
+}
+
+impl Tiles<'_> {
+    /// Bytes of a row of the box, and of the swizzle.
+    pub(super) fn row_bytes(&self) -> u64 {
+        self.tile.first().map_or(0, |across| u64::from(*across) * self.element_bytes)
+    }
 }
 
 /// A map of a contiguous tensor at `address`; what is out of range reads as zero.
@@ -403,9 +419,11 @@ pub(super) fn tensor_map(ordinal: usize, address: u64, tiles: Tiles<'_>) -> Resu
     } else {
         T::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
     };
-    let row_bytes = tiles.tile.first().map_or(0, |across| u64::from(*across) * tiles.element_bytes);
-    let swizzle =
-        if row_bytes == 64 { S::CU_TENSOR_MAP_SWIZZLE_64B } else { S::CU_TENSOR_MAP_SWIZZLE_128B };
+    let swizzle = if tiles.row_bytes() == 64 {
+        S::CU_TENSOR_MAP_SWIZZLE_64B
+    } else {
+        S::CU_TENSOR_MAP_SWIZZLE_128B
+    };
     let promotion = if tiles.far {
         sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B
     } else {

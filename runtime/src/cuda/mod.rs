@@ -9,6 +9,7 @@
 
 mod cache;
 mod driver;
+mod emulator;
 pub mod error;
 mod mode;
 pub mod rows;
@@ -102,6 +103,33 @@ pub fn ensure_memory(ordinal: usize, what: &str, needed: u64, ledger: &str) -> R
     Err(DeviceError::Memory { ordinal, name, what, needed, free, total, ledger }.into())
 }
 
+/// Runs kernels on the processor from now on, on tensors of the CPU, so that what holds for a GPU can be tested where there
+/// is none. For the whole process. Generated code then takes bf16 tensors of the CPU as it takes those of a GPU.
+pub fn emulate() {
+    emulator::ask();
+}
+
+/// Where kernels run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Gpu(usize),
+    /// The emulator.
+    Processor,
+}
+
+fn place(device: Device) -> Option<Place> {
+    match device {
+        Device::Cuda(ordinal) => Some(Place::Gpu(ordinal)),
+        Device::Cpu if emulator::is_asked() => Some(Place::Processor),
+        _ => None,
+    }
+}
+
+/// Whether kernels run on tensors of a device: a GPU, or the CPU under [`emulate`].
+pub fn runs_on(device: Device) -> bool {
+    place(device).is_some()
+}
+
 /// Launches a kernel on libtorch's current stream.
 ///
 /// # Errors
@@ -130,16 +158,16 @@ pub fn launch_with(
         let detail = format!("{shared_bytes} bytes of shared memory, {most} are stated");
         return Err(wrong(detail).into());
     }
-    let mut ordinal = None;
+    let mut first = None;
     for (position, arg) in args.iter().enumerate() {
         let Arg::Tensor(tensor) = arg else { continue };
-        let Device::Cuda(found) = tensor.device() else {
-            let device = tensor.device();
+        let device = tensor.device();
+        let Some(found) = place(device) else {
             return Err(wrong(format!("argument {position} is on {device:?}, not on a GPU")).into());
         };
-        if *ordinal.get_or_insert(found) != found {
-            let first = ordinal.unwrap_or_default();
-            let detail = format!("argument {position} is on GPU {found}, another on GPU {first}");
+        let first = *first.get_or_insert(found);
+        if first != found {
+            let detail = format!("argument {position} is on {found:?}, another on {first:?}");
             return Err(wrong(detail).into());
         }
         if !tensor.is_contiguous() {
@@ -150,7 +178,7 @@ pub fn launch_with(
             return Err(wrong(detail).into());
         }
     }
-    let Some(ordinal) = ordinal else {
+    let Some(place) = first else {
         return Err(wrong("no argument is a tensor".to_owned()).into());
     };
     // An empty grid has nothing to compute, and the driver refuses it.
@@ -166,7 +194,10 @@ pub fn launch_with(
             _ => std::ptr::from_mut(value).cast::<c_void>(),
         })
         .collect();
-    driver::launch(ordinal, kernel, grid, shared_bytes, &mut addresses)
+    match place {
+        Place::Gpu(ordinal) => driver::launch(ordinal, kernel, grid, shared_bytes, &mut addresses),
+        Place::Processor => emulator::launch(kernel, grid, shared_bytes, &mut addresses),
+    }
 }
 
 /// The bytes of an argument, the low ones first, as the driver reads them. A map has its own.
@@ -191,8 +222,8 @@ fn address(tensor: &Tensor) -> u64 {
 /// Another kind, rank or layout, or the driver refuses.
 pub fn tensor_map(tensor: &Tensor, rows: u32) -> Result<TensorMap> {
     let size: Vec<u64> = tensor.size().iter().map(|n| n.cast_unsigned()).collect();
-    match (<[u64; 4]>::try_from(size), tensor.kind(), tensor.device()) {
-        (Ok(shape), Kind::BFloat16, Device::Cuda(ordinal)) if tensor.is_contiguous() => {
+    match (<[u64; 4]>::try_from(size), tensor.kind(), place(tensor.device())) {
+        (Ok(shape), Kind::BFloat16, Some(place)) if tensor.is_contiguous() => {
             let [b, t, h, d] = shape;
             let tiles = driver::Tiles {
                 element_bytes: 2,
@@ -200,7 +231,7 @@ pub fn tensor_map(tensor: &Tensor, rows: u32) -> Result<TensorMap> {
                 tile: &[64, 1, rows, 1],
                 far: false,
             };
-            driver::tensor_map(ordinal, address(tensor), tiles)
+            map_of(place, address(tensor), tiles)
         }
         _ => Err(crate::Error::Op {
             op: "tensor_map",
@@ -211,6 +242,13 @@ pub fn tensor_map(tensor: &Tensor, rows: u32) -> Result<TensorMap> {
                 tensor.device()
             ),
         }),
+    }
+}
+
+fn map_of(place: Place, address: u64, tiles: driver::Tiles<'_>) -> Result<TensorMap> {
+    match place {
+        Place::Gpu(ordinal) => driver::tensor_map(ordinal, address, tiles),
+        Place::Processor => Ok(TensorMap::of_words(emulator::tensor_map(address, &tiles))),
     }
 }
 
@@ -226,10 +264,8 @@ pub fn weight_map(tensor: &Tensor, tile: [u32; 2]) -> Result<TensorMap> {
         Kind::Int8 => 1,
         _ => 0,
     };
-    match (size.as_slice(), tensor.device()) {
-        ([experts, rows, columns], Device::Cuda(ordinal))
-            if tensor.is_contiguous() && element_bytes > 0 =>
-        {
+    match (size.as_slice(), place(tensor.device())) {
+        ([experts, rows, columns], Some(place)) if tensor.is_contiguous() && element_bytes > 0 => {
             let [across, down] = tile;
             let tiles = driver::Tiles {
                 element_bytes,
@@ -237,7 +273,7 @@ pub fn weight_map(tensor: &Tensor, tile: [u32; 2]) -> Result<TensorMap> {
                 tile: &[across, down, 1],
                 far: true,
             };
-            driver::tensor_map(ordinal, address(tensor), tiles)
+            map_of(place, address(tensor), tiles)
         }
         _ => Err(crate::Error::Op {
             op: "weight_map",
@@ -256,11 +292,14 @@ pub fn weight_map(tensor: &Tensor, tile: [u32; 2]) -> Result<TensorMap> {
 /// # Errors
 /// The tensor is not on a GPU, or it cannot be used.
 pub fn multiprocessors(x: &Tensor) -> Result<u32> {
-    let Device::Cuda(ordinal) = x.device() else {
-        let detail = format!("a tensor on a GPU is needed, not on {:?}", x.device());
-        return Err(crate::Error::Op { op: "multiprocessors", detail });
-    };
-    Ok(driver::multiprocessors(ordinal)?.max(1).unsigned_abs())
+    match place(x.device()) {
+        Some(Place::Gpu(ordinal)) => Ok(driver::multiprocessors(ordinal)?.max(1).unsigned_abs()),
+        Some(Place::Processor) => Ok(emulator::MULTIPROCESSORS),
+        None => {
+            let detail = format!("a tensor on a GPU is needed, not on {:?}", x.device());
+            Err(crate::Error::Op { op: "multiprocessors", detail })
+        }
+    }
 }
 
 /// A tensor whose elements a kernel is to write, on the device of `like`. Where kernels are checked,
@@ -282,17 +321,28 @@ pub fn empty(shape: &[i64], kind: Kind, like: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// The driver's.
 pub fn poison(tensor: &Tensor) -> Result<()> {
-    let Device::Cuda(ordinal) = tensor.device() else { return Ok(()) };
+    let byte = mode::poison_byte(tensor.kind());
     let n_bytes = tensor.numel() * tensor.kind().elt_size_in_bytes();
-    driver::fill(ordinal, address(tensor), mode::poison_byte(tensor.kind()), n_bytes)
+    match place(tensor.device()) {
+        Some(Place::Gpu(ordinal)) => driver::fill(ordinal, address(tensor), byte, n_bytes),
+        Some(Place::Processor) => {
+            emulator::fill(address(tensor), byte, n_bytes);
+            Ok(())
+        }
+        None => Ok(()),
+    }
 }
 
 /// Compiles a kernel for a GPU, or finds it compiled, before it is needed.
 ///
 /// # Errors
 /// It does not compile, or the GPU cannot be used.
-pub fn prepare(ordinal: usize, kernel: &'static Kernel) -> Result<()> {
-    driver::prepare(ordinal, kernel)
+pub fn prepare(device: Device, kernel: &'static Kernel) -> Result<()> {
+    match place(device) {
+        Some(Place::Gpu(ordinal)) => driver::prepare(ordinal, kernel),
+        Some(Place::Processor) => emulator::prepare(kernel),
+        None => Ok(()),
+    }
 }
 
 /// What gives results from inputs; the second argument has the activation kind and the device.
@@ -313,11 +363,11 @@ pub fn either(
     fused: Way<'_>,
     reference: Way<'_>,
 ) -> Result<Vec<Tensor>> {
-    let Device::Cuda(ordinal) = like.device() else { return reference(inputs, like) };
+    let Some(place) = place(like.device()) else { return reference(inputs, like) };
     if like.kind() != Kind::BFloat16 {
         return reference(inputs, like);
     }
-    let results = mode::run(ordinal, kernel, inputs, like, fused, reference)?;
+    let results = mode::run(place, kernel, inputs, like, fused, reference)?;
     for result in &results {
         crate::watch::shown(kernel.origin, inputs, result);
     }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::error::DeviceError;
-use super::{Kernel, Way, driver, poison};
+use super::{Kernel, Place, Way, driver, poison};
 use crate::error::Result;
 use crate::{Device, Kind, Tensor};
 
@@ -283,7 +283,7 @@ fn is_float(kind: Kind) -> bool {
 
 /// [`super::either`] on a GPU with bf16 activations.
 pub(super) fn run(
-    ordinal: usize,
+    place: Place,
     kernel: &'static Kernel,
     inputs: &[&Tensor],
     like: &Tensor,
@@ -302,8 +302,8 @@ pub(super) fn run(
             reference(inputs, like)
         }
         Mode::Reference(_) => fused(inputs, like),
-        Mode::Check(check) => compare(ordinal, &check, kernel, inputs, like, fused, reference),
-        Mode::Time(time) => measure(ordinal, &time, kernel, inputs, like, fused),
+        Mode::Check(check) => compare(place, &check, kernel, inputs, like, fused, reference),
+        Mode::Time(time) => measure(place, &time, kernel, inputs, like, fused),
     }
 }
 
@@ -344,7 +344,7 @@ fn bytes_of(x: &Tensor) -> u64 {
 // ------------------------------------------------------------------------------------------------
 
 fn compare(
-    ordinal: usize,
+    place: Place,
     check: &Check,
     kernel: &'static Kernel,
     inputs: &[&Tensor],
@@ -361,7 +361,7 @@ fn compare(
         repeats &= same_bits(x, y)?;
     }
     drop(second);
-    let wide = reference_kind(ordinal, inputs, &first)?;
+    let wide = reference_kind(place, inputs, &first)?;
     let widened: Vec<Tensor> = inputs.iter().map(|x| widen(x, wide)).collect::<Result<_>>()?;
     let widened: Vec<&Tensor> = widened.iter().collect();
     let wanted = reference(&widened, &Tensor::f_empty([0i64], (wide, like.device()))?)?;
@@ -444,10 +444,13 @@ fn limit(check: &Check, entry: &str, kind: Kind) -> f64 {
 }
 
 /// f64 where all inputs and outputs fit in it eight times over, else f32.
-fn reference_kind(ordinal: usize, inputs: &[&Tensor], outputs: &[Tensor]) -> Result<Kind> {
+fn reference_kind(place: Place, inputs: &[&Tensor], outputs: &[Tensor]) -> Result<Kind> {
     let elements: usize = inputs.iter().map(|x| x.numel()).sum::<usize>()
         + outputs.iter().map(Tensor::numel).sum::<usize>();
-    let (free, _) = driver::memory(ordinal)?;
+    let free = match place {
+        Place::Gpu(ordinal) => driver::memory(ordinal)?.0,
+        Place::Processor => u64::MAX,
+    };
     Ok(if (elements as u64) * 8 * 8 <= free { Kind::Double } else { Kind::Float })
 }
 
@@ -519,7 +522,7 @@ pub(super) fn difference(x: &Tensor, y: &Tensor) -> Result<f64> {
 // ------------------------------------------------------------------------------------------------
 
 fn measure(
-    ordinal: usize,
+    place: Place,
     time: &Time,
     kernel: &'static Kernel,
     inputs: &[&Tensor],
@@ -527,6 +530,11 @@ fn measure(
     fused: Way<'_>,
 ) -> Result<Vec<Tensor>> {
     let mut outputs = fused(inputs, like)?;
+    let Place::Gpu(ordinal) = place else {
+        let detail = "the emulator has no times; a GPU is needed".to_owned();
+        let (entry, origin) = (kernel.entry, kernel.origin);
+        return Err(DeviceError::Argument { entry, origin, detail }.into());
+    };
     let key = (kernel.entry, shapes(inputs, &outputs));
     if let Some(known) = state().timed.get_mut(&key) {
         known.calls += 1;

@@ -136,7 +136,7 @@ fn check(tensor: &Tensor, kind: Kind, n: usize) -> Result<()> {
     if found != kind || size != n {
         return Err(wrong(format!("{size} elements of {found:?}, {n} of {kind:?} are needed")));
     }
-    if !tensor.is_contiguous() || !tensor.device().is_cuda() {
+    if !tensor.is_contiguous() || !super::runs_on(tensor.device()) {
         let device = tensor.device();
         return Err(wrong(format!(
             "a contiguous tensor on a GPU is needed, not one on {device:?} of strides {:?}",

@@ -23,11 +23,11 @@ pub fn gather_sum(w: &Tensor, index: &Tensor) -> Result<Tensor> {
         let [rows, d] = shape_of("gather_sum", "w", w)?;
         let (lead, p) = slots_of("gather_sum", index)?;
         check_index("gather_sum", index, rows, true)?;
-        if runs_native(&[w]) {
-            return by_kind!(w.kind(), gather_sum_native(w, index, p, &[lead, vec![d]].concat()));
-        }
         if tile::takes_gather(w, index) {
             return tile::gather(w, index);
+        }
+        if runs_native(&[w]) {
+            return by_kind!(w.kind(), gather_sum_native(w, index, p, &[lead, vec![d]].concat()));
         }
         gather_sum_composite(w, index)
     })
@@ -83,11 +83,11 @@ pub fn gather_sum_grad(index: &Tensor, dy: &Tensor, rows: i64) -> Result<Tensor>
         let d = dy.size().last().copied().unwrap_or(0);
         ensure_shape("gather_sum_grad", "dy", dy, &[&lead[..], &[d]].concat())?;
         check_index("gather_sum_grad", index, rows, true)?;
-        if runs_native(&[dy]) {
-            return by_kind!(dy.kind(), scatter_native(index, p, dy, &[rows, d]));
-        }
         if tile::takes_gather(dy, index) && rows > 0 {
             return tile::gather_grad(index, dy, rows);
+        }
+        if runs_native(&[dy]) {
+            return by_kind!(dy.kind(), scatter_native(index, p, dy, &[rows, d]));
         }
         gather_sum_grad_composite(index, dy, rows)
     })

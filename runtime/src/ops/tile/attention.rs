@@ -93,7 +93,7 @@ fn kernels_of(channels: i64) -> Option<&'static Kernels> {
 /// least one. The mask must be causal: it cannot be looked at without waiting for the GPU, so where it
 /// lets a query see a later key, `mask_pack` stops the program.
 pub(crate) fn takes_attention(q: &Tensor, k: &Tensor, v: &Tensor) -> bool {
-    q.device().is_cuda()
+    cuda::runs_on(q.device())
         && q.kind() == Kind::BFloat16
         && q.numel() > 0
         && q.size() == k.size()

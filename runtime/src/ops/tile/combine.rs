@@ -21,7 +21,7 @@ const COLUMNS: i64 = 2048;
 
 /// bf16 rows of a multiple of eight on a GPU, at least one row and one choice.
 pub(crate) fn takes_weigh(each: &Tensor) -> bool {
-    each.device().is_cuda()
+    cuda::runs_on(each.device())
         && each.kind() == Kind::BFloat16
         && each.numel() > 0
         && each.size().last().is_some_and(|d| d % 8 == 0)

@@ -27,7 +27,7 @@ const OP: &str = "gated_delta_rule";
 /// bf16 q, k and v on a GPU with heads of 128 keys and 128 values, at least one token.
 pub(crate) fn takes_delta_rule(q: &Tensor, v: &Tensor) -> bool {
     let sized = |x: &Tensor| x.size().last() == Some(&128);
-    q.device().is_cuda()
+    cuda::runs_on(q.device())
         && q.kind() == Kind::BFloat16
         && sized(q)
         && sized(v)

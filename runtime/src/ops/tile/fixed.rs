@@ -34,17 +34,17 @@ const BLOCK: i64 = 256 * 8;
 
 /// Values or cotangents of bf16 on a GPU.
 pub(crate) fn takes_states(x: &Tensor) -> bool {
-    x.device().is_cuda() && x.kind() == Kind::BFloat16
+    cuda::runs_on(x.device()) && x.kind() == Kind::BFloat16
 }
 
 /// A state on a GPU whose value is wanted in bf16.
 pub(crate) fn takes_value(state: &Tensor, kind: Kind) -> bool {
-    state.device().is_cuda() && state.kind() == Kind::Int && kind == Kind::BFloat16
+    cuda::runs_on(state.device()) && state.kind() == Kind::Int && kind == Kind::BFloat16
 }
 
 /// Whatever is on a GPU.
 pub(crate) fn takes_bits(x: &Tensor) -> bool {
-    x.device().is_cuda()
+    cuda::runs_on(x.device())
 }
 
 fn grid(n: i64) -> Result<[u32; 3]> {

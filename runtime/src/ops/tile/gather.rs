@@ -22,7 +22,7 @@ const COLUMNS: i64 = 1024;
 
 /// f32 rows of a multiple of four on a GPU, at least one row, one position and one slot.
 pub(crate) fn takes_gather(rows: &Tensor, index: &Tensor) -> bool {
-    rows.device().is_cuda()
+    cuda::runs_on(rows.device())
         && rows.kind() == Kind::Float
         && rows.numel() > 0
         && index.numel() > 0

@@ -42,7 +42,7 @@ fn kernel_of(n: i64) -> Option<&'static Kernel> {
 
 /// bf16 rows of 64, 128, .. 8192 on a GPU, at least one.
 pub(crate) fn takes_hadamard(x: &Tensor) -> bool {
-    x.device().is_cuda()
+    cuda::runs_on(x.device())
         && x.kind() == Kind::BFloat16
         && x.numel() > 0
         && x.size().last().is_some_and(|n| kernel_of(*n).is_some())

@@ -42,7 +42,7 @@ fn row_bytes(t: i64) -> i64 {
 
 /// f32 scores on a GPU, at least one query, and rows that fit in shared memory (53,568 keys).
 pub(crate) fn takes_select(score: &Tensor) -> bool {
-    score.device().is_cuda()
+    cuda::runs_on(score.device())
         && score.kind() == Kind::Float
         && score.numel() > 0
         && score.size().last().is_some_and(|t| row_bytes(*t) <= i64::from(MOST))
@@ -84,7 +84,7 @@ pub(crate) fn select(score: &Tensor, budget: &Tensor, sinks: i64, limit: i64) ->
 /// bf16 queries of 4 heads of 128 channels on a GPU, at least one, and rows that fit in shared memory.
 pub(crate) fn takes_index(q: &Tensor) -> bool {
     let size = q.size();
-    q.device().is_cuda()
+    cuda::runs_on(q.device())
         && q.kind() == Kind::BFloat16
         && q.numel() > 0
         && matches!(size.as_slice(), [_, t, 4, 128] if row_bytes(*t) <= i64::from(MOST))

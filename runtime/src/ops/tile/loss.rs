@@ -28,7 +28,7 @@ const HELD: i64 = 1 << 29;
 
 /// bf16 on a GPU, at least one row, and a number of classes that 16-byte words divide.
 pub(crate) fn takes_cross_entropy(h: &Tensor, w: &Tensor) -> bool {
-    h.device().is_cuda()
+    cuda::runs_on(h.device())
         && h.kind() == Kind::BFloat16
         && h.numel() > 0
         && w.size().first().is_some_and(|classes| classes % 8 == 0 && *classes > 0)

@@ -52,7 +52,7 @@ fn run_of(x: &Tensor, ids: &Tensor) -> i64 {
 /// 1 to 2^20 places of rows of bf16 on a GPU, up to 4096 of a row, for 1 to 512 experts.
 fn takes_rows(x: &Tensor, routing: &Routing<'_>) -> bool {
     let Routing { ids, order, bounds } = *routing;
-    x.device().is_cuda()
+    cuda::runs_on(x.device())
         && [ids, order, bounds].iter().all(|index| index.device() == x.device())
         && (2..=513).contains(&bounds.numel())
         && x.kind() == Kind::BFloat16

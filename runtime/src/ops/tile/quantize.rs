@@ -29,7 +29,7 @@ const NONE: i64 = i64::MAX;
 /// f32 or bf16 on a GPU, at least one element, below 2^31 rows and elements of one.
 pub(crate) fn takes_quantize(x: &Tensor) -> bool {
     let n = x.size().last().copied().unwrap_or(0);
-    x.device().is_cuda()
+    cuda::runs_on(x.device())
         && matches!(x.kind(), Kind::Float | Kind::BFloat16)
         && n > 0
         && n < 1 << 31
@@ -85,7 +85,7 @@ fn ensure_finite(op: &'static str, bad: &Tensor, value: &dyn Fn(i64) -> Result<f
 
 /// Codes of rows of a multiple of eight on a GPU, to be read as bf16.
 pub(crate) fn takes_dequantize(codes: &Tensor, scale: &Tensor, like: &Tensor) -> bool {
-    codes.device().is_cuda()
+    cuda::runs_on(codes.device())
         && scale.device() == codes.device()
         && like.kind() == Kind::BFloat16
         && (1..1 << 34).contains(&(codes.numel() as i64))
@@ -118,7 +118,7 @@ pub(super) fn unpacked(op: &'static str, codes: &Tensor, scale: &Tensor) -> Resu
 /// Codes on a GPU with adapters of one kind, f32 or bf16, and rows that fit in shared memory.
 pub(crate) fn takes_merge([codes, scale, left, right]: [&Tensor; 4]) -> bool {
     let n = codes.size().last().copied().unwrap_or(0);
-    codes.device().is_cuda()
+    cuda::runs_on(codes.device())
         && [scale, left, right].iter().all(|x| x.device() == codes.device())
         && scale.kind() == Kind::Float
         && matches!(left.kind(), Kind::Float | Kind::BFloat16)

@@ -133,7 +133,7 @@ fn layout<'a>(terms: &[Term<'a>], places: i64) -> Option<(Layout, Terms<'a>)> {
 /// On a GPU, with something to do, and as many experts as a kernel has room for.
 fn on_gpu(routing: &Routing<'_>, tensors: &[&Tensor]) -> bool {
     let device = routing.ids.device();
-    device.is_cuda()
+    cuda::runs_on(device)
         && (1..1 << 31).contains(&(routing.ids.numel() as i64))
         && (2..=513).contains(&routing.bounds.numel())
         && tensors.iter().all(|x| x.device() == device)

@@ -30,7 +30,7 @@ pub(crate) const MOST_PLACES: i64 = 1 << 20;
 
 /// An index on a GPU of 1 to 2^20 places, for 1 to 512 experts.
 pub(crate) fn takes_order(ids: &Tensor, experts: i64) -> bool {
-    ids.device().is_cuda()
+    cuda::runs_on(ids.device())
         && ids.kind() == Kind::Int64
         && (1..=MOST_PLACES).contains(&(ids.numel() as i64))
         && (1..=MOST).contains(&experts)
@@ -90,7 +90,7 @@ pub(crate) fn count(ids: &Tensor, size: i64) -> Result<Tensor> {
 
 /// f32 scores on a GPU, at least one row, rows of up to 512, and 1 to 16 positions of each.
 pub(crate) fn takes_top(score: &Tensor, slots: i64) -> bool {
-    score.device().is_cuda()
+    cuda::runs_on(score.device())
         && score.kind() == Kind::Float
         && score.numel() > 0
         && score.size().last().is_some_and(|e| *e <= MOST)
@@ -132,7 +132,7 @@ impl Walk {
     pub(crate) fn takes(&self, x: &Tensor, ids: &Tensor, gradient: bool) -> bool {
         let sizes = [self.batches, self.rows, self.free, self.width];
         let elements = self.batches * self.rows.max(self.free) * self.width;
-        x.device().is_cuda()
+        cuda::runs_on(x.device())
             && ids.device() == x.device()
             && x.kind() == Kind::Float
             && ids.kind() == Kind::Int64
