@@ -282,7 +282,7 @@ fn tables_are_read_as_they_are_stored() {
     assert_eq!(types(&gathers(&all)[0]["inputs"]), ["act[j, d]", "index[b, p]"]);
     assert!(text.contains("const bf16* __restrict__ in_0") && !text.contains("out_2"));
     // Read otherwise too: bf16 is read here, and the wide table is written for the other.
-    let both = format!("{wide}{sum}  return %3, rest=%2\n");
+    let both = format!("{wide}{sum}  return %3, rest: %2\n");
     let (text, all) = of_nodes("256", "p=40", &both);
     assert_eq!(types(&gathers(&all)[0]["inputs"]), ["act[j, d]", "index[b, p]"]);
     assert!(text.contains("float* __restrict__ out_2"));
@@ -313,7 +313,7 @@ fn gathered_rows_share_a_warp_or_not() {
         line(2, SUM, "%0, %1", "act[b, d=24]"),
         line(3, "mean over=[d]", "%2", "act[b]")
     );
-    let few = of_nodes("24", "p=5", &format!("{few}  return %2, mean=%3\n")).0;
+    let few = of_nodes("24", "p=5", &format!("{few}  return %2, mean: %3\n")).0;
     assert!(few.contains("gather_sum_alone<8>(v2,") && few.contains(", inside);"), "{few}");
     assert!(sum("300").contains("    gather_sum<4>(v2,") && sum("300").contains(", inside);"));
 }

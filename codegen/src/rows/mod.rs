@@ -48,6 +48,7 @@ mod access;
 mod axes;
 mod copies;
 mod cuda;
+mod elements;
 mod ends;
 mod express;
 mod gather;
@@ -65,6 +66,7 @@ mod table;
 mod text;
 
 pub(crate) use cuda::Kernel;
+pub use elements::{Number, element_function};
 pub(crate) use ends::Ends;
 pub(crate) use group::{is_literal, is_pointwise, is_view};
 pub(crate) use plan::Step;
