@@ -257,8 +257,8 @@ fn an_embedding_is_one_kernel_of_its_table_as_it_is_stored() {
 /// its index.
 fn of_nodes(channels: &str, index: &str, nodes: &str) -> (String, Value) {
     let source = format!(
-        "module main entry @Main\n\nfunc @Main {{\n  param x: act[j=512, d={channels}] ~ ones() \
-         frozen \"fixed\"\n  %0.x = param index=0 () : act[j=512, d={channels}]\n  %1.i = input \
+        "module main entry @Main\n\nfunc @Main {{\n  param x: act[j=2048, d={channels}] ~ ones() \
+         frozen \"fixed\"\n  %0.x = param index=0 () : act[j=2048, d={channels}]\n  %1.i = input \
          name=\"i\" () : index[b, {index}]\n{nodes}}}\n"
     );
     let module = text::parse(&source).unwrap_or_else(|error| panic!("{error:?}\n{source}"));
@@ -275,7 +275,7 @@ const SUM: &str = "gather_sum rows=j slots=p";
 
 #[test]
 fn tables_are_read_as_they_are_stored() {
-    let wide = line(2, "cast to=f32", "%0", "f32[j=512, d=256]");
+    let wide = line(2, "cast to=f32", "%0", "f32[j=2048, d=256]");
     let sum = line(3, SUM, "%2, %1", "f32[b, d=256]");
     // Widened for the sum alone: bf16 is read, and the wide table is nowhere.
     let (text, all) = of_nodes("256", "p=40", &format!("{wide}{sum}  return %3\n"));
@@ -288,11 +288,11 @@ fn tables_are_read_as_they_are_stored() {
     assert!(text.contains("float* __restrict__ out_2"));
     // Made in 32 bits by another kernel.
     let made =
-        line(3, "square", "%2", "f32[j=512, d=256]") + &line(4, SUM, "%3, %1", "f32[b, d=256]");
+        line(3, "square", "%2", "f32[j=2048, d=256]") + &line(4, SUM, "%3, %1", "f32[b, d=256]");
     let (text, all) = of_nodes("256", "p=40", &format!("{wide}{made}  return %4\n"));
     assert_eq!(types(&gathers(&all)[0]["inputs"]), ["f32[j, d]", "index[b, p]"]);
     assert!(text.contains(
-        "gather_sum<8>(v4, in_3 + lane, in_1 + (long long)row * 40, 40, 512, 256, true);"
+        "gather_sum<8>(v4, in_3 + lane, in_1 + (long long)row * 40, 40, 2048, 256, true);"
     ));
     // A sum that is rounded.
     let rounded = line(2, SUM, "%0, %1", "act[b, d=256]") + "  return %2\n";
