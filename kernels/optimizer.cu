@@ -3,14 +3,14 @@
 // Shapes   a parameter: master, m, v [n] fp32; gradient [n] bf16 or fp32; act [n] bf16, the copy that the forward
 //          reads, or null. They come as a table of one Parameter per tensor in device memory, whose first_block
 //          rises: block i works on 8192 elements of the last tensor with first_block <= i.
-// Meaning  runtime/src/optimizer.rs: g = clip gradient, m <- b1 m + (1 - b1) g, v <- b2 v + (1 - b2) g^2,
-//          w <- (1 - r d) w - r (m / (1 - b1^n)) / (sqrt(v / (1 - b2^n)) + eps)
+// Meaning  of one element: codegen/src/optimizer.rs, from which elements.cuh is generated. Here is what is around
+//          it: the table of tensors, reads and writes, and the order of sums.
 // Numerics fp32, every operation rounded by itself in the order of libtorch's calls. Squares are summed in fp64:
 //          a block its elements, then one block per tensor the blocks, both in a fixed order.
 // Outputs  master, m, v, act in place; partial, sums `=`. No atomics.
 // Limit    memory: 28 bytes per element with a bf16 gradient and a copy, 30 GB per 1.07e9: 7.1 ms at 4.2 TB/s.
 //          square_blocks reads each gradient once.
-#include "base.cuh"
+#include "elements.cuh"
 
 constexpr int THREADS = 256, ROUNDS = 8, BLOCK_ELEMENTS = THREADS * 4 * ROUNDS;
 
@@ -50,14 +50,14 @@ DEVICE bool aligned(const Parameter& p) {
 struct Numbers {
     float beta1, rest1, beta2, rest2, correction1, correction2, eps, clip;
     DEVICE void step(float& w, float& m, float& v, float g, const Parameter& p) const {
-        g = __fmul_rn(g, clip);
-        m = __fadd_rn(__fmul_rn(m, beta1), __fmul_rn(g, rest1));
-        v = __fadd_rn(__fmul_rn(v, beta2), __fmul_rn(__fmul_rn(g, g), rest2));
-        const float root = __fadd_rn(__fsqrt_rn(__fdiv_rn(v, correction2)), eps);
-        const float change = __fmul_rn(__fdiv_rn(__fdiv_rn(m, correction1), root), p.rate);
-        w = __fsub_rn(__fmul_rn(w, p.keep), change);
+        adamw_element(w, m, v, g, clip, beta1, rest1, beta2, rest2, correction1, correction2, eps, p.rate, p.keep, w, m, v);
     }
 };
+DEVICE double squared(float gradient) {
+    double square;
+    square_element(gradient, square);
+    return square;
+}
 
 // Grid: as many blocks as the table counts; 256 threads.
 extern "C" __global__ void __launch_bounds__(THREADS) adamw(
@@ -115,11 +115,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) square_blocks(const Parame
         const u64 i = start + (round * THREADS + threadIdx.x) * 4;
         if (whole && i + 4 <= n) {
             const float4 g = gradient_at(p, i);
-            sum += double(g.x) * g.x + double(g.y) * g.y + double(g.z) * g.z + double(g.w) * g.w;
+            sum += squared(g.x) + squared(g.y) + squared(g.z) + squared(g.w);
         } else {
             for (u64 e = i; e < i + 4 && e < n; e++) {
-                const double g = one_gradient(p, e);
-                sum += g * g;
+                sum += squared(one_gradient(p, e));
             }
         }
     }

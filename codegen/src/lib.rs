@@ -7,6 +7,7 @@
 //! | liveness, storage | [`analysis`] | diagnostics |
 //! | target `cpu` | [`schedule`] | schedule |
 //! | code | [`emit`] | Rust text |
+//! | update of parameters | [`optimizer`] | [`ir::Module`], CUDA text |
 //!
 //! No IO, no GPU, no native library.
 
@@ -18,6 +19,7 @@ pub mod interp;
 pub mod ir;
 pub mod lower;
 pub mod ops;
+pub mod optimizer;
 pub mod pipeline;
 pub mod rewrite;
 pub mod rows;

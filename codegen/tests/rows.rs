@@ -5,11 +5,12 @@
 mod common;
 
 use lightc_codegen::emit::{Origin, emit_stage};
-use lightc_codegen::ir::Module;
+use lightc_codegen::ir::{Module, text, verify};
 use lightc_codegen::pipeline::{compile_for, program_for};
 use lightc_codegen::rows::{Plans, describe};
 use lightc_codegen::schedule::Target;
 use lightc_dsl::resolve::load_program;
+use serde_json::Value;
 use std::collections::BTreeSet;
 
 fn module(stage: &str) -> Module {
@@ -104,7 +105,7 @@ fn kernels_of_a_delta_layer() {
         "decoder_layer_k2",
         "decoder_layer_k5",
         "decoder_layer_k6",
-        "language_model_k7",
+        "language_model_k6",
         "language_model_backward_loss_k0",
         "language_model_backward_loss_k3",
     ] {
@@ -153,7 +154,7 @@ fn layers_with_a_gate_write_their_result() {
 }
 
 /// The ops of a kernel, the sums and products of them in order.
-fn ops(kernel: &serde_json::Value) -> Vec<String> {
+fn ops(kernel: &Value) -> Vec<String> {
     let nodes = kernel["nodes"].as_array().unwrap().iter();
     nodes.map(|node| node["op"].as_str().unwrap().to_owned()).filter(|op| op != "const").collect()
 }
@@ -169,7 +170,7 @@ fn coefficients_read_their_rows_once() {
             let ops = ops(kernel);
             let entry = kernel["entry"].as_str().unwrap();
             let inputs = kernel["inputs"].as_array().unwrap();
-            let is_matrix = |v: &serde_json::Value| v["axes"][0][0] == "stacked";
+            let is_matrix = |v: &Value| v["axes"][0][0] == "stacked";
             if entry.contains("backward") || !inputs.iter().any(is_matrix) {
                 continue;
             }
@@ -200,9 +201,133 @@ fn gradients_of_matrices_fuse_and_nothing_else_of_them_does() {
     assert_eq!(
         found,
         [
-            ("language_model_k0", "cast"),
+            ("language_model_k0", "cast sum"),
             ("language_model_backward_loss_k0", "mul mul add"),
             ("language_model_backward_loss_k10", "add cast"),
         ]
     );
+}
+
+/// The kernels that sum gathered rows.
+fn gathers(all: &Value) -> Vec<&Value> {
+    let has = |kernel: &&Value| ops(kernel).iter().any(|op| op == "gather_sum");
+    all.as_array().unwrap().iter().filter(has).collect()
+}
+
+/// Kinds and axes of what a kernel reads or writes, such as `act[j, d]`.
+fn types(values: &Value) -> Vec<String> {
+    let axes = |value: &Value| -> Vec<String> {
+        let axes = value["axes"].as_array().unwrap().iter();
+        axes.map(|axis| axis[0].as_str().unwrap().to_owned()).collect()
+    };
+    let word =
+        |value: &Value| format!("{}[{}]", value["dtype"].as_str().unwrap(), axes(value).join(", "));
+    values.as_array().unwrap().iter().map(word).collect()
+}
+
+/// Sum of codes, rest of the embedding and norm are one kernel, which reads the table as it is stored; so does the
+/// kernel of the sum over its rows, and no kernel writes a copy of the table in 32 bits. What the backward needs is
+/// kept in bf16.
+#[test]
+fn an_embedding_is_one_kernel_of_its_table_as_it_is_stored() {
+    for stage in ["lightning_2b", "lightning_5b", "lightning_120b"] {
+        let module = module(stage);
+        let all = describe(&module);
+        let found = gathers(&all);
+        let [kernel] = found.as_slice() else { panic!("{stage}: {} kernels", found.len()) };
+        assert_eq!(
+            types(&kernel["inputs"]),
+            ["index[b, w]", "act[j, d]", "index[b, w, p]", "f32[d]", "act[d]"],
+            "{stage}"
+        );
+        assert_eq!(types(&kernel["writes"]), ["act[b, w, d]", "f32[b, w]", "act[b, w, d]"]);
+        for kernel in all.as_array().unwrap() {
+            let copy = types(&kernel["writes"]).contains(&"f32[j, d]".to_owned());
+            assert!(!copy, "{stage}: {} writes the table in 32 bits", kernel["entry"]);
+        }
+    }
+    let module = module("lightning_2b");
+    let text = Plans::of(&module).text(&module);
+    for entry in ["language_model_k0", "language_model_k1"] {
+        insta::assert_snapshot!(entry, kernel(&text, entry));
+    }
+}
+
+/// The kernels of a function with a table of so many channels, and these nodes after `%0.x`, the table, and `%1.i`,
+/// its index.
+fn of_nodes(channels: &str, index: &str, nodes: &str) -> (String, Value) {
+    let source = format!(
+        "module main entry @Main\n\nfunc @Main {{\n  param x: act[j=2048, d={channels}] ~ ones() \
+         frozen \"fixed\"\n  %0.x = param index=0 () : act[j=2048, d={channels}]\n  %1.i = input \
+         name=\"i\" () : index[b, {index}]\n{nodes}}}\n"
+    );
+    let module = text::parse(&source).unwrap_or_else(|error| panic!("{error:?}\n{source}"));
+    assert_eq!(verify::verify(&module), [], "{source}");
+    (Plans::of(&module).text(&module), describe(&module))
+}
+
+/// A line of a node.
+fn line(value: u32, op: &str, args: &str, ty: &str) -> String {
+    format!("  %{value} = {op} ({args}) : {ty}\n")
+}
+
+const SUM: &str = "gather_sum rows=j slots=p";
+
+#[test]
+fn tables_are_read_as_they_are_stored() {
+    let wide = line(2, "cast to=f32", "%0", "f32[j=2048, d=256]");
+    let sum = line(3, SUM, "%2, %1", "f32[b, d=256]");
+    // Widened for the sum alone: bf16 is read, and the wide table is nowhere.
+    let (text, all) = of_nodes("256", "p=40", &format!("{wide}{sum}  return %3\n"));
+    assert_eq!(types(&gathers(&all)[0]["inputs"]), ["act[j, d]", "index[b, p]"]);
+    assert!(text.contains("const bf16* __restrict__ in_0") && !text.contains("out_2"));
+    // Read otherwise too: bf16 is read here, and the wide table is written for the other.
+    let both = format!("{wide}{sum}  return %3, rest: %2\n");
+    let (text, all) = of_nodes("256", "p=40", &both);
+    assert_eq!(types(&gathers(&all)[0]["inputs"]), ["act[j, d]", "index[b, p]"]);
+    assert!(text.contains("float* __restrict__ out_2"));
+    // Made in 32 bits by another kernel.
+    let made =
+        line(3, "square", "%2", "f32[j=2048, d=256]") + &line(4, SUM, "%3, %1", "f32[b, d=256]");
+    let (text, all) = of_nodes("256", "p=40", &format!("{wide}{made}  return %4\n"));
+    assert_eq!(types(&gathers(&all)[0]["inputs"]), ["f32[j, d]", "index[b, p]"]);
+    assert!(text.contains(
+        "gather_sum<8>(v4, in_3 + lane, in_1 + (long long)row * 40, 40, 2048, 256, true);"
+    ));
+    // A sum that is rounded.
+    let rounded = line(2, SUM, "%0, %1", "act[b, d=256]") + "  return %2\n";
+    let (text, _) = of_nodes("256", "p=40", &rounded);
+    assert!(text.contains("round_all(v2);"));
+}
+
+#[test]
+fn gathered_rows_share_a_warp_or_not() {
+    let sum = |channels: &str| {
+        let nodes = line(2, SUM, "%0, %1", &format!("act[b, d={channels}]")) + "  return %2\n";
+        of_nodes(channels, "p=5", &nodes).0
+    };
+    assert!(sum("256").contains("    gather_sum<8>(v2,"));
+    // A row of 24 channels takes three threads, of 300 a part of the last warp.
+    let few = format!(
+        "{}{}",
+        line(2, SUM, "%0, %1", "act[b, d=24]"),
+        line(3, "mean over=[d]", "%2", "act[b]")
+    );
+    let few = of_nodes("24", "p=5", &format!("{few}  return %2, mean: %3\n")).0;
+    assert!(few.contains("gather_sum_alone<8>(v2,") && few.contains(", inside);"), "{few}");
+    assert!(sum("300").contains("    gather_sum<4>(v2,") && sum("300").contains(", inside);"));
+}
+
+/// What a kernel cannot index stays a step by itself.
+#[test]
+fn gathers_that_stay_steps() {
+    // Channels that a thread would hold unrolled.
+    let few = line(2, SUM, "%0, %1", "act[b, d=4]") + "  return %2\n";
+    assert!(gathers(&of_nodes("4", "p=5", &few).1).is_empty());
+    // The rows of the table have the name of an axis of the index.
+    let named = line(2, SUM, "%0, %1", "act[b, j, d=64]") + "  return %2\n";
+    assert!(gathers(&of_nodes("64", "j, p=5", &named).1).is_empty());
+    // An open number of slots.
+    let open = line(2, SUM, "%0, %1", "act[b, d=64]") + "  return %2\n";
+    assert!(gathers(&of_nodes("64", "p", &open).1).is_empty());
 }

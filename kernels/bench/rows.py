@@ -12,7 +12,7 @@ import argparse, ctypes, json, math, os, re, statistics, subprocess, sys, tempfi
 import torch
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-KIND = {"act": torch.bfloat16, "f32": torch.float32, "bool": torch.bool}
+KIND = {"act": torch.bfloat16, "f32": torch.float32, "bool": torch.bool, "index": torch.int64}
 
 
 class Sizes(dict):
@@ -103,7 +103,7 @@ def node(n, values, types, sizes):
     if op == "where":
         c, a, b = aligned()
         return torch.where(c, a, b)
-    if op == "cast": return xs[0] if attrs["to"] != "bool" else xs[0] != 0
+    if op == "cast": return xs[0].double() if attrs["to"] != "bool" else xs[0] != 0
     if op in ("stop_gradient", "rename"): return xs[0]
     if op in ("split", "merge"): return xs[0].reshape(shape(out, sizes))
     if op == "permute": return align(xs[0], ax[0], to)
@@ -140,12 +140,18 @@ def node(n, values, types, sizes):
             y = sinkhorn(k, attrs["iterations"], attrs["eps"])
             # The row maximum of `sinkhorn` is 0 here: its gradient goes to the element itself.
             return torch.autograd.grad(y, x, xs[1])[0]
+    if op == "gather_sum":
+        table, index = torch.cat([xs[0], torch.zeros_like(xs[0][:1])]), xs[1].long()
+        # A slot that names none names a row of zeros.
+        total = torch.zeros(*index.shape[:-1], table.shape[1], dtype=table.dtype, device=table.device)
+        for slot in index.clamp(min=-1).unbind(-1): total += table[slot]
+        return total
     sys.exit(f"no reference for {op}")
 
 
 def reference(kernel, inputs, sizes):
     types = {v["id"]: v for v in kernel["inputs"]}
-    values = {v["id"]: x if x.dtype == torch.bool else x.double() for v, x in zip(kernel["inputs"], inputs)}
+    values = {v["id"]: x.double() if x.is_floating_point() else x for v, x in zip(kernel["inputs"], inputs)}
     for n in kernel["nodes"]:
         out = n["results"][0]
         x = node(n, values, types, sizes)
@@ -165,10 +171,33 @@ def positive(kernel):
     return found
 
 
+def gathered(kernel):
+    """Inputs that name rows of a table: their number of rows."""
+    tables = {v["id"]: v for n in kernel["nodes"] for v in n["results"]} | {v["id"]: v for v in kernel["inputs"]}
+    rows = lambda n: dict(tables[n["args"][0]]["axes"])[n["attrs"]["rows"]]
+    return {n["args"][1]: rows(n) for n in kernel["nodes"] if n["op"] == "gather_sum"}
+
+
+def draw_index(shape, rows, generator):
+    """Rows of a table, some of them named twice, among slots that name none: first or last or anywhere, or all."""
+    draw = lambda low, high, shape: torch.randint(low, high, shape, generator=generator, device=DEVICE)
+    index, front = draw(0, rows, shape), shape[:-1] + [1]
+    index = torch.where(draw(0, 4, shape) == 0, index[..., :1], index)
+    slots, kind, n = torch.arange(shape[-1], device=DEVICE), draw(0, 5, front), draw(0, shape[-1] + 1, front)
+    none = torch.where(kind < 2, slots >= n, torch.where(kind == 2, slots < n, draw(0, 3, shape) == 0))
+    return torch.where(none | (kind == 4), -1 - draw(0, 2, shape) * (1 << 40), index)
+
+
 def draw(kernel, sizes, generator):
-    above = positive(kernel)
+    above, named = positive(kernel), gathered(kernel)
     inputs = []
     for value in kernel["inputs"]:
+        if value["dtype"] == "index" and value["id"] not in named:
+            inputs.append(torch.randint(0, 33, shape(value, sizes), generator=generator, device=DEVICE))
+            continue
+        if value["id"] in named:
+            inputs.append(draw_index(shape(value, sizes), size(named[value["id"]], sizes), generator))
+            continue
         x = torch.randn(shape(value, sizes), generator=generator, device=DEVICE)
         if value["id"] in above: x = x.abs() + 0.1
         inputs.append(x > 0 if value["dtype"] == "bool" else x.to(KIND[value["dtype"]]))

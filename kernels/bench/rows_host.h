@@ -1,5 +1,6 @@
 // Runs generated row kernels on the CPU: the threads of a block are fibers that meet at every barrier and shuffle.
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 #include <ucontext.h>
 
@@ -56,6 +57,25 @@ static inline float __shfl_xor_sync(unsigned, float x, int step) {
     wait_for_all();
     return y;
 }
+static inline int __shfl_sync(unsigned, int x, int from) {
+    static int shown[1024];
+    shown[threadIdx.x] = x;
+    wait_for_all();
+    const int y = shown[threadIdx.x / 32 * 32 + (from & 31)];
+    wait_for_all();
+    return y;
+}
+static inline unsigned __ballot_sync(unsigned, bool vote) {
+    static bool votes[1024];
+    votes[threadIdx.x] = vote;
+    wait_for_all();
+    unsigned all = 0;
+    for (int i = 0; i < 32; ++i) all |= (unsigned)votes[threadIdx.x / 32 * 32 + i] << i;
+    wait_for_all();
+    return all;
+}
+static inline int __ffs(unsigned x) { return __builtin_ffs(x); }
+static inline void __trap() { abort(); }
 static inline float half_of(unsigned pair, int at) { return __uint_as_float(at % 2 ? pair & 0xffff0000u : pair << 16); }
 static inline void multiply(float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
     static unsigned a[1024][4], b[1024][2];

@@ -4,6 +4,7 @@
 pub const HEADERS: &[(&str, &str)] = &[
     ("base.cuh", include_str!("../include/base.cuh")),
     ("copy.cuh", include_str!("../include/copy.cuh")),
+    ("elements.cuh", include_str!("../include/elements.cuh")),
     ("experts.cuh", include_str!("../include/experts.cuh")),
     ("experts_int8.cuh", include_str!("../include/experts_int8.cuh")),
     ("experts_tiles.cuh", include_str!("../include/experts_tiles.cuh")),

@@ -276,6 +276,8 @@ fn needed(kernel: &Kernel, outputs: &[ValueId], locals: &Locals<'_>) -> Vec<Node
             nodes.push(*id);
         }
     }
+    let tables = kernel.group.tables.keys().filter(|table| read.contains(table));
+    nodes.extend(tables.map(|table| function.value(*table).node));
     nodes.reverse();
     nodes
 }

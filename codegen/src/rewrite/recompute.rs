@@ -2,7 +2,7 @@
 //!
 //! Kept are the values that exist in memory in any case, or that would be dear to compute again:
 //! inputs, results of ops that are not cheap and their arguments, results of the function, and
-//! reductions, which are small. All others are computed again from those, where the backward reads them;
+//! reductions, which are small; of a gathered sum, what is rounded from it. All others are computed again from those, where the backward reads them;
 //! a fused kernel then has them in registers.
 //!
 //! A recomputed value has the same bits: it is made of the same bits by the same ops.
@@ -11,6 +11,7 @@ use super::{Copy, Result, declarations};
 use crate::ir::{Backward, Function, Module, Node, ValueId, prune};
 use crate::ops::{Contract, Op, Saved};
 use crate::rows::{is_pointwise, is_view};
+use lightc_dsl::ast::DType;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Contractions over at most so many elements are sums in registers.
@@ -119,6 +120,10 @@ fn kept_values(function: &Function) -> BTreeSet<ValueId> {
     for node in &function.nodes {
         if matches!(node.op, Op::Input(_)) || is_reduction(&node.op) {
             kept.extend(&node.results);
+        } else if let (Op::GatherSum(_), [_, index]) = (&node.op, node.args.as_slice()) {
+            // A table is at hand, widened where it is read.
+            kept.extend(node.results.iter().map(|sum| rounded_from(function, *sum)));
+            kept.insert(*index);
         } else if !is_leaf(&node.op) && !is_cheap(function, node) {
             kept.extend(&node.results);
             kept.extend(&node.args);
@@ -133,6 +138,28 @@ fn kept_values(function: &Function) -> BTreeSet<ValueId> {
         matches!(op, Op::Input(_)) || !is_leaf(op)
     });
     kept
+}
+
+/// What is rounded to the compute precision from a sum of 32 bits that nothing else reads, element by element; else
+/// the sum. A kernel has such a sum in registers alone, and what is rounded from it has half of its bytes.
+fn rounded_from(function: &Function, sum: ValueId) -> ValueId {
+    let mut value = sum;
+    while function.ty(value).dtype != DType::Act {
+        let mut readers = function.nodes.iter().filter(|node| node.args.contains(&value));
+        let follows = |node: &&Node| {
+            let same = |to: &ValueId| function.ty(*to).axes == function.ty(value).axes;
+            is_pointwise(&node.op) && node.results.iter().all(same)
+        };
+        let result = match (readers.next().filter(follows), readers.next()) {
+            (Some(only), None) => only.results.first().copied(),
+            _ => None,
+        };
+        match result {
+            Some(result) => value = result,
+            None => return sum,
+        }
+    }
+    value
 }
 
 /// The value whose elements, in the same order, a value has.

@@ -93,7 +93,8 @@ impl Access<'_> {
         if rows.len() != self.layout.rows.len() {
             return None;
         }
-        let inner = super::group::row_elements(self.layout, self.value);
+        let elements = super::group::row_elements(self.layout, self.value);
+        let inner = elements * self.layout.walked(self.value);
         let mut stride = Size::constant(inner);
         for (index, (leaf, size)) in rows.iter().zip(&self.layout.rows).enumerate().rev() {
             if leaf.role != Role::Row(index) || leaf.stride != stride {
@@ -193,7 +194,7 @@ impl Access<'_> {
                     let index = super::cuda::variable(&leaf.axis, leaf.nth);
                     terms.push(Self::times(&index, &size_text(&leaf.stride)));
                 }
-                Role::Row(_) => {}
+                Role::Row(_) | Role::Apart(_) => {}
             }
         }
         if terms.is_empty() { "0".to_owned() } else { terms.join(" + ") }

@@ -161,6 +161,8 @@ impl Axes {
                 apart.push(&op.into);
                 self.by_name(function, node, &apart)
             }
+            // The rows of a table and the slots of an index are the op's own.
+            Op::GatherSum(op) => self.by_name(function, node, &[&op.rows, &op.slots]),
             _ => self.by_name(function, node, &[]),
         }
     }

@@ -118,14 +118,15 @@ impl Planner<'_> {
     /// Whether a node can be computed again wherever its arguments are read.
     fn is_cheap(&self, group: &Group, id: NodeId) -> bool {
         let node = self.function.node(id);
-        let convolves = matches!(
+        let is_dear = matches!(
             node.op,
             Op::CausalConv(_)
                 | Op::CausalConvInputGrad(_)
                 | Op::CausalConvWeightGrad(_)
                 | Op::Sinkhorn(_)
                 | Op::SinkhornGrad(_)
+                | Op::GatherSum(_)
         );
-        !convolves && matches!(over(&group.layout, node), None | Some(Over::Thread))
+        !is_dear && matches!(over(&group.layout, node), None | Some(Over::Thread))
     }
 }

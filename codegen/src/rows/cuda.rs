@@ -152,7 +152,8 @@ impl<'a> Writer<'a> {
         match self.dtype(value) {
             DType::Act => "bf16",
             DType::Bool => "bool",
-            _ => "float",
+            DType::Index => "long long",
+            DType::F32 => "float",
         }
     }
 
@@ -467,6 +468,7 @@ impl<'a> Writer<'a> {
         ));
         match &node.op {
             Op::CausalConv(op) => self.conv(node, &op.taps, false),
+            Op::GatherSum(_) => self.gather(node),
             Op::CausalConvInputGrad(op) => self.conv(node, &op.taps, true),
             Op::Rotary(op) => self.rotary(node, op),
             Op::Sinkhorn(op) => {
@@ -567,6 +569,7 @@ impl<'a> Writer<'a> {
         let resident = match (shape.block, self.halo() > 0) {
             // Enough loads on their way where a block has many rows.
             (128, true) => 5,
+            (super::gather::THREADS, _) if self.gathers() => super::gather::RESIDENT,
             _ => (512 / shape.block).max(1),
         };
         // Beyond what shapes are chosen for, a thread gets the registers of a block less.
@@ -602,6 +605,11 @@ impl<'a> Writer<'a> {
             passes: passes.max(1),
             end: self.end,
         }
+    }
+
+    /// Whether it sums rows of a table.
+    fn gathers(&self) -> bool {
+        self.group.nodes.iter().any(|id| super::gather::is_gather(self.function, *id))
     }
 
     pub(super) fn header(&self, head: &mut Text, entry: &str) {

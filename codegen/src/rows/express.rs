@@ -76,3 +76,30 @@ pub(super) fn expression(op: &Op, args: &[String]) -> String {
         _ => arg(0).to_owned(),
     }
 }
+
+/// An op at one element of each argument, rounded by itself: arithmetic that no compiler fuses with what is around it.
+/// `None` for an op that is no arithmetic of numbers.
+pub(super) fn rounded(op: &Op, args: &[String]) -> Option<String> {
+    let [a, b] = [0, 1].map(|index| args.get(index).map_or("", String::as_str));
+    match op {
+        Op::Binary(op) => match op.function {
+            BinaryFn::Add => Some(format!("__fadd_rn({a}, {b})")),
+            BinaryFn::Sub => Some(format!("__fsub_rn({a}, {b})")),
+            BinaryFn::Mul => Some(format!("__fmul_rn({a}, {b})")),
+            BinaryFn::Div => Some(format!("__fdiv_rn({a}, {b})")),
+            _ => None,
+        },
+        Op::Unary(op) => match op.function {
+            UnaryFn::Square => Some(format!("__fmul_rn({a}, {a})")),
+            UnaryFn::Sqrt => Some(format!("__fsqrt_rn({a})")),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+/// An op of numbers of 32 bits that has no rounding in 64 bits, at one element of each argument.
+pub(super) fn exact(op: &Op, args: &[String]) -> Option<String> {
+    let arg = args.first()?;
+    matches!(op, Op::Unary(op) if op.function == UnaryFn::Square).then(|| format!("{arg} * {arg}"))
+}

@@ -1,11 +1,12 @@
 //! What one kernel can compute: the test of a set of nodes, and how its sums run.
 
+use super::gather::{self, Gather};
 use super::layout::{Layout, Role};
 use crate::ir::{Function, Node, NodeId, ValueId};
 use crate::ops::Op;
 use lightc_dsl::ast::DType;
 use lightc_dsl::size::Size;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A contraction with a tensor of at least this many elements that does not vary from row to row is
 /// a matrix product, not a row operation.
@@ -32,6 +33,8 @@ pub(crate) struct Group {
     pub(crate) inputs: Vec<ValueId>,
     /// Values that are read outside.
     pub(crate) outputs: Vec<ValueId>,
+    /// Tables that its nodes name widened, each with the table that it reads.
+    pub(crate) tables: BTreeMap<ValueId, ValueId>,
     pub(super) layout: Layout,
 }
 
@@ -77,7 +80,7 @@ pub(super) fn over(layout: &Layout, node: &Node) -> Option<Over> {
         match leaf.role {
             Role::Row(_) => n_rows += 1,
             Role::Lane(slot) => lanes.push(slot),
-            Role::Small(_) => {}
+            Role::Small(_) | Role::Apart(_) => {}
         }
     }
     let own = layout.lanes(arg);
@@ -97,6 +100,12 @@ pub(super) fn over(layout: &Layout, node: &Node) -> Option<Over> {
 
 /// Whether an op is one that row kernels know, whatever its arguments.
 pub(crate) fn is_known(function: &Function, node: &Node) -> bool {
+    if let Op::GatherSum(_) = node.op {
+        return true;
+    }
+    if is_number_of_index(function, node) {
+        return true;
+    }
     let float_or_bool = |value: &ValueId| function.ty(*value).dtype != DType::Index;
     if !node.args.iter().chain(&node.results).all(float_or_bool) {
         return false;
@@ -116,6 +125,14 @@ pub(crate) fn is_known(function: &Function, node: &Node) -> bool {
             | Op::LogSumExp(_)
     );
     is_pointwise(&node.op) || is_view(&node.op) || is_other
+}
+
+/// Whether a node makes numbers of an index.
+fn is_number_of_index(function: &Function, node: &Node) -> bool {
+    let is = |value: &ValueId, dtype| function.ty(*value).dtype == dtype;
+    matches!(node.op, Op::Cast(_))
+        && node.args.iter().all(|arg| is(arg, DType::Index))
+        && node.results.iter().all(|result| is(result, DType::F32))
 }
 
 /// Whether each element of the result is made of the elements at its place.
@@ -161,6 +178,7 @@ impl Group {
         let made: BTreeSet<ValueId> =
             nodes.iter().flat_map(|id| function.node(*id).results.iter().copied()).collect();
         let mut inputs = Vec::new();
+        let mut tables = BTreeMap::new();
         let mut sums = BTreeSet::new();
         let mut scattered = false;
         for id in &nodes {
@@ -179,9 +197,12 @@ impl Group {
                 scattered = true;
                 sums.extend(node.results.iter().copied());
             }
-            for arg in &node.args {
-                if !made.contains(arg) && !is_literal(function, *arg) && !inputs.contains(arg) {
-                    inputs.push(*arg);
+            if let Some(gather) = Gather::of(function, node).filter(|g| g.table != g.named) {
+                let _ = tables.insert(gather.named, gather.table);
+            }
+            for arg in gather::reads(function, node) {
+                if !made.contains(&arg) && !is_literal(function, arg) && !inputs.contains(&arg) {
+                    inputs.push(arg);
                 }
             }
         }
@@ -201,7 +222,7 @@ impl Group {
             }
         }
         let outputs = read.into_iter().collect();
-        Some(Group { nodes, inputs, outputs, layout })
+        Some(Group { nodes, inputs, outputs, tables, layout })
     }
 
     /// Whether no value of it varies over a lane: then each thread has a row to itself.
@@ -214,25 +235,44 @@ impl Group {
 pub(crate) struct Readers {
     nodes: Vec<Vec<NodeId>>,
     kept: BTreeSet<ValueId>,
+    /// Gathered sums that a kernel makes.
+    gathers: BTreeSet<NodeId>,
 }
 
 impl Readers {
     /// Readers of a function whose values `kept` are also read after it.
     pub(crate) fn of(function: &Function, kept: BTreeSet<ValueId>) -> Readers {
-        let mut nodes = vec![Vec::new(); function.values.len()];
-        for (id, node) in function.nodes() {
-            for arg in &node.args {
-                if let Some(readers) = nodes.get_mut(arg.0 as usize) {
+        let by_kernel = |id: &NodeId| {
+            gather::is_gather(function, *id)
+                && Group::with(function, vec![*id], &|_| true).is_some()
+        };
+        let gathers = function.nodes().map(|(id, _)| id).filter(by_kernel).collect();
+        let nodes = vec![Vec::new(); function.values.len()];
+        let mut readers = Readers { nodes, kept, gathers };
+        for (id, _) in function.nodes() {
+            for arg in readers.args(function, id) {
+                if let Some(readers) = readers.nodes.get_mut(arg.0 as usize) {
                     readers.push(id);
                 }
             }
         }
-        Readers { nodes, kept }
+        readers
+    }
+
+    /// What a node reads. A kernel reads a gathered table as it is stored.
+    pub(crate) fn args(&self, function: &Function, id: NodeId) -> Vec<ValueId> {
+        let node = function.node(id);
+        if self.gathers.contains(&id) { gather::reads(function, node) } else { node.args.clone() }
     }
 
     /// The nodes that read a value.
     pub(crate) fn nodes(&self, value: ValueId) -> &[NodeId] {
         self.nodes.get(value.0 as usize).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// Whether nothing reads a value, such as a widened table that kernels read as it is stored.
+    pub(crate) fn is_unread(&self, value: ValueId) -> bool {
+        !self.is_kept(value) && self.nodes(value).is_empty()
     }
 
     /// Whether a value is read after the function.
@@ -252,7 +292,7 @@ fn fits(function: &Function, layout: &Layout, node: &Node, made: &BTreeSet<Value
         return false;
     }
     let over = over(layout, node);
-    if layout.has_fixed_rows() && !is_pointwise(&node.op) {
+    if layout.has_fixed_rows() && !is_pointwise(&node.op) && !is_plain_row_sum(node, over) {
         return false;
     }
     if summed(node).is_some() && over.is_none() {
@@ -289,6 +329,12 @@ fn fits(function: &Function, layout: &Layout, node: &Node, made: &BTreeSet<Value
             let matrix = |arg: &ValueId| invariant(arg) && size(arg).is_none_or(|n| n >= MATRIX);
             !matches!(over, Some(Over::Rows(_))) && !node.args.iter().any(matrix)
         }
+        // An index of many elements is not worth a kernel of its own.
+        Op::Cast(_) if is_number_of_index(function, node) => {
+            let is_one = |arg: &ValueId| row_elements(layout, *arg) == 1;
+            external(0) && node.args.iter().all(is_one)
+        }
+        Op::GatherSum(_) => gather::fits(function, layout, node, made),
         Op::LogSumExp(_) => over == Some(Over::Thread),
         Op::CausalConv(op) => {
             external(0)
@@ -329,6 +375,11 @@ fn fits(function: &Function, layout: &Layout, node: &Node, made: &BTreeSet<Value
         }
         _ => true,
     }
+}
+
+/// Whether a node adds up rows as they are, each lane by itself.
+fn is_plain_row_sum(node: &Node, over: Option<Over>) -> bool {
+    matches!(node.op, Op::Sum(_) | Op::Mean(_)) && over == Some(Over::Rows(0))
 }
 
 /// Whether neighbouring threads of a warp hold one index of the outer lane parts.

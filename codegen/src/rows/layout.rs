@@ -1,9 +1,10 @@
 //! Where the elements of a group's values are: in which row, in which lane, or in a register.
 
 use super::axes::{Axes, Part};
+use super::gather::Gather;
 use crate::ir::{Function, NodeId, ValueId};
 use lightc_dsl::size::Size;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Parts of up to this size are unrolled: each thread holds all their elements.
 const SMALL: i64 = 8;
@@ -23,6 +24,8 @@ pub(super) enum Role {
     Small(i64),
     /// Index in [`Layout::slots`].
     Lane(usize),
+    /// An axis of this size that neither rows nor lanes have: an op walks it by itself.
+    Apart(i64),
 }
 
 /// One part of a value in storage order.
@@ -47,6 +50,8 @@ pub(super) struct Layout {
     pub(super) slots: Vec<i64>,
     /// Parts of each value in storage order.
     pub(super) values: BTreeMap<ValueId, Vec<Leaf>>,
+    /// Values that ops read by themselves: gathered tables, and what names their rows.
+    pub(super) apart: BTreeSet<ValueId>,
 }
 
 impl Layout {
@@ -54,13 +59,22 @@ impl Layout {
     pub(super) fn of(function: &Function, nodes: &[NodeId]) -> Option<Layout> {
         let axes = Axes::of(function, nodes)?;
         let mut values: Vec<ValueId> = Vec::new();
+        let mut apart = ReadApart::default();
         for id in nodes {
             let node = function.node(*id);
-            for value in node.args.iter().chain(&node.results) {
+            let gather = Gather::of(function, node);
+            if let Some(gather) = &gather {
+                apart.add(gather)?;
+            }
+            let args: &[ValueId] = if gather.is_some() { &[] } else { &node.args };
+            for value in args.iter().chain(&node.results) {
                 if !values.contains(value) {
                     values.push(*value);
                 }
             }
+        }
+        if values.iter().any(|value| apart.named.contains(value)) {
+            return None;
         }
         let rows = Rows::of(&axes, &values)?;
         let slots = Slots::of(&axes, &values, &rows)?;
@@ -68,10 +82,14 @@ impl Layout {
             rows: rows.sizes.clone(),
             slots: slots.sizes.clone(),
             values: BTreeMap::new(),
+            apart: apart.axes.keys().copied().collect(),
         };
+        let places = Places { function, axes: &axes, rows: &rows, slots: &slots };
         for value in values {
-            let leaves = leaves(function, value, &axes, &rows, &slots)?;
-            let _ = layout.values.insert(value, leaves);
+            let _ = layout.values.insert(value, places.leaves(value, None)?);
+        }
+        for (value, (named, axis)) in &apart.axes {
+            let _ = layout.values.insert(*value, places.leaves(*named, Some(axis))?);
         }
         layout.fits().then_some(layout)
     }
@@ -107,6 +125,15 @@ impl Layout {
             _ => None,
         };
         self.leaves(value).iter().filter_map(slot).collect()
+    }
+
+    /// Elements that an op walks by itself for one of the others of a value.
+    pub(super) fn walked(&self, value: ValueId) -> i64 {
+        let apart = |leaf: &Leaf| match leaf.role {
+            Role::Apart(size) => Some(size),
+            _ => None,
+        };
+        self.leaves(value).iter().filter_map(apart).product()
     }
 
     /// The row parts of a value.
@@ -225,30 +252,62 @@ impl Slots {
     }
 }
 
-fn leaves(
-    function: &Function,
-    value: ValueId,
-    axes: &Axes,
-    rows: &Rows,
-    slots: &Slots,
-) -> Option<Vec<Leaf>> {
-    let mut stride = Size::constant(1);
-    let mut found = Vec::new();
-    let named = function.ty(value).axes.iter().zip(axes.parts(value));
-    for (axis, parts) in named.rev() {
-        for (nth, part) in parts.iter().enumerate().rev() {
-            let size = axes.part_size(*part);
-            let role = if let Some(row) = rows.of.get(part) {
-                Role::Row(*row)
-            } else if let Some(slot) = slots.of.get(part) {
-                Role::Lane(*slot)
-            } else {
-                Role::Small(size.as_constant()?)
-            };
-            found.push(Leaf { role, stride: stride.clone(), axis: axis.name.clone(), nth });
-            stride = stride.checked_mul(size)?;
+/// Values that ops read by themselves.
+#[derive(Default)]
+struct ReadApart {
+    /// Each as it is stored, with the value that an op names for it and the axis that the op walks.
+    axes: BTreeMap<ValueId, (ValueId, String)>,
+    /// All of them, stored and named.
+    named: BTreeSet<ValueId>,
+}
+
+impl ReadApart {
+    /// Adds what a gathered sum reads; `None` if another op walks another axis of it.
+    fn add(&mut self, gather: &Gather<'_>) -> Option<()> {
+        let table = (gather.table, (gather.named, gather.op.rows.clone()));
+        let index = (gather.index, (gather.index, gather.op.slots.clone()));
+        for (value, read) in [table, index] {
+            self.named.extend([value, read.0]);
+            let known = self.axes.insert(value, read.clone());
+            if known.is_some_and(|known| known != read) {
+                return None;
+            }
         }
+        Some(())
     }
-    found.reverse();
-    Some(found)
+}
+
+/// Where parts of axes are in a kernel.
+struct Places<'a> {
+    function: &'a Function,
+    axes: &'a Axes,
+    rows: &'a Rows,
+    slots: &'a Slots,
+}
+
+impl Places<'_> {
+    /// The leaves of a value, one axis of which an op may walk by itself.
+    fn leaves(&self, value: ValueId, walked: Option<&str>) -> Option<Vec<Leaf>> {
+        let mut stride = Size::constant(1);
+        let mut found = Vec::new();
+        let named = self.function.ty(value).axes.iter().zip(self.axes.parts(value));
+        for (axis, parts) in named.rev() {
+            for (nth, part) in parts.iter().enumerate().rev() {
+                let size = self.axes.part_size(*part);
+                let role = if walked == Some(axis.name.as_str()) {
+                    Role::Apart(size.as_constant()?)
+                } else if let Some(row) = self.rows.of.get(part) {
+                    Role::Row(*row)
+                } else if let Some(slot) = self.slots.of.get(part) {
+                    Role::Lane(*slot)
+                } else {
+                    Role::Small(size.as_constant()?)
+                };
+                found.push(Leaf { role, stride: stride.clone(), axis: axis.name.clone(), nth });
+                stride = stride.checked_mul(size)?;
+            }
+        }
+        found.reverse();
+        Some(found)
+    }
 }

@@ -11,7 +11,8 @@
 //! innermost lane part, over the whole lane, or over all rows; contractions that are such sums, unless an
 //! operand without rows has 16384 elements or more (that is a matrix product); convolutions along the
 //! innermost row part, rotations of pairs of lanes, Sinkhorn where a thread has a row to itself. All
-//! that it computes varies over all its rows. Index ops, slices and everything else stay single steps.
+//! that it computes varies over all its rows. Of a table, rows that an index of each row names are summed (`gather`).
+//! Other index ops, slices and everything else stay single steps.
 //!
 //! **Narrow products** (`panel`). A contraction of long rows with a matrix of at most 64 columns is a sum over the
 //! lane with several results: one kernel makes it on tensor cores, 16 rows of a block, with the sums over
@@ -47,8 +48,10 @@ mod access;
 mod axes;
 mod copies;
 mod cuda;
+mod elements;
 mod ends;
 mod express;
+mod gather;
 mod group;
 mod layout;
 mod memory;
@@ -62,6 +65,7 @@ mod sums;
 mod text;
 
 pub(crate) use cuda::Kernel;
+pub use elements::{Number, element_function};
 pub(crate) use ends::Ends;
 pub(crate) use group::{is_literal, is_pointwise, is_view};
 pub(crate) use plan::Step;

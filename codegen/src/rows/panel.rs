@@ -177,6 +177,7 @@ impl Panel {
     pub(super) fn group(&self, function: &Function, readers: &Readers) -> Group {
         let rows = function.ty(self.x).axes.iter().filter(|axis| axis.size.as_constant().is_none());
         let layout = Layout {
+            apart: BTreeSet::new(),
             rows: rows.map(|axis| axis.size.clone()).collect(),
             slots: vec![self.lane],
             values: BTreeMap::new(),
@@ -184,7 +185,8 @@ impl Panel {
         let made = self.nodes.iter().flat_map(|id| function.node(*id).results.iter().copied());
         let outputs = made.filter(|value| readers.outside(*value, &self.nodes)).collect();
         let inputs = [self.x, self.matrix].into_iter().chain(self.beside.iter().copied());
-        Group { nodes: self.nodes.clone(), inputs: inputs.collect(), outputs, layout }
+        let (nodes, inputs) = (self.nodes.clone(), inputs.collect());
+        Group { nodes, inputs, outputs, tables: BTreeMap::new(), layout }
     }
 }
 

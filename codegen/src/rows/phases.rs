@@ -5,6 +5,7 @@
 //! the sums that the next phase needs. What a phase needs of an earlier pass it keeps in registers
 //! if it was read or was dear to compute, else computes again.
 
+use super::gather;
 use super::group::{Group, Over, is_view, over};
 use super::layout::Layout;
 use crate::ir::{Function, Node, NodeId, ValueId};
@@ -81,7 +82,7 @@ fn is_dear(layout: &Layout, node: &Node) -> bool {
         Op::Unary(op) => !matches!(op.function, UnaryFn::Square | UnaryFn::Abs | UnaryFn::Floor),
         Op::UnaryGrad(op) => !matches!(op.function, UnaryFn::Square | UnaryFn::Abs),
         Op::Contract(op) => !op.over.is_empty(),
-        Op::CausalConv(_) | Op::CausalConvInputGrad(_) | Op::Rotary(_) => true,
+        Op::CausalConv(_) | Op::CausalConvInputGrad(_) | Op::Rotary(_) | Op::GatherSum(_) => true,
         _ => over(layout, node) == Some(Over::Segment),
     }
 }
@@ -91,8 +92,10 @@ struct Sorter<'a> {
     group: &'a Group,
     made: BTreeSet<ValueId>,
     phase_of: BTreeMap<ValueId, usize>,
-    /// Inputs that are read shifted in time alone: their ops read them.
+    /// Inputs that are read shifted in time alone, or gathered: their ops read them.
     shifted: BTreeSet<ValueId>,
+    /// Values that are rounded from gathered sums.
+    gathered: BTreeSet<ValueId>,
     first: BTreeMap<ValueId, usize>,
     phases: Phases,
 }
@@ -107,6 +110,7 @@ impl Phases {
             made: results.copied().collect(),
             phase_of: BTreeMap::new(),
             shifted: shifted(function, group),
+            gathered: gather::rounded(function, &group.nodes),
             first: BTreeMap::new(),
             phases: Phases::default(),
         };
@@ -118,7 +122,8 @@ impl Phases {
 
     fn hoist(&mut self, function: &Function, group: &Group) {
         let mut left = if has_steps(function, group) { HOISTED_BY_STEPS } else { HOISTED };
-        for input in &group.inputs {
+        let plain = |input: &&ValueId| !group.layout.apart.contains(input);
+        for input in group.inputs.iter().filter(plain) {
             let held = held(&group.layout, *input) / per_register(function, group, *input);
             if group.layout.row_parts(*input).is_empty() && held <= left {
                 left -= held;
@@ -134,7 +139,7 @@ fn held(layout: &Layout, value: ValueId) -> i64 {
     vector * layout.smalls(value).iter().product::<i64>()
 }
 
-/// Inputs that only convolutions read, each at several steps.
+/// Inputs that only convolutions read, each at several steps, or gathered sums.
 pub(super) fn shifted(function: &Function, group: &Group) -> BTreeSet<ValueId> {
     let mut plain = BTreeSet::new();
     let mut shifted = BTreeSet::new();
@@ -152,11 +157,11 @@ pub(super) fn shifted(function: &Function, group: &Group) -> BTreeSet<ValueId> {
     shifted.difference(&plain).copied().collect()
 }
 
-/// Whether an op reads its argument at several steps.
+/// Whether an op reads its argument by itself: at several steps, or as its index says.
 pub(super) fn is_shifted(op: &Op, index: usize) -> bool {
     let conv =
         matches!(op, Op::CausalConv(_) | Op::CausalConvInputGrad(_) | Op::CausalConvWeightGrad(_));
-    conv && index == 0
+    (conv && index == 0) || matches!(op, Op::GatherSum(_))
 }
 
 impl Sorter<'_> {
@@ -285,7 +290,7 @@ impl Sorter<'_> {
             }
             return;
         }
-        let keepable = external || is_dear(self.layout(), node);
+        let keepable = external || is_dear(self.layout(), node) || self.gathered.contains(&value);
         // A sum over the lane: its row has it after the pass.
         if !external && !self.layout().is_lane(value) && self.is_sum_of_row(node) {
             return;

@@ -1,9 +1,10 @@
 //! Which nodes of a function become one kernel.
 
 use super::cuda::{Kernel, kernel};
+use super::gather::is_gather;
 use super::group::{Group, Readers, is_free_view, is_known, is_literal, is_view, row_elements};
 use super::panel::{self, Panel};
-use crate::ir::{Function, NodeId, ValueId};
+use crate::ir::{Function, Node, NodeId, ValueId};
 use crate::ops::Op;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -59,6 +60,7 @@ pub(crate) fn plan(function: &Function, kept: BTreeSet<ValueId>, prefix: &str) -
     };
     planner.find_panels();
     planner.grow();
+    planner.join_numbers();
     planner.join_tiny();
     planner.trim();
     planner.copy();
@@ -128,7 +130,9 @@ impl Planner<'_> {
             if self.owner(id).is_some() {
                 continue;
             }
-            if !is_known(self.function, node) || matches!(node.op, Op::Const(_) | Op::SizeValue(_))
+            if !is_known(self.function, node)
+                || matches!(node.op, Op::Const(_) | Op::SizeValue(_))
+                || self.is_unread_table(node)
             {
                 continue;
             }
@@ -209,6 +213,41 @@ impl Planner<'_> {
         }
     }
 
+    /// Has groups that gather compute the numbers of their rows, if nothing else reads these: the threads of a row wait
+    /// for its index in any case, and a launch is saved.
+    fn join_numbers(&mut self) {
+        let gathers = |planner: &Self, index: usize| {
+            let nodes = planner.groups.get(index).into_iter().flatten();
+            nodes.into_iter().any(|id| is_gather(planner.function, *id))
+        };
+        for home in 0..self.groups.len() {
+            for other in 0..self.groups.len() {
+                if gathers(self, home) && self.are_numbers_for(other, home) {
+                    let all = [home, other].map(|index| self.groups.get(index).cloned());
+                    let nodes: Vec<NodeId> = all.into_iter().flatten().flatten().collect();
+                    if self.may_be_one(&nodes) {
+                        self.set(home, nodes);
+                        self.set(other, Vec::new());
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether a group has one element of each value in a row, and another alone reads what it gives.
+    fn are_numbers_for(&self, index: usize, reader: usize) -> bool {
+        let Some(group) = self.built(index).filter(|group| group.is_narrow()) else { return false };
+        let read_there = |value: &ValueId| {
+            let mut readers = self.readers.nodes(*value).iter();
+            !self.readers.is_kept(*value)
+                && readers.all(|id| [Some(index), Some(reader)].contains(&self.owner(*id)))
+        };
+        let nodes = group.nodes.iter().map(|id| self.function.node(*id));
+        let mut values = nodes.flat_map(|node| node.args.iter().chain(&node.results));
+        values.all(|value| row_elements(&group.layout, *value) <= REPEATED)
+            && group.outputs.iter().all(read_there)
+    }
+
     /// Joins groups that have nothing to read or write in common but are small.
     fn join_tiny(&mut self) {
         let tiny = |planner: &Self, index: usize| {
@@ -268,7 +307,14 @@ impl Planner<'_> {
     }
 
     fn sources(&self, id: NodeId) -> impl Iterator<Item = NodeId> + '_ {
-        self.function.node(id).args.iter().map(|arg| self.function.value(*arg).node)
+        let args = self.readers.args(self.function, id);
+        args.into_iter().map(|arg| self.function.value(arg).node)
+    }
+
+    /// Whether a node widens a table that kernels alone read, as it is stored.
+    fn is_unread_table(&self, node: &Node) -> bool {
+        matches!(node.op, Op::Cast(_))
+            && node.results.iter().all(|result| self.readers.is_unread(*result))
     }
 
     /// Leaves out views at the edge of a group: outside they cost nothing.
@@ -337,7 +383,9 @@ impl Planner<'_> {
     fn steps(&self, prefix: &str) -> Vec<Step> {
         let mut ready: BTreeMap<usize, (Option<Group>, Vec<NodeId>)> = BTreeMap::new();
         for (id, node) in self.function.nodes() {
-            if self.owner(id).is_none() && !self.is_inlined(node.results.first().copied()) {
+            let left_out =
+                self.is_inlined(node.results.first().copied()) || self.is_unread_table(node);
+            if self.owner(id).is_none() && !left_out {
                 let _ = ready.insert(id.0 as usize, (None, vec![id]));
             }
         }

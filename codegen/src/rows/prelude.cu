@@ -37,6 +37,7 @@ INLINE void multiply(float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsig
 INLINE float widen(bf16 x) { return __uint_as_float((unsigned)x << 16); }
 INLINE float widen(float x) { return x; }
 INLINE bool widen(bool x) { return x; }
+INLINE float widen(long long x) { return (float)x; }
 INLINE float widen_low(unsigned pair) { return __uint_as_float(pair << 16); }
 INLINE float widen_high(unsigned pair) { return __uint_as_float(pair & 0xffff0000u); }
 INLINE float rounded(float x) { return widen_low(round_pair(x, 0.0f)); }
@@ -184,6 +185,72 @@ template <int N, int WARPS> INLINE void block_sum(float (&x)[N], float* scratch)
     for (int w = 1; w < WARPS; ++w) {
         UNROLL
         for (int n = 0; n < N; ++n) x[n] += scratch[w * STRIDE + n];
+    }
+}
+
+// A sum of rows of a table that the slots of an index name, in the order of the slots; a negative one names none.
+// `table` is where the N elements of this thread are in row 0, rows are `stride` elements apart, and elements of threads
+// that are not inside are not read. An index that is not below `rows` stops the program.
+//
+// Here all threads of a warp have one row of the kernel: each reads one slot of 32, and what they find is passed
+// around, so that an empty slot costs nothing, wherever it stands. Several rows of the table are read before the first of
+// them is added; what is added in the place of none is 0, which changes no sum that begins at 0.
+template <int N, class T>
+INLINE void gather_named(float (&sum)[N], const T* __restrict__ table, int named, unsigned present, long long stride, bool inside) {
+    constexpr bool PAIRS = sizeof(T) == 2 && N % 2 == 0;
+    constexpr int WIDTH = PAIRS ? N / 2 : N, AHEAD = WIDTH > 4 ? 32 / WIDTH : 8;
+    while (present != 0) {
+        unsigned pairs[AHEAD][PAIRS ? N / 2 : 1];
+        float plain[AHEAD][PAIRS ? 1 : N];
+        UNROLL
+        for (int k = 0; k < AHEAD; ++k) {
+            const int row = __shfl_sync(0xffffffffu, named, __ffs(present) - 1);
+            const bool read = present != 0 && inside;
+            const T* const from = table + row * stride;
+            if constexpr (PAIRS) {
+                if (read) load_pairs<N>(pairs[k], from);
+                else clear(pairs[k]);
+            } else {
+                if (read) load<N>(plain[k], from);
+                else clear(plain[k]);
+            }
+            present &= present - 1;
+        }
+        UNROLL
+        for (int k = 0; k < AHEAD; ++k) {
+            UNROLL
+            for (int i = 0; i < N; ++i) {
+                if constexpr (PAIRS) sum[i] += i % 2 == 0 ? widen_low(pairs[k][i / 2]) : widen_high(pairs[k][i / 2]);
+                else sum[i] += plain[k][i];
+            }
+        }
+    }
+}
+template <int N, class T>
+INLINE void gather_sum(float (&sum)[N], const T* __restrict__ table, const long long* __restrict__ index, int slots, int rows,
+                       long long stride, bool inside) {
+    clear(sum);
+    UNROLL
+    for (int first = 0; first < slots; first += 32) {
+        const int slot = first + threadIdx.x % 32;
+        const long long named = slot < slots ? index[slot] : -1;
+        if (named >= rows) __trap();
+        gather_named(sum, table, (int)named, __ballot_sync(0xffffffffu, named >= 0), stride, inside);
+    }
+}
+// The same where threads of a warp have different rows: each goes through the slots by itself.
+template <int N, class T>
+INLINE void gather_sum_alone(float (&sum)[N], const T* __restrict__ table, const long long* __restrict__ index, int slots, int rows,
+                             long long stride, bool inside) {
+    clear(sum);
+    for (int slot = 0; slot < slots; ++slot) {
+        const long long named = index[slot];
+        if (named >= rows) __trap();
+        if (named < 0 || !inside) continue;
+        float read[N];
+        load<N>(read, table + named * stride);
+        UNROLL
+        for (int i = 0; i < N; ++i) sum[i] += read[i];
     }
 }
 

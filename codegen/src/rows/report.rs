@@ -129,8 +129,9 @@ pub fn describe(module: &Module) -> Value {
         let group = &kernel.group;
         let mut nodes: Vec<Value> = Vec::new();
         let mut literals: BTreeSet<ValueId> = BTreeSet::new();
-        for id in &group.nodes {
-            let node = function.node(*id);
+        let tables = group.tables.keys().map(|table| function.value(*table).node);
+        for id in tables.chain(group.nodes.iter().copied()) {
+            let node = function.node(id);
             for arg in &node.args {
                 let op = &function.definition(*arg).op;
                 let number = match op {

@@ -1,5 +1,6 @@
 //! How a group is spread over threads: threads of a row, elements of a thread, rows of a block.
 
+use super::gather;
 use super::group::{Group, Over, over};
 use super::layout::Layout;
 use super::phases::{Phases, has_steps, per_register};
@@ -170,6 +171,9 @@ pub(super) fn shape(function: &Function, group: &Group, phases: &Phases) -> Shap
         let ragged = tiles * threads * vector != lane;
         return Shape { threads, vector, chunks: 1, block, tiles, blocks, ragged, shared: 0 };
     }
+    if group.nodes.iter().any(|id| gather::is_gather(function, *id)) {
+        return gathered(layout, vector, sums);
+    }
     let vectors = layout.values.keys().filter(|value| layout.is_vector(**value));
     let widest = vectors.map(|value| held(layout, *value, 1)).max().unwrap_or(1);
     let mut chunks = (if widest > 1 { 64 } else { 32 } / (widest * vector)).max(1);
@@ -183,6 +187,18 @@ pub(super) fn shape(function: &Function, group: &Group, phases: &Phases) -> Shap
     let chunks = up(lane, vector * threads);
     let block = if threads <= 32 { 256 } else { threads };
     let blocks = if sums { 132 * (512 / block).max(1) } else { 132 * 64 * 256 / block };
+    let ragged = chunks * threads * vector != lane;
+    Shape { threads, vector, chunks, block, tiles: 1, blocks, ragged, shared: 0 }
+}
+
+/// Rows that are gathered and summed over their lanes: many threads share one, so that a thread has all that it
+/// reads of a table on its way at once.
+fn gathered(layout: &Layout, vector: i64, sums: bool) -> Shape {
+    let lane = layout.lane();
+    let threads = power(up(lane, vector)).min(gather::THREADS);
+    let chunks = up(lane, vector * threads);
+    let block = if threads <= 32 { 256 } else { threads };
+    let blocks = if sums { 132 * gather::RESIDENT } else { 132 * 64 * 256 / block };
     let ragged = chunks * threads * vector != lane;
     Shape { threads, vector, chunks, block, tiles: 1, blocks, ragged, shared: 0 }
 }

@@ -17,7 +17,7 @@ impl Writer<'_> {
             match leaf.role {
                 Role::Small(size) => loops.push((variable(&leaf.axis, leaf.nth), size)),
                 Role::Lane(slot) => lane = lane || slot + 1 == self.layout.slots.len(),
-                Role::Row(_) => {}
+                Role::Row(_) | Role::Apart(_) => {}
             }
         }
         if lane {
