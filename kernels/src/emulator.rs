@@ -183,6 +183,6 @@ mod tests {
     #[test]
     fn dynamic_shared_memory_is_the_emulators() {
         let text = for_host("    extern __shared__ float kept[];\nint x;");
-        assert_eq!(text, "static float* const kept = (float*)emulator::shared;\nint x;");
+        assert_eq!(text, "static float* const kept = (float*)emulator::shared[0];\nint x;");
     }
 }
