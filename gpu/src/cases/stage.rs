@@ -125,19 +125,20 @@ fn tables(gpu: &Gpu, stage: &dyn Stage) -> Result<Vec<Tensor>> {
 
 /// Loss and gradients of the kernels in bf16 against the same stage on libtorch in f64, beside what libtorch in
 /// bf16 is off by.
-fn against_f64(stage: &dyn Stage, data: &Data, label: &str) -> Result<Vec<Verdict>> {
+fn against_f64(stage: &dyn Stage, data: &Data, label: &str, t: i64) -> Result<Vec<Verdict>> {
     let exact = data.in_f64()?.step(stage)?;
     let fused = off(stage, &data.step(stage)?, &exact)?;
     cuda::set_mode(Mode::Reference(Names::All));
     let plain = data.step(stage);
     cuda::set_mode(Mode::Normal);
     let plain = off(stage, &plain?, &exact)?;
+    // Of few positions the noise is one draw, not a mean.
+    let factor = if t < 100 { 2.0 * NOISE } else { NOISE };
     let row = |what: &str, own: f64, plain: f64, least: f64| {
-        let mut verdict = within(label, what, own, least.max(NOISE * plain));
+        let mut verdict = within(label, what, own, least.max(factor * plain));
         verdict.detail += &format!(", libtorch in bf16 by {plain:.1e}");
         verdict
     };
-    // Of 12 draws at 190 positions the two vectors were at 0.83 to 1.0 of libtorch's, the middle ratios at 0.88 to 1.0.
     Ok(vec![
         row("loss off by", fused.loss, plain.loss, 5e-3),
         row("gradients off by", fused.gradients, plain.gradients, 3e-2),
@@ -150,8 +151,9 @@ fn against_f64(stage: &dyn Stage, data: &Data, label: &str) -> Result<Vec<Verdic
     ])
 }
 
-/// How much more than libtorch in bf16 kernels in bf16 may be off by.
-const NOISE: f64 = 1.5;
+/// How much more than libtorch in bf16 kernels in bf16 may be off by. Vectors of gradients were at 0.83 to 1.0 of
+/// libtorch's in five draws of 190 positions, at 0.9 and 1.0 in two of 63, at 0.82 to 1.5 in three of one; middle ratios at 0.84 to 1.0.
+const NOISE: f64 = 1.6;
 
 /// Whether the gradient of a parameter is what roundings leave of sums that cancel, of kernels and of libtorch alike.
 /// The streams are copies of one at the start, so a mix that weighs them, or moves weight between them, changes nothing
@@ -220,7 +222,7 @@ impl Case for Dense {
                 let work = &mut || data.step(narrow).map(|_| ());
                 verdicts.extend(compared(&label, 4.0, work)?);
             }
-            verdicts.extend(against_f64(narrow, &data, &label)?);
+            verdicts.extend(against_f64(narrow, &data, &label, t)?);
             verdicts.push(same_bits(&label, narrow, &data.step(narrow)?, &data.step(narrow)?)?);
         }
         if gpu.small {
