@@ -132,27 +132,26 @@ fn against_f64(stage: &dyn Stage, data: &Data, label: &str, t: i64) -> Result<Ve
     let plain = data.step(stage);
     cuda::set_mode(Mode::Normal);
     let plain = off(stage, &plain?, &exact)?;
-    // Of few positions the noise is one draw, not a mean.
-    let factor = if t < 100 { 2.0 * NOISE } else { NOISE };
     let row = |what: &str, own: f64, plain: f64, least: f64| {
-        let mut verdict = within(label, what, own, least.max(factor * plain));
+        let mut verdict = within(label, what, own, least.max(NOISE * plain));
         verdict.detail += &format!(", libtorch in bf16 by {plain:.1e}");
         verdict
     };
+    let loss = row("loss off by", fused.loss, plain.loss, 5e-3);
+    // Of one position all gradients share the roundings of one path: their noise is one draw, of kernels and of libtorch.
+    if t == 1 {
+        return Ok(vec![loss, row("gradients off by", fused.gradients, plain.gradients, 0.25)]);
+    }
+    let ratio = middle(&fused, &plain);
     Ok(vec![
-        row("loss off by", fused.loss, plain.loss, 5e-3),
+        loss,
         row("gradients off by", fused.gradients, plain.gradients, 3e-2),
-        within(
-            label,
-            "the middle of all, in what libtorch is off by,",
-            middle(&fused, &plain),
-            NOISE,
-        ),
+        within(label, "the middle of all, in what libtorch is off by,", ratio, NOISE),
     ])
 }
 
-/// How much more than libtorch in bf16 kernels in bf16 may be off by. Vectors of gradients were at 0.83 to 1.0 of
-/// libtorch's in five draws of 190 positions, at 0.9 and 1.0 in two of 63, at 0.82 to 1.5 in three of one; middle ratios at 0.84 to 1.0.
+/// How much more than libtorch in bf16 kernels in bf16 may be off by. Vectors of gradients were at 0.69 to 1.03 of libtorch's in
+/// eleven draws of 190 and 63 positions, middle ratios at 0.81 to 1.0.
 const NOISE: f64 = 1.6;
 
 /// Whether the gradient of a parameter is what roundings leave of sums that cancel, of kernels and of libtorch alike.
