@@ -1,8 +1,6 @@
 //! Every case of `gpu-test` but the harness's own, with kernels that run on the processor: the text that NVRTC compiles, compared
 //! with references in f64, poisoned, twice, in two orders of threads and copies. Needs a C++ compiler and no GPU.
 
-#![allow(clippy::expect_used, clippy::panic, reason = "a failed step is a failed test")]
-
 use std::sync::{Mutex, PoisonError};
 
 use lightc_gpu::{Gpu, cases, check};

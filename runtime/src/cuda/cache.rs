@@ -39,15 +39,17 @@ pub(super) fn folder() -> Option<PathBuf> {
 
 /// The name of a source's code.
 pub(super) fn key(source: &str, builder: &Builder) -> String {
-    let mut hasher = blake3::Hasher::new();
     let driver = builder.driver.to_string();
     let headers = lightc_kernels::HEADERS.iter().flat_map(|(name, text)| [*name, *text]);
     let options = lightc_kernels::OPTIONS.iter().copied();
-    for part in [source, builder.compiler.as_str(), driver.as_str()]
-        .into_iter()
-        .chain(headers)
-        .chain(options)
-    {
+    let parts = [source, builder.compiler.as_str(), driver.as_str()];
+    digest_of(parts.into_iter().chain(headers).chain(options))
+}
+
+/// A digest of texts.
+pub(super) fn digest_of<'a>(parts: impl IntoIterator<Item = &'a str>) -> String {
+    let mut hasher = blake3::Hasher::new();
+    for part in parts {
         // The length keeps the parts apart.
         let _ = hasher.update(&(part.len() as u64).to_le_bytes()).update(part.as_bytes());
     }

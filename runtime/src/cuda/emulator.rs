@@ -48,9 +48,6 @@ pub(super) fn launch(
     let late = LAUNCHES.fetch_add(1, Ordering::SeqCst) % 2;
     let [x, y, z] = grid.map(u32::cast_signed);
     let launch = [x, y, z, kernel.threads.cast_signed(), shared_bytes.cast_signed(), late as i32];
-    if std::env::var("EMTRACE").is_ok() {
-        eprintln!("launch {} {grid:?} {} late {late}", kernel.entry, kernel.threads);
-    }
     with_library(kernel, |library| {
         let name = format!("emulated_{}", kernel.entry);
         // SAFETY: the emulator's macro gives every entry point this function, and the library this other
@@ -111,11 +108,7 @@ fn with_library<R>(
 fn library(kernel: &'static Kernel) -> Result<Library> {
     let Module { name, source } = *kernel.module;
     let compiler = HostCompiler::find().map_err(|error| compile_error(kernel, error))?;
-    let mut digest = blake3::Hasher::new();
-    for part in compiler.identity() {
-        let _ = digest.update(&(part.len() as u64).to_le_bytes()).update(part.as_bytes());
-    }
-    let identity = digest.finalize().to_hex();
+    let identity = cache::digest_of(compiler.identity());
     let version = env!("CARGO_PKG_VERSION");
     let builder = Builder { compiler: format!("emulator {identity}, lightc {version}"), driver: 0 };
     let key = cache::key(source, &builder);
