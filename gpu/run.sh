@@ -5,7 +5,9 @@
 #   run.sh sanitize [arguments of lightc-gpu test]    small checks under compute-sanitizer
 #   run.sh dense      lightning_2b, 50 steps twice: speed, memory, and whether both have the same losses to the bit
 #   run.sh grown      lightning_2b_midpoint with a checkpoint, grown exactly to lightning_5b, which trains on from there
-#   run.sh share      one rank's share of lightning_120b, and the same with states stored
+#   run.sh share      one rank's share of lightning_120b, one sequence a step
+#   run.sh stored     the same with states stored
+#   run.sh large      the same share with as many sequences a step as an H200 holds
 #   run.sh            test, then bench
 #
 # PEERS=FILE      what peer_bench.py --json wrote on this machine, for bench
@@ -73,10 +75,9 @@ grown() {
         --steps 40 --no-checkpoints "$@"
 }
 
-share() {
-    train lightning_120b lightning_120b_share "$scratch/share" --steps 10 --no-checkpoints "$@"
-    train lightning_120b lightning_120b_share "$scratch/share_stored" --steps 5 --no-checkpoints --store-states "$@"
-}
+share() { train lightning_120b lightning_120b_share "$scratch/share" --steps 10 --no-checkpoints "$@"; }
+stored() { train lightning_120b lightning_120b_share "$scratch/stored" --steps 5 --no-checkpoints --store-states "$@"; }
+large() { train lightning_120b lightning_120b_share_h200 "$scratch/large" --steps 6 --no-checkpoints "$@"; }
 
 what=${1:-all}
 [ $# -gt 0 ] && shift
@@ -87,7 +88,7 @@ sanitize)
     export PYTORCH_NO_CUDA_MEMORY_CACHING=1
     exec compute-sanitizer --error-exitcode 9 "$here/lightc-gpu" test --small "$@"
     ;;
-dense | grown | share)
+dense | grown | share | stored | large)
     mkdir -p "$scratch"
     "$what" "$@"
     ;;

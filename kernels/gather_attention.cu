@@ -309,7 +309,8 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 3) gathered_grad_querie
         const float inverse = 1.f / sum, delta = across_sum(weighed * fix) * inverse;
 #pragma unroll
         for (int c = 0; c < CHANNELS; c++)
-            drawn[c] = (across_sum(drawn[c] * fix) - delta * across_sum(mean[c] * fix)) * inverse * out_scale;
+            // Not one instruction: with the product unrounded, a query of one key would be left the rounding of drawn.
+            drawn[c] = (across_sum(drawn[c] * fix) - __fmul_rn(delta, across_sum(mean[c] * fix))) * inverse * out_scale;
         row = make_float2(top.top + __log2f(sum), delta);
     }
     if (group == 0) store_row(dq + place.row, drawn);

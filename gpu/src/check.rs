@@ -1,5 +1,7 @@
 //! What a check gives, and how it is shown.
 
+use std::time::Instant;
+
 use lightc_runtime::cuda::{self, Check, Mode};
 use lightc_runtime::{Kind, Result};
 
@@ -59,7 +61,7 @@ pub fn within(label: impl Into<String>, what: &str, error: f64, limit: f64) -> V
     Verdict { label: label.into(), detail: format!("{what} {error:.1e}"), fault }
 }
 
-/// Checks cases and prints a line for each comparison. Gives whether all are green, by case.
+/// Checks cases and prints a line for each comparison, and for each case its time. Gives whether all are green, by case.
 pub fn run(
     cases: &[Box<dyn Case>],
     gpu: &Gpu,
@@ -68,6 +70,7 @@ pub fn run(
     cases
         .iter()
         .map(|case| {
+            let start = Instant::now();
             let green = match case.check(gpu) {
                 Ok(verdicts) => {
                     verdicts.iter().for_each(|verdict| print(&line(verdict)));
@@ -78,6 +81,8 @@ pub fn run(
                     false
                 }
             };
+            let (word, seconds) = (if green { "green" } else { "RED" }, start.elapsed().as_secs_f64());
+            print(&format!("{word}  case {} in {seconds:.1} s", case.name()));
             (case.name(), green)
         })
         .collect()

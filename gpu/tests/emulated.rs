@@ -55,6 +55,6 @@ macro_rules! cases {
 }
 
 cases! {
-    gated_delta_rule indexer masked_attention linear_cross_entropy gather routing hadamard quantize adapters
+    gated_delta_rule indexer masked_attention linear_cross_entropy draw gather routing hadamard quantize adapters
     experts optimizer fixed stage reversible mixtures
 }

@@ -17,6 +17,8 @@ pub const HEADERS: &[(&str, &str)] = &[
 
 /// Weighed sums over the choices of each row.
 pub const COMBINE: &str = include_str!("../combine.cu");
+/// Draws of start values.
+pub const DRAW: &str = include_str!("../draw.cu");
 /// Narrow products of routed rows, and the gradients of their weights.
 pub const EXPERT_LOW: &str = include_str!("../expert_low.cu");
 /// Wide products of routed rows, forward and for the gradient of the rows.
@@ -65,6 +67,7 @@ pub const MASKED_ATTENTION_256: &str = with_macro!("ATTENTION_DIM", "256", "mask
 /// Every source of this crate with the name it is compiled under.
 pub const SOURCES: &[(&str, &str)] = &[
     ("combine.cu", COMBINE),
+    ("draw.cu", DRAW),
     ("expert_low.cu", EXPERT_LOW),
     ("expert_products.cu", EXPERT_PRODUCTS),
     ("expert_weight_grad.cu", EXPERT_WEIGHT_GRAD),

@@ -53,13 +53,18 @@ pub struct Stream {
 /// The two raw 53-bit numbers of one element.
 type Pair = (u64, u64);
 
+/// The key of the stream of a path under a seed, for who draws elsewhere.
+pub fn key(seed: u64, path: &str) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new_derive_key(CONTEXT);
+    hasher.update(&seed.to_le_bytes());
+    hasher.update(path.as_bytes());
+    *hasher.finalize().as_bytes()
+}
+
 impl Stream {
     /// The stream of a path under a seed.
     pub fn new(seed: u64, path: &str) -> Self {
-        let mut hasher = blake3::Hasher::new_derive_key(CONTEXT);
-        hasher.update(&seed.to_le_bytes());
-        hasher.update(path.as_bytes());
-        Stream { rng: ChaCha8Rng::from_seed(*hasher.finalize().as_bytes()) }
+        Stream { rng: ChaCha8Rng::from_seed(key(seed, path)) }
     }
 
     /// The draw of one element.

@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::ops::native::{Output, parallel_fill};
+use crate::ops::{draw as draw_on_gpu, takes_draw};
 use crate::stage::{Format, Init, ParamSpec, Storage};
 use crate::{Device, Kind, Tensor, ops};
 use lightc_numerics::draw::Stream;
@@ -12,8 +13,8 @@ const PIECE: usize = 1 << 15;
 const WORK: usize = 40;
 
 /// The start values of all parameters of a stage on a device, in their order. A quantized one is the
-/// draw of its path, then quantized. They are drawn on the CPU and go to the device one by one, so
-/// that the host holds one of them.
+/// draw of its path, then quantized. A GPU draws its own (`kernels/draw.cu`): the host would take minutes for the
+/// largest stages.
 pub fn init_params(
     specs: &[ParamSpec],
     seed: u64,
@@ -33,9 +34,9 @@ pub fn init_params(
                 op: "init",
                 detail: format!("`{}` does not stand behind its codes", spec.path),
             })?,
-            _ => init_param(spec, seed, kind)?,
+            _ => init_param_on(spec, spec.path, seed, kind, device)?,
         };
-        tensors.push(drawn.f_to_device(device)?);
+        tensors.push(drawn);
     }
     Ok(tensors)
 }
@@ -79,8 +80,25 @@ fn draw<T: Send>(spec: &ParamSpec, path: &str, seed: u64, out: &mut [T], round: 
     });
 }
 
-/// Codes and scales of a quantized parameter, made on the device of the run: of large ones the host would
-/// take minutes. The draw is rounded to f32, from which codes are made, at once.
+/// [`init_param`] of a path, on a device.
+fn init_param_on(
+    spec: &ParamSpec,
+    path: &'static str,
+    seed: u64,
+    kind: Kind,
+    device: Device,
+) -> Result<Tensor> {
+    let host = |kind| init_param(&ParamSpec { path, ..*spec }, seed, kind);
+    let like = Tensor::f_empty([0i64], (kind, device))?;
+    let n = spec.shape.iter().product();
+    if matches!(device, Device::Cuda(_)) && takes_draw(spec.init, n, kind, &like) {
+        return draw_on_gpu(path, (spec.init, seed), spec.shape, kind, &like, &host);
+    }
+    Ok(host(kind)?.f_to_device(device)?)
+}
+
+/// Codes and scales of a quantized parameter, made on the device of the run. The draw is rounded to f32, from
+/// which codes are made, at once.
 fn init_quantized(
     spec: &ParamSpec,
     format: Format,
@@ -88,9 +106,7 @@ fn init_quantized(
     device: Device,
 ) -> Result<(Tensor, Tensor)> {
     let path = spec.path.strip_suffix(".codes").unwrap_or(spec.path);
-    let mut out = Output::zeros::<f32>(spec.shape)?;
-    draw(spec, path, seed, out.slice::<f32>(), |x| x as f32);
-    ops::quantize(&out.into_tensor().f_to_device(device)?, format)
+    ops::quantize(&init_param_on(spec, path, seed, Kind::Float, device)?, format)
 }
 
 #[cfg(test)]

@@ -143,6 +143,7 @@ impl<'a> Session<'a> {
             let what = format!("training `{}`", stage.name());
             cuda::ensure_memory(gpu, &what, ledger.total(), &ledger.text())?;
         }
+        cuda::compile_ahead(device, stage.kernels().as_slice())?;
         tch::set_num_threads(config.threads as i32);
         let corpus = Corpus::open(&config.data.shards)?;
         corpus.check_vocab(stage.vocab(), config.data.unused_ids)?;

@@ -9,6 +9,7 @@ use std::any::Any;
 pub use lightc_numerics::draw::Law as Init;
 pub use lightc_numerics::int8::Format;
 
+use crate::cuda::Module;
 use crate::error::Result;
 use crate::footprint::Footprint;
 use crate::trainer::{Batch, StepReport, TrainState};
@@ -182,6 +183,10 @@ pub trait Stage {
     }
     /// What a step takes; nothing for code that was generated without the counts.
     fn footprint(&self) -> Option<&'static Footprint> {
+        None
+    }
+    /// Row kernels that were generated for a GPU; nothing for other targets.
+    fn kernels(&self) -> Option<&'static Module> {
         None
     }
     /// The losses and what backward needs.

@@ -2,6 +2,7 @@
 
 mod attention;
 mod delta;
+mod draw;
 mod experts;
 mod fixed;
 mod gather;
@@ -26,6 +27,7 @@ pub fn all() -> Vec<Box<dyn Case>> {
         Box::new(indexer::Indexer),
         Box::new(attention::Attention),
         Box::new(loss::Loss),
+        Box::new(draw::Draw),
         Box::new(gather::Gather),
         Box::new(routing::Routing),
         Box::new(routing::Hadamard),

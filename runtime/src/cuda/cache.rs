@@ -56,6 +56,11 @@ pub(super) fn digest_of<'a>(parts: impl IntoIterator<Item = &'a str>) -> String 
     hasher.finalize().to_hex().to_string()
 }
 
+/// Where the code under a key is.
+pub(super) fn path(folder: &Path, key: &str) -> PathBuf {
+    folder.join(format!("{key}.cubin"))
+}
+
 /// The code under a key: from the folder, else what `compile` gives, which is then kept. `note` is told
 /// what cannot be used or kept.
 pub(super) fn get<E>(
@@ -66,7 +71,7 @@ pub(super) fn get<E>(
     compile: impl FnOnce() -> std::result::Result<Vec<u8>, E>,
 ) -> std::result::Result<Vec<u8>, E> {
     let Some(folder) = folder else { return compile() };
-    let path = folder.join(format!("{key}.cubin"));
+    let path = path(folder, key);
     match fs::read(&path) {
         Ok(bytes) => match unwrapped(&bytes, key, builder) {
             Ok(code) => return Ok(code.to_vec()),

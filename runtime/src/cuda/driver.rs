@@ -8,7 +8,9 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::ffi::{CString, c_void};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::num::NonZero;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::thread::available_parallelism;
 
 use cudarc::driver::{DriverError, result, sys};
 use lightc_kernels::Nvrtc;
@@ -290,7 +292,8 @@ impl Gpu {
         if let Some(module) = self.modules.get(&at) {
             return Ok(*module as sys::CUmodule);
         }
-        let code = self.code(kernel)?;
+        let code = code(kernel.module, self.facts.driver)
+            .map_err(|error| compile_error(kernel, error))?;
         // SAFETY: the bytes are a whole cubin: NVRTC's, or a file's whose digest was right.
         #[allow(unsafe_code)]
         let module = unsafe { result::module::load_data(code.as_ptr().cast::<c_void>()) }
@@ -298,19 +301,70 @@ impl Gpu {
         let _ = self.modules.insert(at, module as usize);
         Ok(module)
     }
+}
 
-    fn code(&self, kernel: &'static Kernel) -> Result<Vec<u8>> {
-        let nvrtc = Nvrtc::open().map_err(|error| compile_error(kernel, error))?;
-        let (major, minor) = nvrtc.version();
-        let compiler = format!("NVRTC {major}.{minor}, lightc {}", env!("CARGO_PKG_VERSION"));
-        let builder = Builder { compiler, driver: self.facts.driver };
-        let Module { name, source } = *kernel.module;
-        let key = cache::key(source, &builder);
-        let folder = cache::folder();
-        let compile = || nvrtc.compile(name, source).map(|compiled| compiled.cubin);
-        cache::get(folder.as_deref(), &key, &builder, &mut |note| eprintln!("{note}"), compile)
-            .map_err(|error| compile_error(kernel, error).into())
+/// Sources under way or compiled, by the address of their text.
+static COMPILED: Mutex<BTreeMap<usize, Arc<Mutex<Option<Vec<u8>>>>>> = Mutex::new(BTreeMap::new());
+
+/// The code of a module: what a thread of [`compile_ahead`] made or is making, or else made now.
+fn code(module: &'static Module, driver: i32) -> std::result::Result<Vec<u8>, lightc_kernels::Error> {
+    let cell = {
+        let mut all = COMPILED.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(all.entry(module.source.as_ptr() as usize).or_default())
+    };
+    let mut known = cell.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(code) = &*known {
+        return Ok(code.clone());
     }
+    let nvrtc = Nvrtc::open()?;
+    let (builder, folder) = (builder(nvrtc, driver), cache::folder());
+    let key = cache::key(module.source, &builder);
+    let compile = || nvrtc.compile(module.name, module.source).map(|compiled| compiled.cubin);
+    let code = cache::get(folder.as_deref(), &key, &builder, &mut |n| eprintln!("{n}"), compile)?;
+    Ok(known.insert(code).clone())
+}
+
+fn builder(nvrtc: Nvrtc, driver: i32) -> Builder {
+    let (major, minor) = nvrtc.version();
+    Builder {
+        compiler: format!("NVRTC {major}.{minor}, lightc {}", env!("CARGO_PKG_VERSION")),
+        driver,
+    }
+}
+
+/// Begins to compile sources that are not in the cache, with as many threads as the machine has, the largest first. It
+/// waits for none of them: a kernel that is launched waits for its own. What does not compile is told there.
+///
+/// # Errors
+/// The GPU cannot be used.
+pub(super) fn compile_ahead(ordinal: usize, modules: &[&'static Module]) -> Result<()> {
+    let driver = with_gpu(ordinal, |gpu| Ok(gpu.facts.driver))?;
+    let Ok(nvrtc) = Nvrtc::open() else { return Ok(()) };
+    let (builder, folder) = (builder(nvrtc, driver), cache::folder());
+    let is_kept = |module: &Module| {
+        let key = cache::key(module.source, &builder);
+        folder.as_deref().is_some_and(|folder| cache::path(folder, &key).exists())
+    };
+    let mut missing: Vec<&'static Module> =
+        modules.iter().copied().filter(|module| !is_kept(module)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    // The largest is last, where it is taken from.
+    missing.sort_by_key(|module| module.source.len());
+    let n_threads = available_parallelism().map_or(1, NonZero::get).min(missing.len());
+    eprintln!("compiling {} kernel sources for this machine, {n_threads} at a time", missing.len());
+    let queue = Arc::new(Mutex::new(missing));
+    for _ in 0..n_threads {
+        let queue = Arc::clone(&queue);
+        let next = move || queue.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let _ = std::thread::spawn(move || {
+            while let Some(module) = next() {
+                let _ = code(module, driver);
+            }
+        });
+    }
+    Ok(())
 }
 
 pub(super) fn compile_error(kernel: &'static Kernel, error: lightc_kernels::Error) -> DeviceError {

@@ -18,6 +18,7 @@ mod tests;
 mod update;
 
 use std::ffi::c_void;
+use std::sync::LazyLock;
 
 pub use driver::{Facts, TensorMap, facts, memory, synchronize};
 pub use error::DeviceError;
@@ -346,6 +347,21 @@ pub fn prepare(device: Device, kernel: &'static Kernel) -> Result<()> {
         Some(Place::Processor) => emulator::prepare(kernel),
         None => Ok(()),
     }
+}
+
+/// Begins to compile the kernels of this crate and those of stages for a GPU, many at a time, where they are not in the
+/// cache. Without it each source is compiled when it is first needed.
+///
+/// # Errors
+/// The GPU cannot be used.
+pub fn compile_ahead(device: Device, of_stages: &[&'static Module]) -> Result<()> {
+    let Some(Place::Gpu(ordinal)) = place(device) else { return Ok(()) };
+    static OWN: LazyLock<Vec<Module>> = LazyLock::new(|| {
+        let module = |(name, source): &(&'static str, &'static str)| Module { name, source };
+        lightc_kernels::SOURCES.iter().map(module).collect()
+    });
+    let all: Vec<&'static Module> = OWN.iter().chain(of_stages.iter().copied()).collect();
+    driver::compile_ahead(ordinal, &all)
 }
 
 /// What gives results from inputs; the second argument has the activation kind and the device.

@@ -9,6 +9,7 @@ mod attention;
 mod attention_gather;
 mod combine;
 mod delta;
+mod draw;
 mod fixed;
 mod gather;
 mod hadamard;
@@ -22,6 +23,8 @@ mod routing;
 pub(super) use attention::{attention, attention_grad, form_of, takes_attention};
 pub(super) use combine::{takes_weigh, weigh};
 pub(super) use delta::{delta_rule, delta_rule_grad, takes_delta_rule};
+pub use draw::draw;
+pub(crate) use draw::takes_draw;
 pub(super) use fixed::{
     pack_bools, state_before, state_cotangent, state_seed, state_start, state_step, state_value,
     takes_bits, takes_states, takes_value, unpack_bools,
