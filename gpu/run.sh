@@ -28,9 +28,9 @@ say() { echo "== $(date +%T) $*"; }
 
 # Where the configurations look for shards.
 place_shards() {
-    for stage in lightning_2b lightning_5b lightning_120b; do
-        mkdir -p "$here/out/$stage"
-        ln -sfn "$here/shards" "$here/out/$stage/shards"
+    for reader in lightning_2b lightning_5b lightning_120b; do
+        mkdir -p "$here/out/$reader"
+        ln -sfn "$here/shards" "$here/out/$reader/shards"
     done
 }
 

@@ -81,7 +81,8 @@ pub fn run(
                     false
                 }
             };
-            let (word, seconds) = (if green { "green" } else { "RED" }, start.elapsed().as_secs_f64());
+            let (word, seconds) =
+                (if green { "green" } else { "RED" }, start.elapsed().as_secs_f64());
             print(&format!("{word}  case {} in {seconds:.1} s", case.name()));
             (case.name(), green)
         })

@@ -14,6 +14,10 @@ const MATRIX: i64 = 4096 * 4;
 /// Small elements of a value that every thread of a row may compute again.
 const REPEATED: i64 = 16;
 
+/// Elements at a lane of all that a kernel reads, where it sums over whole lanes, and a row is one block's, or where threads
+/// hold all choices: they have registers for no more.
+const READ: i64 = 16;
+
 /// Lanes from which on a block does one row after the other.
 const LONG: i64 = 2048;
 
@@ -207,7 +211,14 @@ impl Group {
             }
         }
         let is_lane_sum = |id: &NodeId| over(&layout, function.node(*id)) == Some(Over::Lane);
-        if scattered && (nodes.iter().any(is_lane_sum) || layout.lane() < LONG) {
+        let sums_lanes = nodes.iter().any(is_lane_sum);
+        if scattered && (sums_lanes || layout.lane() < LONG) {
+            return None;
+        }
+        let at_lane = |value: &ValueId| layout.smalls(*value).iter().product::<i64>();
+        let read =
+            inputs.iter().filter(|value| layout.is_vector(**value)).map(at_lane).sum::<i64>();
+        if (sums_lanes || layout.has_choices()) && read > READ {
             return None;
         }
         let mut read: BTreeSet<ValueId> = made.iter().copied().filter(|v| outside(*v)).collect();

@@ -8,6 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// Parts of up to this size are unrolled: each thread holds all their elements.
 const SMALL: i64 = 8;
+/// Parts of up to this size are unrolled where values of the kernel that have lanes do not have them: a thread holds the
+/// 12 choices of a token where it sums over them, and not the 16 heads of an attention.
+const CHOICES: i64 = 12;
 /// Elements of a value that a thread can hold.
 const UNROLLED: i64 = 32;
 /// The longest lane.
@@ -150,6 +153,12 @@ impl Layout {
         self.slots.len().checked_sub(1).is_some_and(|last| self.lanes(value).contains(&last))
     }
 
+    /// Whether a thread holds more elements of an axis than of others.
+    pub(super) fn has_choices(&self) -> bool {
+        let is = |leaf: &Leaf| matches!(leaf.role, Role::Small(size) if size > SMALL);
+        self.values.values().flatten().any(is)
+    }
+
     /// Whether the rows are those of a matrix of known size.
     pub(super) fn has_fixed_rows(&self) -> bool {
         self.rows.iter().any(|size| size.as_constant().is_some())
@@ -161,9 +170,21 @@ impl Layout {
     }
 }
 
-fn lane_parts(axes: &Axes, value: ValueId, rows: &Rows) -> Vec<Part> {
+/// Parts of more than `least` elements that are not rows.
+fn lane_parts(axes: &Axes, value: ValueId, rows: &Rows, least: i64) -> Vec<Part> {
     let parts = axes.parts(value).into_iter().flatten().filter(|part| !rows.of.contains_key(part));
-    parts.filter(|part| axes.part_size(*part).as_constant().is_some_and(|n| n > SMALL)).collect()
+    parts.filter(|part| axes.part_size(*part).as_constant().is_some_and(|n| n > least)).collect()
+}
+
+/// Parts that are unrolled though they are longer than [`SMALL`].
+fn choices(axes: &Axes, values: &[ValueId], rows: &Rows) -> BTreeSet<Part> {
+    let has_lanes = |value: &&ValueId| !lane_parts(axes, **value, rows, CHOICES).is_empty();
+    let with_lanes: Vec<Vec<Part>> =
+        values.iter().filter(has_lanes).map(|v| lane_parts(axes, *v, rows, SMALL)).collect();
+    let is_short = |part: &Part| axes.part_size(*part).as_constant().is_some_and(|n| n <= CHOICES);
+    let parts = with_lanes.iter().flatten().copied().filter(is_short);
+    // Where all have them outermost, they are lanes as others are.
+    parts.filter(|part| with_lanes.iter().any(|parts| parts.first() != Some(part))).collect()
 }
 
 /// The row parts of a kernel, and of each value which of them its own are.
@@ -232,7 +253,12 @@ impl Slots {
     /// The lane is that of the value with the most; parts of other values are put on parts of the
     /// lane that have their size, such as the channels of values on those of keys.
     fn of(axes: &Axes, values: &[ValueId], rows: &Rows) -> Option<Slots> {
-        let mut all: Vec<Vec<Part>> = values.iter().map(|v| lane_parts(axes, *v, rows)).collect();
+        let choices = choices(axes, values, rows);
+        let mut all: Vec<Vec<Part>> =
+            values.iter().map(|v| lane_parts(axes, *v, rows, SMALL)).collect();
+        for parts in &mut all {
+            parts.retain(|part| !choices.contains(part));
+        }
         all.sort_by_key(|parts| std::cmp::Reverse(parts.len()));
         let size = |part: &Part| axes.part_size(*part).as_constant().unwrap_or_default();
         let widest = all.first().cloned().unwrap_or_default();

@@ -133,6 +133,7 @@ impl Planner<'_> {
             if !is_known(self.function, node)
                 || matches!(node.op, Op::Const(_) | Op::SizeValue(_))
                 || self.is_unread_table(node)
+                || self.is_sent_view(node)
             {
                 continue;
             }
@@ -315,6 +316,15 @@ impl Planner<'_> {
     fn is_unread_table(&self, node: &Node) -> bool {
         matches!(node.op, Op::Cast(_))
             && node.results.iter().all(|result| self.readers.is_unread(*result))
+    }
+
+    /// Whether a node repeats rows for nothing but an exchange, which takes a view of them.
+    fn is_sent_view(&self, node: &Node) -> bool {
+        let mut readers = node.results.iter().flat_map(|result| self.readers.nodes(*result));
+        let kept = node.results.iter().any(|result| self.readers.is_kept(*result));
+        matches!(node.op, Op::Broadcast(_))
+            && !kept
+            && readers.all(|id| matches!(self.function.node(*id).op, Op::Exchange(_)))
     }
 
     /// Leaves out views at the edge of a group: outside they cost nothing.

@@ -181,7 +181,9 @@ template <int N, int WARPS> INLINE void block_sum(float (&x)[N], float* scratch)
     __syncthreads();
     UNROLL
     for (int n = 0; n < N; ++n) x[n] = scratch[n];
-    UNROLL
+    // Unrolled whole, many numbers would all be read before the first is added, and spill.
+    constexpr int AT_ONCE = N * WARPS > 128 ? 4 : WARPS;
+#pragma unroll AT_ONCE
     for (int w = 1; w < WARPS; ++w) {
         UNROLL
         for (int n = 0; n < N; ++n) x[n] += scratch[w * STRIDE + n];

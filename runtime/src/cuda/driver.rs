@@ -170,6 +170,7 @@ pub(super) fn ready(ordinal: usize) -> Result<()> {
 pub(super) fn load_libtorch_cuda() -> std::result::Result<(), DeviceError> {
     static LOADED: OnceLock<std::result::Result<(), String>> = OnceLock::new();
     let loaded = LOADED.get_or_init(|| {
+        choose_segments();
         // SAFETY: this is the other half of the libtorch that the program is linked with; its
         // initializers register its operators.
         #[allow(unsafe_code)]
@@ -177,6 +178,20 @@ pub(super) fn load_libtorch_cuda() -> std::result::Result<(), DeviceError> {
         library.map(std::mem::forget).map_err(|error| error.to_string())
     });
     loaded.clone().map_err(DeviceError::NoLibtorchCuda)
+}
+
+/// Has libtorch's allocator grow its segments in place of taking new ones, unless the user has said how it works: steps
+/// with values of very different sizes else leave gaps, 15 of 129 GB with one rank's share of the 120B stage.
+fn choose_segments() {
+    const NAMES: [&str; 2] = ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"];
+    if NAMES.iter().all(|name| std::env::var_os(name).is_none()) {
+        // SAFETY: libtorch reads the variable when its CUDA library is loaded, which is below. Programs open the GPU
+        // first of all, before they have threads that could read the environment meanwhile.
+        #[allow(unsafe_code)]
+        unsafe {
+            std::env::set_var("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True");
+        }
+    }
 }
 
 /// Free and total bytes of a GPU's memory. What libtorch's allocator keeps counts as used.
@@ -292,8 +307,8 @@ impl Gpu {
         if let Some(module) = self.modules.get(&at) {
             return Ok(*module as sys::CUmodule);
         }
-        let code = code(kernel.module, self.facts.driver)
-            .map_err(|error| compile_error(kernel, error))?;
+        let code =
+            code(kernel.module, self.facts.driver).map_err(|error| compile_error(kernel, error))?;
         // SAFETY: the bytes are a whole cubin: NVRTC's, or a file's whose digest was right.
         #[allow(unsafe_code)]
         let module = unsafe { result::module::load_data(code.as_ptr().cast::<c_void>()) }
@@ -307,7 +322,10 @@ impl Gpu {
 static COMPILED: Mutex<BTreeMap<usize, Arc<Mutex<Option<Vec<u8>>>>>> = Mutex::new(BTreeMap::new());
 
 /// The code of a module: what a thread of [`compile_ahead`] made or is making, or else made now.
-fn code(module: &'static Module, driver: i32) -> std::result::Result<Vec<u8>, lightc_kernels::Error> {
+fn code(
+    module: &'static Module,
+    driver: i32,
+) -> std::result::Result<Vec<u8>, lightc_kernels::Error> {
     let cell = {
         let mut all = COMPILED.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(all.entry(module.source.as_ptr() as usize).or_default())

@@ -61,5 +61,5 @@ pub use sinkhorn::*;
 pub use states::*;
 pub(crate) use support::{describe, is_float, op_error};
 pub(crate) use tile::LIMITS as TILE_LIMITS;
-pub(crate) use tile::takes_draw;
 pub use tile::draw;
+pub(crate) use tile::takes_draw;

@@ -437,7 +437,7 @@ impl Walk<'_> {
             Op::LinearCrossEntropy(_)
             | Op::LinearCrossEntropyGrad(_)
             | Op::LinearCrossEntropyStep(_) => Some(Size::constant(LOGITS_BYTES)),
-            Op::RoutedDot(_) | Op::RoutedCombine(_) => {
+            Op::RoutedDot(_) | Op::RoutedSwiglu(_) | Op::RoutedCombine(_) => {
                 let codes = node.args.iter().filter(|arg| is_quantized(body, declared, **arg));
                 sum(codes.map(|arg| bytes_of(body.ty(*arg), sizes)))
             }

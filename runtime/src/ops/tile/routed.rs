@@ -47,10 +47,10 @@ static GRAD: Kernel = Kernel {
 /// Columns of an adapter.
 const RANK: i64 = 16;
 
-/// Places for each expert from which on `routed_dot` turns codes into bf16 once, and the kernels of bf16 weights
-/// read those: kernels that read codes turn them for every tile of rows. On one H200 a weight of 58 x 1024 x 4096
-/// takes 0.18 ms to turn, and at 98,304 places kernels that read codes take 0.25 to 0.33 ms more per weight than
-/// those of bf16. Gate and up take 0.14 ms more per weight, so they always read codes.
+/// Places for each expert from which on codes are turned into bf16 once, and the kernels of bf16 weights read those:
+/// kernels that read codes turn them for every tile of rows. On one H200 a weight of 58 x 1024 x 4096 takes 0.18 ms to
+/// turn, and at 98,304 places kernels that read codes take 0.25 to 0.45 ms more per weight than those of bf16: they also
+/// draw more power, which is what bounds both.
 const MANY_PLACES: i64 = 1024;
 
 fn unpacks(layout: Layout, routing: &Routing<'_>) -> bool {
@@ -316,12 +316,14 @@ fn swiglu_by(
 ) -> Result<Swiglu> {
     const OP: &str = "routed_swiglu";
     let [bf16, int8] = &SWIGLU;
-    let kernel = if layout.int8 { int8 } else { bf16 };
+    let unpack = unpacks(layout, routing);
+    let codes = layout.int8 && !unpack;
+    let kernel = if codes { int8 } else { bf16 };
     let fused: cuda::Way<'_> = &|args, _| {
         let position = &mut 3;
         let gate = terms_at(args, position, layout)?;
         let up = terms_at(args, position, layout)?;
-        let (a, b) = (Held::of(&gate, false)?, Held::of(&up, false)?);
+        let (a, b) = (Held::of(&gate, unpack)?, Held::of(&up, unpack)?);
         let (ids, order, bounds) = (at(args, 0)?, aligned(at(args, 1)?)?, aligned(at(args, 2)?)?);
         let (places, experts) = (order.numel() as i64, bounds.numel() as i64 - 1);
         let (k, n) = gate.first().and_then(widths).unwrap_or((0, 0));
@@ -331,7 +333,7 @@ fn swiglu_by(
         let hidden = result()?;
         let others = if all_wanted { Some((result()?, result()?)) } else { None };
         let mut all = vec![a.map(0)?, b.map(0)?, a.map(1)?, b.map(1)?, a.x(0), a.x(1), b.x(1)];
-        if layout.int8 {
+        if codes {
             all.extend([a.scale(0), b.scale(0)]);
         }
         all.extend([&order, &bounds, &hidden].map(Arg::Tensor));
