@@ -54,6 +54,14 @@ pub fn compared(
     Ok(rows.iter().map(verdict).collect())
 }
 
+/// The verdicts of a part of a case, or one that says why there are none, so that those of other parts are not lost.
+pub fn finished(label: &str, part: impl FnOnce() -> Result<Vec<Verdict>>) -> Vec<Verdict> {
+    part().unwrap_or_else(|error| {
+        let fault = Some(error.rendered().trim_end().to_owned());
+        vec![Verdict { label: label.to_owned(), detail: String::new(), fault }]
+    })
+}
+
 /// A verdict on a single number.
 pub fn within(label: impl Into<String>, what: &str, error: f64, limit: f64) -> Verdict {
     let fault =
