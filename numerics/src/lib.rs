@@ -6,4 +6,5 @@ pub mod draw;
 pub mod fixed;
 pub mod hadamard;
 pub mod int8;
+pub mod memory;
 mod sphere;

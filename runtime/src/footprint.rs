@@ -32,9 +32,7 @@ pub struct Footprint {
     pub forward_flops: Polynomial,
 }
 
-/// What is set aside beside the ledger: work space of cuBLAS, what libtorch's ops hold inside, and
-/// what its allocator rounds up.
-pub const RESERVE_BYTES: u64 = 2 << 30;
+pub use lightc_numerics::memory::RESERVE_BYTES;
 
 /// The value of a polynomial; where it is negative, 0.
 pub fn value(polynomial: &[Term], micro_batch: usize, sequence: usize) -> f64 {

@@ -97,6 +97,10 @@ fn text(ledger: &Ledger) -> String {
     };
     let columns: Vec<_> = ledger.layouts.iter().map(|layout| layout.bytes.rows()).collect();
     for (row, (name, _)) in columns.first().into_iter().flatten().enumerate() {
+        // A ledger of a stage by itself has none.
+        if *name == "reserve" && columns.iter().all(|rows| rows.get(row).is_none_or(|r| r.1 == 0)) {
+            continue;
+        }
         let mut cells = vec![(*name).to_owned()];
         cells.extend(columns.iter().filter_map(|rows| rows.get(row)).map(|r| gigabytes(r.1)));
         table.row(cells);

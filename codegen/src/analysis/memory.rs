@@ -20,6 +20,7 @@ use crate::rows::Plans;
 use crate::schedule::Target;
 use lightc_dsl::ast::DType;
 use lightc_dsl::model::Storage;
+use lightc_numerics::memory::RESERVE_BYTES;
 use serde::Serialize;
 
 /// What the ledger is for.
@@ -54,6 +55,8 @@ pub struct Classes {
     pub replay: u64,
     /// Most that is live within a step besides all of the above.
     pub workspace: u64,
+    /// Set aside for what is not counted, where the ledger is that of a run on a GPU.
+    pub reserve: u64,
 }
 
 impl Classes {
@@ -77,7 +80,7 @@ impl Classes {
     }
 
     /// Name and bytes, in order.
-    pub fn rows(&self) -> [(&'static str, u64); 9] {
+    pub fn rows(&self) -> [(&'static str, u64); 10] {
         [
             ("parameters", self.parameters),
             ("quantized base", self.quantized_base),
@@ -88,6 +91,7 @@ impl Classes {
             ("kept bits", self.kept_bits),
             ("replay", self.replay),
             ("workspace", self.workspace),
+            ("reserve", self.reserve),
         ]
     }
 }
@@ -140,8 +144,11 @@ pub fn live_for(compiled: &Compiled, target: Target) -> Option<Live> {
 /// for [`memory`].
 pub fn of_run(compiled: &Compiled, setup: Setup) -> Option<Ledger> {
     let module = &compiled.module;
-    let bytes =
-        live_for(compiled, Target::Sm90a)?.at(&at_rest(compiled)?, setup.micro_batch, setup.seq)?;
+    let live = live_for(compiled, Target::Sm90a)?;
+    let bytes = Classes {
+        reserve: RESERVE_BYTES,
+        ..live.at(&at_rest(compiled)?, setup.micro_batch, setup.seq)?
+    };
     let name = if compiled.share.is_some() { "share" } else { "run" };
     let layouts = vec![Layout { name, bytes, total: bytes.total() }];
     Some(Ledger { stage: module.name.clone(), setup, layouts })

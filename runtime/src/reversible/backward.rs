@@ -28,16 +28,19 @@ pub struct Backward<'a> {
 }
 
 impl<'a> Backward<'a> {
-    /// Begins at the last state, with the cotangent of its value.
+    /// Begins at the last state, with the cotangent of its value. The states go as the pass goes: there is one pass.
     ///
     /// # Errors
-    /// libtorch's.
+    /// There has been one.
     pub fn start(kept: &'a Kept, d: &Tensor) -> Result<Backward<'a>> {
-        report::record_state(&kept.last);
+        let ends = kept.ends.take();
+        let [now, next] =
+            ends.ok_or_else(|| fault("a second backward pass of one forward".into()))?;
+        report::record_state(&next);
         Ok(Backward {
             kept,
-            next: kept.last.shallow_clone(),
-            now: kept.before.shallow_clone(),
+            next,
+            now,
             value: None,
             d_next: d.shallow_clone(),
             late: None,

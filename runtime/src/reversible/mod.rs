@@ -22,6 +22,7 @@ pub use end::End;
 pub use report::{Options, Report, options, take_report, take_states, take_waiting, with_options};
 pub use tape::Tape;
 
+use std::cell::RefCell;
 use std::rc::Rc;
 
 use lightc_numerics::fixed;
@@ -107,8 +108,8 @@ struct Stored {
 pub struct Kept {
     integrator: &'static Integrator,
     kind: Kind,
-    before: Tensor,
-    last: Tensor,
+    /// The state before the last one, and the last: until the backward pass takes them, which goes on without them.
+    ends: RefCell<Option<[Tensor; 2]>>,
     layers: Vec<Layer>,
     stored: Option<Vec<Stored>>,
 }
@@ -220,8 +221,7 @@ impl Forward {
         let kept = Kept {
             integrator: self.integrator,
             kind: self.input.kind(),
-            before: self.before,
-            last: self.now,
+            ends: RefCell::new(Some([self.before, self.now])),
             layers: self.layers,
             stored: self.stored,
         };
@@ -248,11 +248,12 @@ impl Kept {
         self.layers.iter().flat_map(|layer| &layer.selections).map(|entry| entry.bytes()).sum()
     }
 
-    /// Bytes of states: two, or all of them in a run that stores everything.
+    /// Bytes of states: two, or all of them in a run that stores everything. After a backward pass the two are gone.
     pub fn state_bytes(&self) -> usize {
         let stored = self.stored.as_deref().unwrap_or_default();
         let each = |stored: &Stored| stored.state.numel() + stored.result.numel();
-        4 * (self.before.numel() + self.last.numel() + stored.iter().map(each).sum::<usize>())
+        let ends = self.ends.borrow().iter().flatten().map(Tensor::numel).sum::<usize>();
+        4 * (ends + stored.iter().map(each).sum::<usize>())
     }
 
     /// Flips the lowest kept bit of one element of a layer's step: what a fault of memory would do.

@@ -421,8 +421,9 @@ impl Walk<'_> {
     }
 
     /// Bytes that a node's kernels hold beside its results, where targets with kernels are counted:
-    /// logits, codes as bf16 (`runtime/src/ops/tile/routed.rs` says where products read them so), and rows on
-    /// their way to another rank.
+    /// logits, codes as bf16 (`runtime/src/ops/tile/routed.rs` says where products read them so), gradients of scores of
+    /// attention over tiles (8 KB for each pair of tiles of 64 and head, of causal ones half the pairs), and rows on their
+    /// way to another rank.
     fn workspace(
         &self,
         body: &Function,
@@ -440,6 +441,15 @@ impl Walk<'_> {
             Op::RoutedDot(_) | Op::RoutedSwiglu(_) | Op::RoutedCombine(_) => {
                 let codes = node.args.iter().filter(|arg| is_quantized(body, declared, **arg));
                 sum(codes.map(|arg| bytes_of(body.ty(*arg), sizes)))
+            }
+            Op::MaskedAttentionGrad(op) => {
+                let (Some(q), Some(mask)) = (node.args.first(), node.args.get(3)) else {
+                    return Some(Size::default());
+                };
+                let heads = body.ty(*q).axis(&op.head).map(|axis| bound(&axis.size, sizes));
+                let pairs = bound(&body.ty(*mask).count()?, sizes)?;
+                let of_pair = if op.bound.causal { 1 } else { 2 };
+                pairs.checked_mul(&heads??)?.checked_mul(&Size::constant(of_pair))
             }
             Op::Exchange(_) => {
                 sum(node.results.iter().map(|result| bytes_of(body.ty(*result), sizes)))
@@ -464,12 +474,19 @@ impl Walk<'_> {
         let callees = self.callees(forward, node, sizes)?;
         let is_reversible = matches!(&node.op, Op::Stack(op) if kept_bits(op).is_some());
         let mut inside = Peaks::one(Size::default());
+        let passing = match node.args.first() {
+            Some(state) if is_reversible => {
+                let count = bound(&forward.ty(*state).count()?, sizes)?;
+                count.checked_mul(&Size::constant(PASSING_BYTES))?
+            }
+            _ => Size::default(),
+        };
         for (layer, (callee, below)) in layers.iter().zip(&callees) {
             let own = self.backward(*layer, below)?;
             // A reversible stack runs the layer again first, and holds what that keeps only now.
             if is_reversible {
-                inside.join(&own)?;
-                inside.join(&self.forward(*callee, below)?)?;
+                inside.join(&own.add(&passing)?)?;
+                inside.join(&self.forward(*callee, below)?.add(&passing)?)?;
             } else {
                 inside.join(&own.subtract(&self.saved(*callee, below)?)?)?;
             }
@@ -477,6 +494,10 @@ impl Walk<'_> {
         Some(inside)
     }
 }
+
+/// Bytes an element that the backward of a reversible stack holds beside two states, what its layers read and give:
+/// the state before these (4), its value, the seed of the layer and the cotangent of the state after (2 each).
+const PASSING_BYTES: i64 = 10;
 
 /// Low bits kept per step of a reversible stack; `None` for a plain one.
 fn kept_bits(op: &Stack) -> Option<Vec<i64>> {
