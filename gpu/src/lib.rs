@@ -10,7 +10,7 @@ pub mod cases;
 pub mod check;
 pub mod stages;
 
-use lightc_runtime::{Device, Kind, Result, Tensor};
+use lightc_runtime::{Device, Kind, Result, Stage, Tensor};
 
 pub use bench::{Ceilings, Measured};
 pub use check::Verdict;
@@ -19,6 +19,11 @@ pub use check::Verdict;
 pub trait Case {
     /// Its name, for `--only` and for tables.
     fn name(&self) -> &'static str;
+
+    /// The stages whose kernels it runs.
+    fn stages(&self) -> Vec<&'static dyn Stage> {
+        Vec::new()
+    }
 
     /// Compares with the reference.
     ///

@@ -117,8 +117,8 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     let gpu = Gpu { ordinal: chosen.gpu, emulated, small };
-    let of_stages = if chosen.only.is_empty() { stages::all() } else { Vec::new() };
-    let modules: Vec<_> = of_stages.iter().filter_map(|stage| stage.kernels()).collect();
+    let of_stages = cases.iter().flat_map(|case| case.stages());
+    let modules: Vec<_> = of_stages.filter_map(|stage| stage.kernels()).collect();
     if let Err(error) = cuda::compile_ahead(gpu.device(), &modules) {
         eprint!("{}", error.rendered());
         return ExitCode::FAILURE;

@@ -1,12 +1,11 @@
 //! Whole stages of routed experts: every kernel of a real step, and states that are had back with the
 //! selections of the forward replayed.
 
-use lightc_runtime::cuda::{self, Mode, Time};
 use lightc_runtime::watch::op_times;
 use lightc_runtime::{Result, Stage};
 
 use super::chosen;
-use super::stage::{Data, both_ways, had_back, op_row, same_bits, timed_row};
+use super::stage::{Data, both_ways, had_back, kernel_rows, op_row, same_bits};
 use crate::check::{compared, finished};
 use crate::{Case, Gpu, Measured, Verdict, stages};
 
@@ -22,6 +21,15 @@ const LONG: i64 = 8190;
 impl Case for Mixtures {
     fn name(&self) -> &'static str {
         "mixtures"
+    }
+
+    fn stages(&self) -> Vec<&'static dyn Stage> {
+        vec![
+            &stages::narrow_5b::Narrow5b,
+            &stages::narrow_120b::Narrow120b,
+            &stages::lightning_5b::Lightning5b,
+            &stages::lightning_120b::Lightning120b,
+        ]
     }
 
     fn check(&self, gpu: &Gpu) -> Result<Vec<Verdict>> {
@@ -64,12 +72,7 @@ impl Case for Mixtures {
         for (stage, t) in full {
             let data = Data::new(gpu, stage, t)?;
             measured.extend(both_ways(gpu, stage, &data, &format!("T={t}"))?);
-            cuda::set_mode(Mode::Time(Time::default()));
-            let done = data.step(stage);
-            let rows = cuda::timed();
-            cuda::set_mode(Mode::Normal);
-            let _ = done?;
-            measured.extend(rows.iter().map(timed_row));
+            measured.extend(kernel_rows(stage, &data)?);
             let (done, times) = op_times(|| data.step(stage));
             let _ = done?;
             measured.extend(times.iter().take(40).map(op_row));

@@ -19,8 +19,9 @@ pub(super) struct Reversible;
 
 /// Positions of the reduced stage: a length that no tile divides, one chunk less one, and one position.
 const LENGTHS: [i64; 3] = [190, 63, 1];
-/// Positions of a sequence of 4096 tokens.
+/// Positions of a sequence of 4096 tokens, and of one of 8192, for which the goals of row kernels are stated.
 const FULL: i64 = 4094;
+const LONG: i64 = 8190;
 
 /// The tensors that a step reads.
 pub(super) struct Data {
@@ -209,6 +210,10 @@ impl Case for Dense {
         "stage"
     }
 
+    fn stages(&self) -> Vec<&'static dyn Stage> {
+        vec![&stages::narrow_2b::Narrow2b, &stages::lightning_2b::Lightning2b]
+    }
+
     fn check(&self, gpu: &Gpu) -> Result<Vec<Verdict>> {
         let narrow: &dyn Stage = &stages::narrow_2b::Narrow2b;
         let mut verdicts = Vec::new();
@@ -239,11 +244,7 @@ impl Case for Dense {
     fn bench(&self, gpu: &Gpu) -> Result<Vec<Measured>> {
         let full: &dyn Stage = &stages::lightning_2b::Lightning2b;
         let data = Data::new(gpu, full, FULL)?;
-        cuda::set_mode(Mode::Time(Time::default()));
-        let done = data.step(full);
-        let rows = cuda::timed();
-        cuda::set_mode(Mode::Normal);
-        let _ = done?;
+        let rows = kernel_rows(full, &data)?;
         let mut measured = vec![Measured {
             name: "forward and backward".to_owned(),
             shape: format!("{}, T={FULL}", full.name()),
@@ -252,19 +253,30 @@ impl Case for Dense {
             bytes: 0.0,
             peers: &[],
         }];
-        measured.extend(rows.iter().map(timed_row));
+        measured.extend(rows);
         let (done, times) = op_times(|| data.step(full));
         let _ = done?;
         measured.extend(times.iter().take(LONGEST).map(op_row));
+        measured.extend(kernel_rows(full, &Data::new(gpu, full, LONG)?)?);
         Ok(measured)
     }
+}
+
+/// The kernels of a step, each timed at its first call with the same shapes.
+pub(super) fn kernel_rows(stage: &dyn Stage, data: &Data) -> Result<Vec<Measured>> {
+    cuda::set_mode(Mode::Time(Time::default()));
+    let done = data.step(stage);
+    let rows = cuda::timed();
+    cuda::set_mode(Mode::Normal);
+    let _ = done?;
+    Ok(rows.iter().map(timed_row).collect())
 }
 
 /// So many ops of a step are listed.
 const LONGEST: usize = 40;
 
 /// The median call of one kernel.
-pub(super) fn timed_row(row: &cuda::Timed) -> Measured {
+fn timed_row(row: &cuda::Timed) -> Measured {
     Measured {
         name: row.entry.to_owned(),
         shape: format!("{} calls, {}", row.calls, row.origin),
@@ -308,6 +320,10 @@ pub(super) fn same_bits(label: &str, stage: &dyn Stage, x: &Step, y: &Step) -> R
 impl Case for Reversible {
     fn name(&self) -> &'static str {
         "reversible"
+    }
+
+    fn stages(&self) -> Vec<&'static dyn Stage> {
+        vec![&stages::narrow_deep::NarrowDeep, &stages::deep_2b::Deep2b]
     }
 
     /// Every state that the backward pass solves for, the loss and every gradient, against a run that

@@ -58,7 +58,7 @@ pub(super) fn digest_of<'a>(parts: impl IntoIterator<Item = &'a str>) -> String 
 
 /// Where the code under a key is.
 pub(super) fn path(folder: &Path, key: &str) -> PathBuf {
-    folder.join(format!("{key}.cubin"))
+    folder.join(format!("{key}.code"))
 }
 
 /// The code under a key: from the folder, else what `compile` gives, which is then kept. `note` is told
@@ -182,7 +182,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a folder");
         let own = builder("NVRTC 13.0");
         let key = key("source", &own);
-        let path = dir.path().join(format!("{key}.cubin"));
+        let path = dir.path().join(format!("{key}.code"));
         let whole = wrapped(b"\x7fELF\ncode\n", &key, &own);
         let foreign = wrapped(b"\x7fELF\ncode\n", &key, &builder("NVRTC 12.9"));
         let mut flipped = whole.clone();

@@ -318,8 +318,11 @@ impl Gpu {
     }
 }
 
+/// The code of a source, once it is there; locked while it is compiled.
+type Compiled = Arc<Mutex<Option<Vec<u8>>>>;
+
 /// Sources under way or compiled, by the address of their text.
-static COMPILED: Mutex<BTreeMap<usize, Arc<Mutex<Option<Vec<u8>>>>>> = Mutex::new(BTreeMap::new());
+static COMPILED: Mutex<BTreeMap<usize, Compiled>> = Mutex::new(BTreeMap::new());
 
 /// The code of a module: what a thread of [`compile_ahead`] made or is making, or else made now.
 fn code(

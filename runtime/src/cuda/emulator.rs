@@ -14,7 +14,7 @@ use lightc_kernels::HostCompiler;
 
 use super::cache::{self, Builder};
 use super::driver::{Tiles, compile_error};
-use super::error::DeviceError;
+use super::error::{DeviceError, EMULATOR};
 use super::{Kernel, Module};
 use crate::error::Result;
 
@@ -90,7 +90,7 @@ pub(super) fn prepare(kernel: &'static Kernel) -> Result<()> {
 
 fn refused(kernel: &'static Kernel, error: &dyn std::fmt::Display) -> crate::Error {
     let (entry, origin, code) = (kernel.entry, kernel.origin, error.to_string());
-    DeviceError::Driver { entry, origin, call: "the emulator", code }.into()
+    DeviceError::Driver { entry, origin, call: EMULATOR, code }.into()
 }
 
 fn with_library<R>(

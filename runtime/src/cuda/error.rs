@@ -98,6 +98,8 @@ pub enum DeviceError {
 
 /// The code of the note that an entry of the cache cannot be used.
 pub(super) const CACHE_NOTE: &str = "E1311";
+/// What stands for a call of the driver where there is none.
+pub(super) const EMULATOR: &str = "the emulator";
 
 /// Every code of this module, in order.
 pub const CODES: [&str; 11] = [
@@ -145,6 +147,9 @@ impl DeviceError {
             DeviceError::Compile { .. } | DeviceError::Argument { .. } => {
                 "this is a fault of the compiler: please report it with the stage's source; \
                  LIGHTC_REFERENCE=all trains without kernels meanwhile"
+            }
+            DeviceError::Driver { call: EMULATOR, .. } => {
+                "kernels run one after the other on the processor: the one that is named is at fault"
             }
             DeviceError::Driver { entry, .. } => {
                 return format!(

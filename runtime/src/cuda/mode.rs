@@ -558,8 +558,7 @@ fn measure(
     let mut outputs = fused(inputs, like)?;
     let Place::Gpu(ordinal) = place else {
         let detail = "the emulator has no times; a GPU is needed".to_owned();
-        let (entry, origin) = (kernel.entry, kernel.origin);
-        return Err(DeviceError::Argument { entry, origin, detail }.into());
+        return Err(crate::Error::Op { op: kernel.entry, detail });
     };
     let key = (kernel.entry, shapes(inputs, &outputs));
     if let Some(known) = state().timed.get_mut(&key) {

@@ -129,6 +129,14 @@ impl Lists {
         )?;
         Ok(Lists { starts, list, capacity })
     }
+
+    /// How each of the three kernels takes them, with the factors of scores and of what it gives, and its sizes.
+    fn args(&self, factors: &[f32], sizes: Sizes) -> Result<Vec<Arg<'_>>> {
+        let lists = [&self.starts, &self.list].map(Arg::Tensor);
+        let factors = factors.iter().copied().map(Arg::F32);
+        let sizes = [sizes.int(self.capacity)?, sizes.int(sizes.t)?, sizes.int(sizes.h)?];
+        Ok(lists.into_iter().chain(factors).chain(sizes).collect())
+    }
 }
 
 /// Inputs as the kernels take them, and the mask's bits by query and by key.
@@ -190,18 +198,7 @@ pub(super) fn forward(args: &[&Tensor], bound: MaskBound) -> Result<Vec<Tensor>>
     cuda::launch(
         &kernels.forward,
         inputs.queries_grid()?,
-        &[
-            Arg::Tensor(q),
-            Arg::Tensor(k),
-            Arg::Tensor(v),
-            Arg::Tensor(&o),
-            Arg::Tensor(&lists.starts),
-            Arg::Tensor(&lists.list),
-            Arg::F32(LOG2_E),
-            sizes.int(lists.capacity)?,
-            sizes.int(sizes.t)?,
-            sizes.int(sizes.h)?,
-        ],
+        &[&[q, k, v, &o].map(Arg::Tensor)[..], &lists.args(&[LOG2_E], *sizes)?].concat(),
     )?;
     Ok(vec![o])
 }
@@ -214,47 +211,22 @@ pub(super) fn backward(args: &[&Tensor], bound: MaskBound) -> Result<Vec<Tensor>
     let Sizes { b, t, h, .. } = *sizes;
     let (dq, dk, dv) = (inputs.empty()?, inputs.empty()?, inputs.empty()?);
     let sums = cuda::empty(&[b, h, t, 2], Kind::Float, q)?;
-    let (t_arg, h_arg) = (sizes.int(t)?, sizes.int(h)?);
     let lists = inputs.keys_of_queries()?;
     cuda::launch(
         &kernels.queries,
         inputs.queries_grid()?,
-        &[
-            Arg::Tensor(q),
-            Arg::Tensor(k),
-            Arg::Tensor(v),
-            Arg::Tensor(&dout),
-            Arg::Tensor(&dq),
-            Arg::Tensor(&sums),
-            Arg::Tensor(&lists.starts),
-            Arg::Tensor(&lists.list),
-            Arg::F32(LOG2_E),
-            Arg::F32(1.0),
-            sizes.int(lists.capacity)?,
-            t_arg,
-            h_arg,
-        ],
+        &[&[q, k, v, &dout, &dq, &sums].map(Arg::Tensor)[..], &lists.args(&[LOG2_E, 1.0], *sizes)?]
+            .concat(),
     )?;
     let lists = inputs.queries_of_keys()?;
     cuda::launch(
         &kernels.keys,
         sizes.grid(t, h, b)?,
         &[
-            Arg::Tensor(q),
-            Arg::Tensor(k),
-            Arg::Tensor(v),
-            Arg::Tensor(&dout),
-            Arg::Tensor(&sums),
-            Arg::Tensor(&dk),
-            Arg::Tensor(&dv),
-            Arg::Tensor(&lists.starts),
-            Arg::Tensor(&lists.list),
-            Arg::F32(LOG2_E),
-            Arg::F32(1.0),
-            sizes.int(lists.capacity)?,
-            t_arg,
-            h_arg,
-        ],
+            &[q, k, v, &dout, &sums, &dk, &dv].map(Arg::Tensor)[..],
+            &lists.args(&[LOG2_E, 1.0], *sizes)?,
+        ]
+        .concat(),
     )?;
     Ok(vec![dq, dk, dv])
 }
