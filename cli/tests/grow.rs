@@ -127,6 +127,17 @@ fn a_false_claim_does_not_run() {
     assert!(!place.path("grown").exists() && !place.path(".grow_grown").exists());
 }
 
+/// What a run on a GPU sets aside is a class of its ledger, and of no other.
+#[test]
+fn memory_of_a_run_has_a_reserve() {
+    let place = Place::whole();
+    let words = ["memory", "models/tiny/tiny.llm", "--stage", "tiny_2b", "--seq", "130"];
+    let run = place.stdout(&[&words[..], &["--target", "sm_90a"]].concat());
+    let reserve = run.lines().find(|line| line.starts_with("reserve")).unwrap();
+    assert_eq!(reserve.split_whitespace().collect::<Vec<_>>(), ["reserve", "2.147"]);
+    assert!(!place.stdout(&words).contains("reserve"));
+}
+
 #[test]
 fn memory_of_the_tiny_stage() {
     let place = Place::whole();

@@ -6,7 +6,7 @@ mod common;
 
 use lightc_codegen::emit::{Origin, emit_stage};
 use lightc_codegen::ir::{Module, text, verify};
-use lightc_codegen::pipeline::{compile_for, program_for};
+use lightc_codegen::pipeline::{compile_for, compile_share, program_for};
 use lightc_codegen::rows::{Plans, describe};
 use lightc_codegen::schedule::Target;
 use lightc_dsl::resolve::load_program;
@@ -206,6 +206,33 @@ fn gradients_of_matrices_fuse_and_nothing_else_of_them_does() {
             ("language_model_backward_loss_k10", "add cast"),
         ]
     );
+}
+
+/// The choices of a token are weighed, added up and written to the streams by one kernel, and their cotangents made where
+/// that of the sum is: no kernel writes the rows of all choices in 32 bits, and rows that go out are a view.
+#[test]
+fn choices_of_a_token_are_summed_where_they_are_read() {
+    let source = "import \"lightning/lightning.llm\"\n";
+    let (program, _, _) = load_program("main.llm", source, &common::library());
+    let model = program.resolve_stage("lightning_120b").unwrap();
+    let share = Some("1/8".parse().unwrap());
+    let module = compile_share(&model, Target::Sm90a, share).unwrap().module;
+    let all = describe(&module);
+    let (wide, rows) = ("f32[b, t, top_k, d]".to_owned(), "act[b, t, top_k, d]".to_owned());
+    let mut combined = BTreeSet::new();
+    for kernel in all.as_array().unwrap() {
+        let entry = kernel["entry"].as_str().unwrap();
+        let (reads, writes) = (types(&kernel["inputs"]), types(&kernel["writes"]));
+        assert!(!writes.contains(&wide) && !reads.contains(&wide), "{entry} has all in 32 bits");
+        let repeats = ops(kernel) == ["broadcast"] && writes.contains(&rows);
+        assert!(!repeats, "{entry} writes what an exchange reads as a view");
+        if reads.contains(&rows) && !entry.contains("backward") {
+            let _ = combined.insert((entry.to_owned(), ops(kernel).join(" ")));
+        }
+    }
+    let (entry, ops) = combined.first().unwrap();
+    assert_eq!(entry, "decoder_layer_2_k17");
+    assert_eq!(ops, "cast contract cast add contract");
 }
 
 /// The kernels that sum gathered rows.

@@ -325,7 +325,7 @@ type Compiled = Arc<Mutex<Option<Vec<u8>>>>;
 static COMPILED: Mutex<BTreeMap<usize, Compiled>> = Mutex::new(BTreeMap::new());
 
 /// The code of a module: what a thread of [`compile_ahead`] made or is making, or else made now.
-fn code(
+pub(super) fn code(
     module: &'static Module,
     driver: i32,
 ) -> std::result::Result<Vec<u8>, lightc_kernels::Error> {
@@ -360,7 +360,21 @@ fn builder(nvrtc: Nvrtc, driver: i32) -> Builder {
 /// The GPU cannot be used.
 pub(super) fn compile_ahead(ordinal: usize, modules: &[&'static Module]) -> Result<()> {
     let driver = with_gpu(ordinal, |gpu| Ok(gpu.facts.driver))?;
-    let Ok(nvrtc) = Nvrtc::open() else { return Ok(()) };
+    let n = begin(driver, modules);
+    if n > 0 {
+        let n_threads = n_threads(n);
+        eprintln!("compiling {n} kernel sources for this machine, {n_threads} at a time");
+    }
+    Ok(())
+}
+
+fn n_threads(n_sources: usize) -> usize {
+    available_parallelism().map_or(1, NonZero::get).min(n_sources)
+}
+
+/// The same for a driver's version; how many sources are compiled.
+pub(super) fn begin(driver: i32, modules: &[&'static Module]) -> usize {
+    let Ok(nvrtc) = Nvrtc::open() else { return 0 };
     let (builder, folder) = (builder(nvrtc, driver), cache::folder());
     let is_kept = |module: &Module| {
         let key = cache::key(module.source, &builder);
@@ -368,15 +382,11 @@ pub(super) fn compile_ahead(ordinal: usize, modules: &[&'static Module]) -> Resu
     };
     let mut missing: Vec<&'static Module> =
         modules.iter().copied().filter(|module| !is_kept(module)).collect();
-    if missing.is_empty() {
-        return Ok(());
-    }
+    let n_sources = missing.len();
     // The largest is last, where it is taken from.
     missing.sort_by_key(|module| module.source.len());
-    let n_threads = available_parallelism().map_or(1, NonZero::get).min(missing.len());
-    eprintln!("compiling {} kernel sources for this machine, {n_threads} at a time", missing.len());
     let queue = Arc::new(Mutex::new(missing));
-    for _ in 0..n_threads {
+    for _ in 0..n_threads(n_sources) {
         let queue = Arc::clone(&queue);
         let next = move || queue.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let _ = std::thread::spawn(move || {
@@ -385,7 +395,7 @@ pub(super) fn compile_ahead(ordinal: usize, modules: &[&'static Module]) -> Resu
             }
         });
     }
-    Ok(())
+    n_sources
 }
 
 pub(super) fn compile_error(kernel: &'static Kernel, error: lightc_kernels::Error) -> DeviceError {

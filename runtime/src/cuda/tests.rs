@@ -46,6 +46,31 @@ fn arguments_are_passed_as_the_driver_reads_them() {
     assert_eq!(value(&Arg::Tensor(&x)), x.data_ptr() as u64);
 }
 
+/// A source that threads have begun to compile is waited for, and is what compiling it gives; one that does not compile is an
+/// error where its code is asked for.
+#[test]
+fn sources_are_compiled_ahead() {
+    static SOURCES: [Module; 3] = [
+        Module { name: "a.cu", source: "extern \"C\" __global__ void a(int* x) { *x = 1; }" },
+        Module { name: "b.cu", source: "extern \"C\" __global__ void b(int* x) { *x = 22; }" },
+        Module { name: "c.cu", source: "extern \"C\" __global__ void c(int* x) { *x = y; }" },
+    ];
+    let nvrtc = match lightc_kernels::Nvrtc::open() {
+        Ok(nvrtc) => nvrtc,
+        Err(error) => return eprintln!("SKIPPED: nothing was compiled: {error}"),
+    };
+    let modules: Vec<&'static Module> = SOURCES.iter().collect();
+    // No driver has this number, and the cache may know the two that compile from an earlier run.
+    let n = driver::begin(-1, &modules);
+    assert!(n == 1 || n == 3, "{n} sources");
+    for module in &SOURCES[..2] {
+        let wanted = nvrtc.compile(module.name, module.source).expect("compiles").cubin;
+        assert_eq!(driver::code(module, -1).expect("compiles"), wanted);
+    }
+    let error = driver::code(&SOURCES[2], -1).expect_err("does not compile").to_string();
+    assert!(error.contains("c.cu"), "{error}");
+}
+
 #[test]
 fn a_map_is_of_a_gpu_tensor() {
     let error = tensor_map(&ones(), 64).expect_err("refused").to_string();

@@ -251,3 +251,25 @@ impl<'a> Backward<'a> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reversible::{Forward, Integrator};
+    use crate::{Device, Kind};
+
+    static NO_LAYERS: Integrator = Integrator { fraction_bits: 20, steps: &[] };
+
+    /// The states go as the pass goes, so there is no second one.
+    #[test]
+    fn a_forward_pass_has_one_backward_pass() {
+        let x = Tensor::f_ones([1, 2, 3], (Kind::Float, Device::Cpu)).expect("ones");
+        let forward = Forward::start(&NO_LAYERS, &x, None).expect("starts");
+        let (value, kept) = forward.finish(None).expect("ends");
+        assert_eq!((value, kept.state_bytes()), (x.shallow_clone(), 2 * 4 * 6));
+        let d = Backward::start(&kept, &x).and_then(Backward::finish).expect("passes");
+        assert_eq!((d, kept.state_bytes()), (x.shallow_clone(), 0));
+        let error = Backward::start(&kept, &x).expect_err("has no states").to_string();
+        assert!(error.contains("a second backward pass"), "{error}");
+    }
+}
