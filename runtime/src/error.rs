@@ -34,7 +34,7 @@ impl std::fmt::Display for Place {
 #[non_exhaustive]
 pub enum Error {
     /// libtorch refused a call.
-    #[error("libtorch: {0}")]
+    #[error("libtorch: {}", without_trace(.0))]
     Torch(#[from] tch::TchError),
     /// An op was given tensors that it does not accept.
     #[error("{op}: {detail}")]
@@ -484,6 +484,21 @@ pub const CODES: [&str; 44] = [
     "E1108", "E1109", "E1120", "E1121",
 ];
 
+/// What libtorch says, without the addresses of its callers that follow.
+fn without_trace(error: &tch::TchError) -> String {
+    let text = error.to_string();
+    let said = text.split("Exception raised from").next().unwrap_or_default();
+    said.trim_end().to_owned()
+}
+
+/// Whether a call was refused for want of memory, of the host or of a GPU.
+fn is_of_memory(error: &tch::TchError) -> bool {
+    let text = error.to_string();
+    ["out of memory", "allocate memory", "not enough memory"]
+        .iter()
+        .any(|words| text.contains(words))
+}
+
 impl Error {
     /// The stable code, for example `E0901`.
     pub fn code(&self) -> &'static str {
@@ -501,6 +516,11 @@ impl Error {
     /// How to mend it.
     pub fn help(&self) -> String {
         match self {
+            Error::Torch(error) if is_of_memory(error) => {
+                "lower `data.micro_batch`, `data.batch` or `data.sequence_length`; `lightc memory` lists what \
+                 a run holds, with `--target sm_90a` on a GPU, where `--store-states` takes more"
+                    .to_owned()
+            }
             Error::Torch(_) | Error::Op { .. } => {
                 "this is a fault of the generated code or of the runtime: please report it with \
                  the stage's source"
@@ -729,4 +749,32 @@ fn origin_text(origin: Option<&str>) -> String {
 fn quoted(words: &[String]) -> String {
     let words: Vec<String> = words.iter().map(|word| format!("`{word}`")).collect();
     words.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Tensor;
+
+    /// What libtorch says of a GPU without memory ends where its callers' addresses begin, and names what to lower; a
+    /// call that is wrong stays a fault of the compiler.
+    #[test]
+    fn what_libtorch_refuses_has_no_trace_and_a_help_of_its_kind() {
+        let refused = |text: &str| Error::Torch(tch::TchError::Torch(text.to_owned())).rendered();
+        let memory = refused(
+            "CUDA out of memory. Tried to allocate 12.00 GiB.\nException raised from malloc at \
+             c10/cuda/CUDACachingAllocator.cpp:1574 (most recent call first):\nframe #0: c10::Error\n",
+        );
+        insta::assert_snapshot!("memory_of_libtorch", memory);
+        let wrong = refused("The size of tensor a (2) must match the size of tensor b (3)");
+        assert!(wrong.contains("(2) must match") && wrong.contains("please report it"), "{wrong}");
+    }
+
+    /// The words by which it is told apart are those that libtorch has.
+    #[test]
+    fn too_large_a_tensor_is_a_want_of_memory() {
+        let on = (crate::Kind::Double, crate::Device::Cpu);
+        let error = Error::from(Tensor::f_empty([1 << 40, 1 << 10], on).expect_err("no memory"));
+        assert!(error.help().contains("data.micro_batch"), "{}", error.rendered());
+    }
 }
