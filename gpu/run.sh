@@ -4,6 +4,7 @@
 #   run.sh test|bench|run [arguments of lightc-gpu]
 #   run.sh sanitize [arguments of lightc-gpu test]    small checks under compute-sanitizer
 #   run.sh dense      lightning_2b, 50 steps twice: speed, memory, and whether both have the same losses to the bit
+#   run.sh curves     lightning_2b, 200 steps of one sequence with kernels, and with libtorch in their place: losses side by side
 #   run.sh grown      lightning_2b_midpoint with a checkpoint, grown exactly to lightning_5b, which trains on from there
 #   run.sh share      one rank's share of lightning_120b, one sequence a step
 #   run.sh stored     the same with states stored
@@ -63,6 +64,18 @@ dense() {
     fi
 }
 
+curves() {
+    sed 's/^batch = .*/batch = 1/; /^micro_batch/d' "$here/configs/lightning_2b_h200.toml" >"$here/configs/lightning_2b_one.toml"
+    train lightning_2b lightning_2b_one "$scratch/kernels" --steps 200 --no-checkpoints "$@"
+    export LIGHTC_REFERENCE=all
+    train lightning_2b lightning_2b_one "$scratch/libtorch" --steps 200 --no-checkpoints "$@"
+    say "next-token loss, mean of 20 steps: kernels, libtorch"
+    python3 -c 'import json, sys
+ntp = [[json.loads(line)["ntp"] for line in open(run + "/metrics.jsonl") if "grad_norm" in line] for run in sys.argv[1:]]
+for at in range(0, 200, 20): print(f"steps {at + 1:3} to {at + 20:3}", *(f"{sum(x[at:at + 20]) / 20:8.4f}" for x in ntp))' \
+        "$scratch/kernels" "$scratch/libtorch"
+}
+
 grown() {
     train lightning_2b_midpoint lightning_2b_h200 "$memory/lightc_dense" --steps 20
     say "grown to lightning_5b"
@@ -88,7 +101,7 @@ sanitize)
     export PYTORCH_NO_CUDA_MEMORY_CACHING=1
     exec compute-sanitizer --error-exitcode 9 "$here/lightc-gpu" test --small "$@"
     ;;
-dense | grown | share | stored | large)
+dense | curves | grown | share | stored | large)
     mkdir -p "$scratch"
     "$what" "$@"
     ;;
