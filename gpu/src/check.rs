@@ -19,7 +19,8 @@ pub struct Verdict {
 }
 
 /// Runs ops in [`Mode::Check`], with limits `factor` times the usual ones, and gives a verdict for each
-/// kernel that was compared. None is a fault too: then no kernel has run.
+/// kernel that was compared. None is a fault too: then no kernel has run. A line on stderr says how far a case is, whose
+/// verdicts come at its end.
 ///
 /// # Errors
 /// Those of `work`.
@@ -51,7 +52,10 @@ pub fn compared(
             fault: row.fault(),
         }
     };
-    Ok(rows.iter().map(verdict).collect())
+    let verdicts: Vec<Verdict> = rows.iter().map(verdict).collect();
+    let n_red = verdicts.iter().filter(|verdict| verdict.fault.is_some()).count();
+    eprintln!("{label}: {} kernels compared, {n_red} red", verdicts.len());
+    Ok(verdicts)
 }
 
 /// The verdicts of a part of a case, or one that says why there are none, so that those of other parts are not lost.
