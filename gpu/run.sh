@@ -45,6 +45,9 @@ train() {
     "$here/lightc-gpu" run "$stage" train --config "$here/configs/$config.toml" --out "$out" "$@"
 }
 
+# sequences N CONFIG: CONFIG_N has N sequences a step, computed together
+sequences() { sed "s/^batch = .*/batch = $1/; /^micro_batch/d" "$here/configs/$2.toml" >"$here/configs/$2_$1.toml"; }
+
 # Losses and gradient norms of a run, for comparing.
 numbers() { python3 -c 'import json, sys
 for line in open(sys.argv[1] + "/metrics.jsonl"):
@@ -65,10 +68,10 @@ dense() {
 }
 
 curves() {
-    sed 's/^batch = .*/batch = 1/; /^micro_batch/d' "$here/configs/lightning_2b_h200.toml" >"$here/configs/lightning_2b_one.toml"
-    train lightning_2b lightning_2b_one "$scratch/kernels" --steps 200 --no-checkpoints "$@"
+    sequences 1 lightning_2b_h200
+    train lightning_2b lightning_2b_h200_1 "$scratch/kernels" --steps 200 --no-checkpoints "$@"
     export LIGHTC_REFERENCE=all
-    train lightning_2b lightning_2b_one "$scratch/libtorch" --steps 200 --no-checkpoints "$@"
+    train lightning_2b lightning_2b_h200_1 "$scratch/libtorch" --steps 200 --no-checkpoints "$@"
     say "next-token loss, mean of 20 steps: kernels, libtorch"
     python3 -c 'import json, sys
 ntp = [[json.loads(line)["ntp"] for line in open(run + "/metrics.jsonl") if "grad_norm" in line] for run in sys.argv[1:]]
@@ -90,7 +93,10 @@ grown() {
 
 share() { train lightning_120b lightning_120b_share "$scratch/share" --steps 10 --no-checkpoints "$@"; }
 stored() { train lightning_120b lightning_120b_share "$scratch/stored" --steps 5 --no-checkpoints --store-states "$@"; }
-large() { train lightning_120b lightning_120b_share_h200 "$scratch/large" --steps 6 --no-checkpoints "$@"; }
+large() {
+    sequences 8 lightning_120b_share
+    train lightning_120b lightning_120b_share_8 "$scratch/large" --steps 6 --no-checkpoints "$@"
+}
 
 what=${1:-all}
 [ $# -gt 0 ] && shift

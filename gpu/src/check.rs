@@ -58,7 +58,7 @@ pub fn compared(
     Ok(verdicts)
 }
 
-/// The verdicts of a part of a case, or one that says why there are none, so that those of other parts are not lost.
+/// The verdicts of a case or of a part of one, or one that says why there are none, so that those of other parts are not lost.
 pub fn finished(label: &str, part: impl FnOnce() -> Result<Vec<Verdict>>) -> Vec<Verdict> {
     part().unwrap_or_else(|error| {
         let fault = Some(error.rendered().trim_end().to_owned());
@@ -83,16 +83,10 @@ pub fn run(
         .iter()
         .map(|case| {
             let start = Instant::now();
-            let green = match case.check(gpu) {
-                Ok(verdicts) => {
-                    verdicts.iter().for_each(|verdict| print(&line(verdict)));
-                    !verdicts.is_empty() && verdicts.iter().all(|verdict| verdict.fault.is_none())
-                }
-                Err(error) => {
-                    print(&format!("RED  {}: {}", case.name(), error.rendered().trim_end()));
-                    false
-                }
-            };
+            let verdicts = finished(case.name(), || case.check(gpu));
+            verdicts.iter().for_each(|verdict| print(&line(verdict)));
+            let green =
+                !verdicts.is_empty() && verdicts.iter().all(|verdict| verdict.fault.is_none());
             let (word, seconds) =
                 (if green { "green" } else { "RED" }, start.elapsed().as_secs_f64());
             print(&format!("{word}  case {} in {seconds:.1} s", case.name()));

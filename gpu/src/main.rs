@@ -117,16 +117,12 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     let gpu = Gpu { ordinal: chosen.gpu, emulated, small };
-    let of_stages = cases.iter().flat_map(|case| case.stages());
-    let modules: Vec<_> = of_stages.filter_map(|stage| stage.kernels()).collect();
-    if let Err(error) = cuda::compile_ahead(gpu.device(), &modules) {
-        eprint!("{}", error.rendered());
-        return ExitCode::FAILURE;
-    }
     describe(&gpu, chosen.seed);
     let green = match &arguments.command {
-        Command::Test { .. } => test(&cases, &gpu),
-        Command::Bench { peers, format, .. } => bench(&cases, &gpu, peers.as_deref(), *format),
+        Command::Test { .. } => compile(&cases, &gpu) && test(&cases, &gpu),
+        Command::Bench { peers, format, .. } => {
+            compile(&cases, &gpu) && bench(&cases, &gpu, peers.as_deref(), *format)
+        }
         Command::Run { .. } => false,
         Command::Misuse { what, .. } => match cases::misuse(&gpu, what) {
             Ok(()) => true,
@@ -174,6 +170,14 @@ fn describe(gpu: &Gpu, seed: Option<i64>) {
         Ok(facts) => eprintln!("{}, driver {}, seed {seed}", facts.name, facts.driver),
         Err(error) => eprint!("{}", error.rendered()),
     }
+}
+
+/// Begins to compile what cases run.
+fn compile(cases: &[Box<dyn Case>], gpu: &Gpu) -> bool {
+    let of_stages = cases.iter().flat_map(|case| case.stages());
+    let modules: Vec<_> = of_stages.filter_map(|stage| stage.kernels()).collect();
+    let begun = cuda::compile_ahead(gpu.device(), &modules);
+    begun.inspect_err(|error| eprint!("{}", error.rendered())).is_ok()
 }
 
 fn test(cases: &[Box<dyn Case>], gpu: &Gpu) -> bool {

@@ -2,7 +2,6 @@
 
 use crate::error::{Error, Result};
 use crate::ops::native::{Output, parallel_fill};
-use crate::ops::{draw as draw_on_gpu, takes_draw};
 use crate::stage::{Format, Init, ParamSpec, Storage};
 use crate::{Device, Kind, Tensor, ops};
 use lightc_numerics::draw::Stream;
@@ -13,8 +12,8 @@ const PIECE: usize = 1 << 15;
 const WORK: usize = 40;
 
 /// The start values of all parameters of a stage on a device, in their order. A quantized one is the
-/// draw of its path, then quantized. A GPU draws its own (`kernels/draw.cu`): the host would take minutes for the
-/// largest stages.
+/// draw of its path, then quantized. A GPU draws its own (`kernels/draw.cu`): the host would take over a minute
+/// for the largest stages.
 pub fn init_params(
     specs: &[ParamSpec],
     seed: u64,
@@ -34,7 +33,7 @@ pub fn init_params(
                 op: "init",
                 detail: format!("`{}` does not stand behind its codes", spec.path),
             })?,
-            _ => init_param_on(spec, spec.path, seed, kind, device)?,
+            _ => on_device(spec.init, (seed, spec.path), spec.shape, kind, device)?,
         };
         tensors.push(drawn);
     }
@@ -43,58 +42,57 @@ pub fn init_params(
 
 /// The start value of one parameter on the CPU, drawn in f64 and rounded to `kind`.
 pub fn init_param(spec: &ParamSpec, seed: u64, kind: Kind) -> Result<Tensor> {
-    let constant = match spec.init {
+    on_host(spec.init, (seed, spec.path), spec.shape, kind)
+}
+
+/// The values that a law gives the path of a seed, on the CPU.
+pub(crate) fn on_host(law: Init, of: (u64, &str), shape: &[i64], kind: Kind) -> Result<Tensor> {
+    let constant = match law {
         Init::Zeros => Some(0.0),
         Init::Ones => Some(1.0),
         Init::Constant(value) => Some(value),
         Init::Normal { .. } | Init::Uniform { .. } | Init::LogUniform { .. } => None,
     };
     if let Some(value) = constant {
-        return Ok(Tensor::f_full(spec.shape, value, (kind, Device::Cpu))?);
+        return Ok(Tensor::f_full(shape, value, (kind, Device::Cpu))?);
     }
     if kind == Kind::Float {
-        let mut out = Output::zeros::<f32>(spec.shape)?;
-        draw(spec, spec.path, seed, out.slice::<f32>(), |x| x as f32);
+        let mut out = Output::zeros::<f32>(shape)?;
+        draw(law, of, out.slice::<f32>(), |x| x as f32);
         return Ok(out.into_tensor());
     }
-    Ok(drawn(spec, spec.path, seed)?.f_to_kind(kind)?)
-}
-
-/// The draws of a parameter's elements, in f64.
-fn drawn(spec: &ParamSpec, path: &str, seed: u64) -> Result<Tensor> {
-    let mut out = Output::zeros::<f64>(spec.shape)?;
-    draw(spec, path, seed, out.slice::<f64>(), |x| x);
-    Ok(out.into_tensor())
+    let mut out = Output::zeros::<f64>(shape)?;
+    draw(law, of, out.slice::<f64>(), |x| x);
+    Ok(out.into_tensor().f_to_kind(kind)?)
 }
 
 /// Draws all elements, shared by libtorch's number of threads: a draw is a function of its position,
 /// so the bits do not depend on who draws it.
-fn draw<T: Send>(spec: &ParamSpec, path: &str, seed: u64, out: &mut [T], round: fn(f64) -> T) {
+fn draw<T: Send>(law: Init, (seed, path): (u64, &str), out: &mut [T], round: fn(f64) -> T) {
     let stream = Stream::new(seed, path);
     let work = out.len().saturating_mul(WORK);
     parallel_fill(out, PIECE, work, |index, piece| {
-        let values = stream.clone().range(spec.init, (index * PIECE) as u64, piece.len());
+        let values = stream.clone().range(law, (index * PIECE) as u64, piece.len());
         for (to, value) in piece.iter_mut().zip(values) {
             *to = round(value);
         }
     });
 }
 
-/// [`init_param`] of a path, on a device.
-fn init_param_on(
-    spec: &ParamSpec,
-    path: &'static str,
-    seed: u64,
+/// [`on_host`], on a device: a GPU draws by itself.
+fn on_device(
+    law: Init,
+    of: (u64, &str),
+    shape: &[i64],
     kind: Kind,
     device: Device,
 ) -> Result<Tensor> {
-    let host = |kind| init_param(&ParamSpec { path, ..*spec }, seed, kind);
-    let like = Tensor::f_empty([0i64], (kind, device))?;
-    let n = spec.shape.iter().product();
-    if matches!(device, Device::Cuda(_)) && takes_draw(spec.init, n, kind, &like) {
-        return draw_on_gpu(path, (spec.init, seed), spec.shape, kind, &like, &host);
+    if let Device::Cuda(_) = device
+        && let Some(drawn) = ops::draw(law, of, shape, kind, device)
+    {
+        return drawn;
     }
-    Ok(host(kind)?.f_to_device(device)?)
+    Ok(on_host(law, of, shape, kind)?.f_to_device(device)?)
 }
 
 /// Codes and scales of a quantized parameter, made on the device of the run. The draw is rounded to f32, from
@@ -106,7 +104,7 @@ fn init_quantized(
     device: Device,
 ) -> Result<(Tensor, Tensor)> {
     let path = spec.path.strip_suffix(".codes").unwrap_or(spec.path);
-    ops::quantize(&init_param_on(spec, path, seed, Kind::Float, device)?, format)
+    ops::quantize(&on_device(spec.init, (seed, path), spec.shape, Kind::Float, device)?, format)
 }
 
 #[cfg(test)]

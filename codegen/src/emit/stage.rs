@@ -45,7 +45,7 @@ pub fn emit_stage(program: &Program<'_>, origin: &Origin) -> Result<String, Stri
     let ids = (0..module.functions.len()).map(|i| FuncId(i as u32));
     let blocks: Vec<TokenStream> =
         ids.map(|id| emit_function(module, id, plans.as_ref())).collect();
-    let stage = stage_items(program, origin, plans.is_some())?;
+    let stage = stage_items(program, origin)?;
     let kernels = plans.as_ref().map(|plans| kernel_table(module, plans));
     let tokens = quote! {
         #stage
@@ -285,11 +285,7 @@ fn carry_spec(carry: &Carry) -> TokenStream {
     quote!(CarrySpec { name: #name, shape: &[#(#sizes),*] })
 }
 
-fn stage_items(
-    program: &Program<'_>,
-    origin: &Origin,
-    has_kernels: bool,
-) -> Result<TokenStream, String> {
+fn stage_items(program: &Program<'_>, origin: &Origin) -> Result<TokenStream, String> {
     let (compiled, interface) = (program.compiled, &program.interface);
     let module = &compiled.module;
     let (params, states, tables) =
@@ -309,7 +305,7 @@ fn stage_items(
     });
     let integrators = integrators(module);
     let share = share(compiled);
-    let kernels = has_kernels.then(|| {
+    let kernels = (program.target == Target::Sm90a).then(|| {
         quote! {
             fn kernels(&self) -> Option<&'static lightc_runtime::cuda::Module> {
                 Some(&row_kernels::MODULE)

@@ -2,7 +2,7 @@
 
 use lightc_numerics::draw::{Law, Stream};
 use lightc_runtime::ops;
-use lightc_runtime::{Kind, Result, Tensor};
+use lightc_runtime::{Error, Kind, Result, Tensor};
 
 use super::chosen;
 use crate::bench::time;
@@ -18,17 +18,18 @@ const LAWS: [Law; 3] = [
     Law::Uniform { low: -1.0, high: 3.0 },
     Law::LogUniform { low: 0.0, high: 16.0 },
 ];
-/// A path and its seed.
-const OF: (&str, u64) = ("layers.0.feed.body.gate", 42);
+/// A seed and a path.
+const OF: (u64, &str) = (42, "layers.0.feed.body.gate");
 
 fn on_host(law: Law, n: i64, kind: Kind) -> Result<Tensor> {
-    let drawn = Stream::new(OF.1, OF.0).fill(law, n.unsigned_abs() as usize);
+    let drawn = Stream::new(OF.0, OF.1).fill(law, n.unsigned_abs() as usize);
     Ok(Tensor::f_from_slice(&drawn)?.f_to_kind(kind)?)
 }
 
 fn on_gpu(gpu: &Gpu, law: Law, n: i64, kind: Kind) -> Result<Tensor> {
-    let like = Tensor::f_empty([0i64], (kind, gpu.device()))?;
-    ops::draw(OF.0, (law, OF.1), &[n], kind, &like, &|kind| on_host(law, n, kind))
+    let drawn = ops::draw(law, OF, &[n], kind, gpu.device());
+    let detail = || format!("no kernel draws {law:?} in {kind:?}");
+    drawn.unwrap_or_else(|| Err(Error::Op { op: "draw", detail: detail() }))
 }
 
 impl Case for Draw {

@@ -1,11 +1,10 @@
 //! Whole stages of routed experts: every kernel of a real step, and states that are had back with the
 //! selections of the forward replayed.
 
-use lightc_runtime::watch::op_times;
 use lightc_runtime::{Result, Stage};
 
 use super::chosen;
-use super::stage::{Data, both_ways, had_back, kernel_rows, op_row, same_bits};
+use super::stage::{Data, both_ways, had_back, kernel_rows, op_rows, same_bits};
 use crate::check::{compared, finished};
 use crate::{Case, Gpu, Measured, Verdict, stages};
 
@@ -73,9 +72,7 @@ impl Case for Mixtures {
             let data = Data::new(gpu, stage, t)?;
             measured.extend(both_ways(gpu, stage, &data, &format!("T={t}"))?);
             measured.extend(kernel_rows(stage, &data)?);
-            let (done, times) = op_times(|| data.step(stage));
-            let _ = done?;
-            measured.extend(times.iter().take(40).map(op_row));
+            measured.extend(op_rows(stage, &data)?);
         }
         Ok(measured)
     }

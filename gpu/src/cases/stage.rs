@@ -254,9 +254,7 @@ impl Case for Dense {
             peers: &[],
         }];
         measured.extend(rows);
-        let (done, times) = op_times(|| data.step(full));
-        let _ = done?;
-        measured.extend(times.iter().take(LONGEST).map(op_row));
+        measured.extend(op_rows(full, &data)?);
         measured.extend(kernel_rows(full, &Data::new(gpu, full, LONG)?)?);
         Ok(measured)
     }
@@ -275,6 +273,13 @@ pub(super) fn kernel_rows(stage: &dyn Stage, data: &Data) -> Result<Vec<Measured
 /// So many ops of a step are listed.
 const LONGEST: usize = 40;
 
+/// The ops of a step that take longest, all calls of each with the same shapes together.
+pub(super) fn op_rows(stage: &dyn Stage, data: &Data) -> Result<Vec<Measured>> {
+    let (done, times) = op_times(|| data.step(stage));
+    let _ = done?;
+    Ok(times.iter().take(LONGEST).map(op_row).collect())
+}
+
 /// The median call of one kernel.
 fn timed_row(row: &cuda::Timed) -> Measured {
     Measured {
@@ -288,7 +293,7 @@ fn timed_row(row: &cuda::Timed) -> Measured {
 }
 
 /// What the calls of one op took together; the host's part is in it.
-pub(super) fn op_row(time: &OpTime) -> Measured {
+fn op_row(time: &OpTime) -> Measured {
     Measured {
         name: format!("all calls of {}", time.op),
         shape: format!("{}x {}", time.calls, time.inputs),

@@ -321,8 +321,8 @@ impl Gpu {
 /// The code of a source, once it is there; locked while it is compiled.
 type Compiled = Arc<Mutex<Option<Vec<u8>>>>;
 
-/// Sources under way or compiled, by the address of their text.
-static COMPILED: Mutex<BTreeMap<usize, Compiled>> = Mutex::new(BTreeMap::new());
+/// Sources under way or compiled, by their text: a source that is a constant has an address for each use of it.
+static COMPILED: Mutex<BTreeMap<&'static str, Compiled>> = Mutex::new(BTreeMap::new());
 
 /// The code of a module: what a thread of [`compile_ahead`] made or is making, or else made now.
 pub(super) fn code(
@@ -331,7 +331,7 @@ pub(super) fn code(
 ) -> std::result::Result<Vec<u8>, lightc_kernels::Error> {
     let cell = {
         let mut all = COMPILED.lock().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(all.entry(module.source.as_ptr() as usize).or_default())
+        Arc::clone(all.entry(module.source).or_default())
     };
     let mut known = cell.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(code) = &*known {

@@ -363,9 +363,7 @@ fn compare(
     }
     drop(second);
     let wide = reference_kind(place, inputs, &first)?;
-    let widened: Vec<Tensor> = inputs.iter().map(|x| widen(x, wide)).collect::<Result<_>>()?;
-    let widened: Vec<&Tensor> = widened.iter().collect();
-    let wanted = reference(&widened, &Tensor::f_empty([0i64], (wide, like.device()))?)?;
+    let wanted = of_kind(inputs, like, wide, widen, reference)?;
     // What the same calls are off by in the kinds of the run.
     let plain = reference(inputs, like)?;
     let mut errors = Vec::new();
@@ -393,9 +391,7 @@ fn compare(
         errors.push((difference(x, want)?, limit));
     }
     if mismatch.is_none() && errors.iter().any(|pair| is_beyond(*pair)) {
-        let moved: Vec<Tensor> = inputs.iter().map(|x| moved(x, wide)).collect::<Result<_>>()?;
-        let moved: Vec<&Tensor> = moved.iter().collect();
-        let moved = reference(&moved, &Tensor::f_empty([0i64], (wide, like.device()))?)?;
+        let moved = of_kind(inputs, like, wide, moved, reference)?;
         for ((pair, moved), want) in errors.iter_mut().zip(&moved).zip(&wanted) {
             pair.1 = pair.1.max(difference(moved, want)? * noise_factor(want));
         }
@@ -419,6 +415,19 @@ fn compare(
         }
     }
     Ok(first)
+}
+
+/// The reference in a wide kind, of inputs as `prepare` gives them in it.
+fn of_kind(
+    inputs: &[&Tensor],
+    like: &Tensor,
+    kind: Kind,
+    prepare: fn(&Tensor, Kind) -> Result<Tensor>,
+    reference: Way<'_>,
+) -> Result<Vec<Tensor>> {
+    let prepared: Vec<Tensor> = inputs.iter().map(|x| prepare(x, kind)).collect::<Result<_>>()?;
+    let prepared: Vec<&Tensor> = prepared.iter().collect();
+    reference(&prepared, &Tensor::f_empty([0i64], (kind, like.device()))?)
 }
 
 impl Checked {

@@ -62,4 +62,3 @@ pub use states::*;
 pub(crate) use support::{describe, is_float, op_error};
 pub(crate) use tile::LIMITS as TILE_LIMITS;
 pub use tile::draw;
-pub(crate) use tile::takes_draw;

@@ -443,13 +443,11 @@ impl Walk<'_> {
                 sum(codes.map(|arg| bytes_of(body.ty(*arg), sizes)))
             }
             Op::MaskedAttentionGrad(op) => {
-                let (Some(q), Some(mask)) = (node.args.first(), node.args.get(3)) else {
-                    return Some(Size::default());
-                };
-                let heads = body.ty(*q).axis(&op.head).map(|axis| bound(&axis.size, sizes));
+                let (q, mask) = (node.args.first()?, node.args.get(3)?);
+                let heads = bound(&body.ty(*q).axis(&op.head)?.size, sizes)?;
                 let pairs = bound(&body.ty(*mask).count()?, sizes)?;
                 let of_pair = if op.bound.causal { 1 } else { 2 };
-                pairs.checked_mul(&heads??)?.checked_mul(&Size::constant(of_pair))
+                pairs.checked_mul(&heads)?.checked_mul(&Size::constant(of_pair))
             }
             Op::Exchange(_) => {
                 sum(node.results.iter().map(|result| bytes_of(body.ty(*result), sizes)))

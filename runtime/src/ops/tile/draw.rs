@@ -2,10 +2,11 @@
 
 use lightc_numerics::draw::{Law, key};
 
-use super::{ceil, exact, int, take};
+use super::{ceil, int, take};
 use crate::cuda::{self, Arg, Kernel, Module};
 use crate::error::Result;
-use crate::{Error, Kind, Tensor};
+use crate::random::on_host;
+use crate::{Device, Kind, Tensor};
 
 static MODULE: Module = Module { name: "draw.cu", source: lightc_kernels::DRAW };
 
@@ -37,44 +38,44 @@ fn kernel_of(law: Law, kind: Kind) -> Option<(&'static Kernel, f64, f64)> {
     }
 }
 
-/// Laws that draw, in f32 or bf16, on a GPU, with at least one element.
-pub(crate) fn takes_draw(law: Law, n: i64, kind: Kind, like: &Tensor) -> bool {
-    cuda::runs_on(like.device()) && n > 0 && kernel_of(law, kind).is_some()
-}
-
-/// The draws of a path by a law and a seed, in f32 or bf16 on the GPU of `like`. `reference` draws them in a kind on the
-/// processor.
-///
-/// # Errors
-/// Those of the launch.
+/// The values that a law gives the path of a seed, on a GPU; nothing where there is no kernel: for laws that do not draw, other
+/// kinds than f32 and bf16, no elements, and other devices.
 pub fn draw(
-    path: &str,
-    (law, seed): (Law, u64),
+    law: Law,
+    of: (u64, &str),
     shape: &[i64],
     kind: Kind,
-    like: &Tensor,
-    reference: &dyn Fn(Kind) -> Result<Tensor>,
+    device: Device,
+) -> Option<Result<Tensor>> {
+    let n: i64 = shape.iter().product();
+    let found = kernel_of(law, kind).filter(|_| cuda::runs_on(device) && n > 0)?;
+    Some(draw_by(found, law, of, shape, (kind, device)))
+}
+
+fn draw_by(
+    (kernel, a, b): (&'static Kernel, f64, f64),
+    law: Law,
+    of: (u64, &str),
+    shape: &[i64],
+    (kind, device): (Kind, Device),
 ) -> Result<Tensor> {
     const OP: &str = "draw";
-    let (kernel, a, b) = kernel_of(law, kind).ok_or_else(|| Error::Op {
-        op: OP,
-        detail: format!("there is no kernel for {law:?} in {kind:?}"),
-    })?;
     let fused: cuda::Way<'_> = &|_, like| {
         let y = cuda::empty(shape, kind, like)?;
-        let n: i64 = shape.iter().product();
+        let n = y.numel() as i64;
         let mut args = vec![Arg::Tensor(&y), Arg::I64(n)];
-        let key = key(seed, path);
+        let key = key(of.0, of.1);
         let (words, _) = key.as_chunks::<4>();
         args.extend(words.iter().map(|word| Arg::I32(i32::from_le_bytes(*word))));
         args.extend([a, b].map(|number| Arg::I64(number.to_bits().cast_signed())));
         cuda::launch(kernel, [int(OP, ceil(n, BLOCK))?, 1, 1], &args)?;
         Ok(vec![y])
     };
-    let drawn: cuda::Way<'_> = &|_, like| {
+    let reference: cuda::Way<'_> = &|_, like| {
         let kind = if like.kind() == Kind::Double { Kind::Double } else { kind };
-        Ok(vec![reference(kind)?.f_to_device(like.device())?])
+        Ok(vec![on_host(law, of, shape, kind)?.f_to_device(device)?])
     };
-    let [y] = take(OP, cuda::either(kernel, &[], &exact(like)?, fused, drawn)?)?;
+    let like = Tensor::f_empty([0i64], (Kind::BFloat16, device))?;
+    let [y] = take(OP, cuda::either(kernel, &[], &like, fused, reference)?)?;
     Ok(y)
 }

@@ -24,7 +24,6 @@ pub(super) use attention::{attention, attention_grad, form_of, takes_attention};
 pub(super) use combine::{takes_weigh, weigh};
 pub(super) use delta::{delta_rule, delta_rule_grad, takes_delta_rule};
 pub use draw::draw;
-pub(crate) use draw::takes_draw;
 pub(super) use fixed::{
     pack_bools, state_before, state_cotangent, state_seed, state_start, state_step, state_value,
     takes_bits, takes_states, takes_value, unpack_bools,
