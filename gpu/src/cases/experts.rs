@@ -24,10 +24,12 @@ const fn size(rows: i64, top: i64, experts: i64, d: i64, f: i64) -> Size {
     Size { rows, top, experts, d, f }
 }
 
-/// One place; an odd number; one expert; more experts than a warp has lanes; both widths of a half tile.
-const SMALL: [Size; 4] = [
+/// One place; an odd number; so many places of an expert that its codes are turned into bf16 first; both widths of a half tile;
+/// more experts than a warp has lanes.
+const SMALL: [Size; 5] = [
     size(1, 1, 1, 64, 64),
     size(21, 3, 20, 128, 64),
+    size(1030, 3, 3, 192, 128),
     size(63, 1, 5, 192, 320),
     size(200, 2, 70, 64, 128),
 ];
