@@ -97,23 +97,47 @@ fn resident(function: &Function, group: &Group, phases: &Phases, vector: i64, ch
 /// What of a thread's registers may be taken beside what one node computes with.
 pub(super) const REGISTERS: i64 = 72;
 
-/// Registers that a thread of a shape needs beside what one node computes with: an estimate.
-pub(super) fn registers(function: &Function, group: &Group, phases: &Phases, shape: &Shape) -> i64 {
-    resident(function, group, phases, shape.vector, shape.chunks)
-        + beside(function, group, phases, shape.vector)
+/// Blocks of so many threads that a multiprocessor has at once.
+pub(super) fn at_once(
+    function: &Function,
+    group: &Group,
+    phases: &Phases,
+    block: i64,
+    vector: i64,
+    chunks: i64,
+) -> i64 {
+    let gathers = group.nodes.iter().any(|id| gather::is_gather(function, *id));
+    let blocks = if gathers && block == gather::THREADS {
+        gather::RESIDENT
+    } else {
+        (512 / block).max(1)
+    };
+    let mut needed = resident(function, group, phases, vector, chunks)
+        + beside(function, group, phases, vector);
+    if has_steps(function, group) {
+        // What is held in pairs is widened once where there is room for it, and not in each row.
+        needed += hoisted(function, group, phases, vector);
+    }
+    // Beyond what shapes are chosen for, a thread gets the registers of a block less.
+    if needed > REGISTERS { (blocks - 1).max(1) } else { blocks }
+}
+
+/// Registers of what is read before all rows.
+fn hoisted(function: &Function, group: &Group, phases: &Phases, vector: i64) -> i64 {
+    let one = |value| held(&group.layout, value, vector) / per_register(function, group, value);
+    phases.hoisted.iter().map(|value| one(*value)).sum()
 }
 
 /// Registers of what is read before all rows, and of steps that are handed from row to row.
 fn beside(function: &Function, group: &Group, phases: &Phases, vector: i64) -> i64 {
-    let hoisted = phases
-        .hoisted
-        .iter()
-        .map(|value| held(&group.layout, *value, vector) / per_register(function, group, *value));
     let mut seen = std::collections::BTreeSet::new();
     let steps = group.nodes.iter().filter_map(|id| {
         let node = function.node(*id);
         let x = *node.args.first()?;
+        let made = group.nodes.contains(&function.value(x).node);
         let taps = match &node.op {
+            // Nothing of it is read from other rows.
+            Op::CausalConvInputGrad(_) if made => return None,
             Op::CausalConv(_) | Op::CausalConvInputGrad(_) => {
                 group.layout.smalls(*node.args.get(1)?).iter().product()
             }
@@ -122,7 +146,7 @@ fn beside(function: &Function, group: &Group, phases: &Phases, vector: i64) -> i
         };
         seen.insert(x).then_some((taps + 1) * vector / 2)
     });
-    hoisted.sum::<i64>() + steps.sum::<i64>()
+    hoisted(function, group, phases, vector) + steps.sum::<i64>()
 }
 
 fn has_row_sums(function: &Function, group: &Group) -> bool {
@@ -154,18 +178,19 @@ pub(super) fn shape(function: &Function, group: &Group, phases: &Phases) -> Shap
             vector /= 2;
         }
         // Smaller blocks leave fewer registers unused where a thread needs many.
-        let widest = if sums { 128 } else { 256 };
+        let long = has_steps(function, group);
+        let widest = if sums || long { 128 } else { 256 };
         let threads = power(up(lane, vector)).min(widest);
         let block = threads.max(widest);
         let tiles = up(lane, vector * threads);
-        // Sums over rows and steps that go from row to row want blocks with many rows.
-        let long = has_steps(function, group);
-        let blocks = if sums {
-            132 * 5
-        } else if long {
-            132 * 6
-        } else {
-            132 * 96
+        // Sums over rows and steps that go from row to row want blocks with many rows: as many blocks as there can be at
+        // once, or twice as many where a block begins with little.
+        let at_once = at_once(function, group, phases, block, vector, 1);
+        let blocks = match (sums, long) {
+            (true, true) => 132 * at_once,
+            (true, false) => 132 * 5,
+            (false, true) => 132 * at_once * 2,
+            (false, false) => 132 * 96,
         };
         let blocks = blocks / tiles;
         let ragged = tiles * threads * vector != lane;
