@@ -97,6 +97,9 @@ fn resident(function: &Function, group: &Group, phases: &Phases, vector: i64, ch
 /// What of a thread's registers may be taken beside what one node computes with.
 pub(super) const REGISTERS: i64 = 72;
 
+/// What of a thread's 128 registers sums over rows and what is read may take.
+const AT_ONCE: i64 = 112;
+
 /// Blocks of so many threads that a multiprocessor has at once.
 pub(super) fn at_once(
     function: &Function,
@@ -107,19 +110,33 @@ pub(super) fn at_once(
     chunks: i64,
 ) -> i64 {
     let gathers = group.nodes.iter().any(|id| gather::is_gather(function, *id));
-    let blocks = if gathers && block == gather::THREADS {
-        gather::RESIDENT
-    } else {
-        (512 / block).max(1)
-    };
-    let mut needed = resident(function, group, phases, vector, chunks)
-        + beside(function, group, phases, vector);
+    let blocks =
+        if gathers && block == gather::THREADS { gather::RESIDENT } else { (512 / block).max(1) };
+    let mut needed =
+        resident(function, group, phases, vector, chunks) + beside(function, group, phases, vector);
     if has_steps(function, group) {
         // What is held in pairs is widened once where there is room for it, and not in each row.
         needed += hoisted(function, group, phases, vector);
     }
     // Beyond what shapes are chosen for, a thread gets the registers of a block less.
-    if needed > REGISTERS { (blocks - 1).max(1) } else { blocks }
+    // Half of the threads would be too few to have enough on its way.
+    let reads_much = blocks > 2
+        && has_row_sums(function, group)
+        && resident(function, group, phases, vector, chunks)
+            + read(function, group, vector, chunks)
+            > AT_ONCE;
+    if needed > REGISTERS || reads_much { (blocks - 1).max(1) } else { blocks }
+}
+
+/// Registers of all that a thread reads in one pass and before all rows: the compiler begins to read much of it at once.
+fn read(function: &Function, group: &Group, vector: i64, chunks: i64) -> i64 {
+    let layout = &group.layout;
+    let vectors = group.inputs.iter().filter(|value| layout.is_vector(**value));
+    let one = |value: &ValueId| {
+        let half = if function.ty(*value).dtype == DType::Act { 1 } else { 2 };
+        held(layout, *value, vector) * chunks * half / 2
+    };
+    vectors.map(one).sum()
 }
 
 /// Registers of what is read before all rows.
@@ -211,7 +228,11 @@ pub(super) fn shape(function: &Function, group: &Group, phases: &Phases) -> Shap
     let threads = power(up(lane, vector * chunks)).min(1024);
     let chunks = up(lane, vector * threads);
     let block = if threads <= 32 { 256 } else { threads };
-    let blocks = if sums { 132 * (512 / block).max(1) } else { 132 * 64 * 256 / block };
+    let blocks = if sums {
+        132 * at_once(function, group, phases, block, vector, chunks)
+    } else {
+        132 * 64 * 256 / block
+    };
     let ragged = chunks * threads * vector != lane;
     Shape { threads, vector, chunks, block, tiles: 1, blocks, ragged, shared: 0 }
 }
