@@ -324,7 +324,7 @@ fn tables_are_read_as_they_are_stored() {
     // A sum that is rounded.
     let rounded = line(2, SUM, "%0, %1", "act[b, d=256]") + "  return %2\n";
     let (text, _) = of_nodes("256", "p=40", &rounded);
-    assert!(text.contains("round_all(v2);"));
+    assert!(text.contains("round_pairs(pairs_v2, v2);"));
 }
 
 #[test]

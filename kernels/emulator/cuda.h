@@ -204,10 +204,15 @@ static inline unsigned __activemask() { return emulator::lanes_alive(); }
 
 // ---- what generated row kernels state themselves for a GPU ----
 #define ROW_HOST
+#define ROW
 #define INLINE static inline
 #include "ptx.cuh"
 INLINE unsigned round_pair(float low, float high) { return pack_bf16(low, high); }
 INLINE float quick_reciprocal(float x) { return rcp_fast(x); }
+INLINE float quick_exp2(float x) { return exp2_fast(x); }
+INLINE unsigned add_pair(unsigned a, unsigned b) { return pack_bf16(low_half(a) + low_half(b), high_half(a) + high_half(b)); }
+INLINE unsigned sub_pair(unsigned a, unsigned b) { return pack_bf16(low_half(a) - low_half(b), high_half(a) - high_half(b)); }
+INLINE unsigned mul_pair(unsigned a, unsigned b) { return pack_bf16(low_half(a) * low_half(b), high_half(a) * high_half(b)); }
 INLINE void multiply(float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
     mma_bf16(c, a0, a1, a2, a3, b0, b1);
 }

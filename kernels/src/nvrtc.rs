@@ -10,9 +10,10 @@ use cudarc::nvrtc::{result, sys};
 use crate::{Error, HEADERS, Resources, log};
 
 /// How every source is compiled: for Hopper with its own instructions, with ptxas's report in the log.
-/// Warning 177 is of functions that a source does not use, which a header is full of.
+/// Warning 177 is of functions that a source does not use, which a header is full of; 550 of variables that it sets
+/// and does not read, as generated kernels have them: each value in both forms, of which some need one.
 pub const OPTIONS: &[&str] =
-    &["--gpu-architecture=sm_90a", "-std=c++17", "--ptxas-options=-v", "--diag-suppress=177"];
+    &["--gpu-architecture=sm_90a", "-std=c++17", "--ptxas-options=-v", "--diag-suppress=177,550"];
 
 const LIBRARY: &str = "libnvrtc.so.13";
 /// NVRTC opens it by name, which finds it only where it is loaded or on the search path.

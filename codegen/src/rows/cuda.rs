@@ -8,8 +8,8 @@ use super::layout::{Layout, Role};
 use super::phases::{Item, Phases, seen_through};
 use super::shape::{Shape, shape};
 use super::text::Text;
-use crate::ir::{Function, NodeId, ValueId};
-use crate::ops::Op;
+use crate::ir::{Function, Node, NodeId, ValueId};
+use crate::ops::{BinaryFn, Op};
 use lightc_dsl::ast::DType;
 use lightc_dsl::size::Size;
 use std::collections::{BTreeMap, BTreeSet};
@@ -75,11 +75,19 @@ pub(super) struct Writer<'a> {
     pub(super) angles: Vec<Angles>,
     pub(super) symbols: BTreeSet<String>,
     pub(super) alias: BTreeMap<ValueId, ValueId>,
+    /// Where the pass has values as pairs of bf16 too.
+    pub(super) pairs: BTreeMap<ValueId, String>,
     pub(super) scratch: usize,
     /// Inputs whose steps the pass has read, and which way.
     pub(super) steps_read: BTreeSet<(ValueId, bool)>,
-    /// Declarations that come before all rows.
-    pub(super) before_rows: Vec<String>,
+    /// Tables of angles that the pass has read.
+    pub(super) turns_read: BTreeSet<usize>,
+    /// Inputs that are read a row ahead.
+    pub(super) ahead: BTreeSet<ValueId>,
+    /// What comes before the rows, or before the rows of each run.
+    pub(super) before_rows: Text,
+    /// What comes after the rows of a run.
+    pub(super) after_rows: Text,
     /// What becomes of one of the results in place of being written.
     pub(super) end: Option<End>,
 }
@@ -108,9 +116,13 @@ pub(super) fn kernel_with(
         angles: Vec::new(),
         symbols: BTreeSet::new(),
         alias: BTreeMap::new(),
+        pairs: BTreeMap::new(),
         scratch: 0,
         steps_read: BTreeSet::new(),
-        before_rows: Vec::new(),
+        turns_read: BTreeSet::new(),
+        ahead: BTreeSet::new(),
+        before_rows: Text::default(),
+        after_rows: Text::default(),
         end,
     };
     writer.body();
@@ -211,34 +223,10 @@ impl<'a> Writer<'a> {
         self.indices();
         self.hoisted();
         self.accumulators();
-        let groups = self.shape.groups();
-        let before = self.text.split();
-        let halo = self.halo();
-        if halo > 0 {
-            let time = self.layout.rows.len().saturating_sub(1);
-            let steps = self.layout.rows.get(time).cloned().unwrap_or_default();
-            self.need_sizes(&steps);
-            self.text.line("// Rows after the block's own complete sums that its rows begin.");
-            self.text.line(format!("const int room = min({halo}, rows - last);"));
-            self.text.line(format!(
-                "const int past = last % {0} == 0 ? 0 : min(room, {0} - last % {0});",
-                size_text(&steps)
-            ));
-            self.text.open("for (int base = first; base < last + past; ++base)");
-            self.text.line("const bool live = base < last;");
-            self.text.line("const int row = base;");
-        } else {
-            self.text.open(format!("for (int base = first; base < last; base += {groups})"));
-        }
-        if halo == 0 && groups > 1 {
-            self.text.line("const bool live = base + group < last;");
-            self.text.line("const int row = live ? base + group : last - 1;");
-        } else if halo == 0 {
-            self.text.line("const int row = base;");
-        }
-        self.row_indices();
+        let opened = self.open_rows();
         if self.shape.threads > 32 && self.phases.all.iter().any(|phase| !phase.sums.is_empty()) {
-            self.text.line("float* const scratch = sums + (base - first) % 2 * SCRATCH;");
+            let row = if self.rolls() { "row" } else { "base" };
+            self.text.line(format!("float* const scratch = sums + ({row} - first) % 2 * SCRATCH;"));
         }
         for value in self.phases.kept.clone() {
             if !self.phases.hoisted.contains(&value) {
@@ -301,8 +289,7 @@ impl<'a> Writer<'a> {
             self.sum_ends(&phase.sums);
         }
         self.phases.all = phases;
-        self.text.close();
-        self.text.join(before, &self.before_rows);
+        self.close_rows(opened);
         self.partials();
         self.text.depth_out();
     }
@@ -356,6 +343,8 @@ impl<'a> Writer<'a> {
 
     pub(super) fn open_pass(&mut self) {
         self.steps_read.clear();
+        self.turns_read.clear();
+        self.pairs.clear();
         if self.shape.chunks > 1 {
             self.text.line("UNROLL");
             self.text.open(format!("for (int c = 0; c < {}; ++c)", self.shape.chunks));
@@ -365,29 +354,62 @@ impl<'a> Writer<'a> {
         }
     }
 
-    pub(super) fn row_indices(&mut self) {
+    /// Opens the loop over the block's rows; gives the text before it.
+    fn open_rows(&mut self) -> Text {
+        let groups = self.shape.groups();
+        if self.rolls() {
+            return self.open_runs();
+        }
+        let before = std::mem::take(&mut self.text);
+        self.text = before.beside();
+        self.before_rows = before.beside();
+        self.text.open(format!("for (int base = first; base < last; base += {groups})"));
+        if groups > 1 {
+            self.text.line("const bool live = base + group < last;");
+            self.text.line("const int row = live ? base + group : last - 1;");
+        } else {
+            self.text.line("const int row = base;");
+        }
+        let time = self.layout.rows.len().saturating_sub(1);
+        if groups == 1 && time > 0 {
+            // One row after the other: a remainder costs more than counting.
+            let size = self.layout.rows.get(time).cloned().unwrap_or_default();
+            self.need_sizes(&size);
+            let size = size_text(&size);
+            self.before_rows.line(format!("int next_r{time} = first % {size};"));
+            self.text.line(format!("const int r{time} = next_r{time};"));
+            self.text.line(format!("next_r{time} = r{time} + 1 == {size} ? 0 : r{time} + 1;"));
+            self.row_indices(time, &format!("row / {size}"));
+        } else {
+            self.row_indices(time + 1, "row");
+        }
+        before
+    }
+
+    fn close_rows(&mut self, before: Text) {
+        if self.rolls() {
+            return self.close_runs(before);
+        }
+        self.text.close();
+        let rows = std::mem::replace(&mut self.text, before);
+        self.text.append(std::mem::take(&mut self.before_rows));
+        self.text.append(rows);
+    }
+
+    /// The first few indexes of a row, of their index in their order.
+    pub(super) fn row_indices(&mut self, n: usize, of: &str) {
         let rows = self.layout.rows.clone();
-        let mut rest = "row".to_owned();
-        for (index, size) in rows.iter().enumerate().rev() {
+        let mut rest = of.to_owned();
+        for (index, size) in rows.iter().enumerate().take(n).rev() {
             self.need_sizes(size);
             let size = size_text(size);
             if index == 0 {
                 self.text.line(format!("const int r0 = {rest};"));
-            } else if rest == "row" && self.shape.groups() == 1 {
-                // One row after the other: a remainder costs more than counting.
-                self.before_rows.push(format!("int next_r{index} = first % {size};"));
-                self.text.line(format!("const int r{index} = next_r{index};"));
-                self.text
-                    .line(format!("next_r{index} = r{index} + 1 == {size} ? 0 : r{index} + 1;"));
-                rest = format!("row / {size}");
-            } else {
-                self.text.line(format!("const int r{index} = {rest} % {size};"));
-                rest = if rest == "row" {
-                    format!("row / {size}")
-                } else {
-                    format!("({rest}) / {size}")
-                };
+                continue;
             }
+            let whole = if rest.contains(' ') { format!("({rest})") } else { rest };
+            self.text.line(format!("const int r{index} = {whole} % {size};"));
+            rest = format!("{whole} / {size}");
         }
     }
 
@@ -414,6 +436,13 @@ impl<'a> Writer<'a> {
         let name = self.name(value);
         let loops = self.small_loops(value, &[]);
         let index: String = loops.iter().map(|(v, _)| format!("[{v}]")).collect();
+        if self.packed(value) {
+            let pairs = self.declare_pairs(value);
+            let n = self.text.loops(&loops);
+            self.text.line(format!("round_pairs({pairs}{index}, {name}{index});"));
+            self.text.close_all(n);
+            return;
+        }
         let n = self.text.loops(&loops);
         if self.layout.is_vector(value) {
             self.text.line(format!("round_all({name}{index});"));
@@ -452,6 +481,9 @@ impl<'a> Writer<'a> {
             } else {
                 let _ = self.alias.insert(result, base);
             }
+            if let Some(pairs) = self.pairs.get(&base).cloned() {
+                let _ = self.pairs.insert(result, pairs);
+            }
             return;
         }
         let described = self.describe(id);
@@ -485,6 +517,7 @@ impl<'a> Writer<'a> {
                 ));
             }
             _ if summed(node).is_some_and(|over| !over.is_empty()) => self.thread_sum(node, result),
+            op if self.in_pairs(op, node, result) => return,
             op => {
                 let mut loops = self.small_loops(result, &[]);
                 loops.extend(self.lane_loop(result));
@@ -496,6 +529,29 @@ impl<'a> Writer<'a> {
             }
         }
         self.round(result);
+    }
+
+    /// A sum, difference or product of pairs: two elements at once, and nothing is widened for it.
+    fn in_pairs(&mut self, op: &Op, node: &Node, result: ValueId) -> bool {
+        let Op::Binary(op) = op else { return false };
+        let function = match op.function {
+            BinaryFn::Add => "add_pairs",
+            BinaryFn::Sub => "sub_pairs",
+            BinaryFn::Mul => "mul_pairs",
+            _ => return false,
+        };
+        let args: Option<Vec<String>> = node.args.iter().map(|arg| self.as_pairs(*arg)).collect();
+        let Some(args) = args.filter(|_| self.packed(result)) else { return false };
+        let _ = self.declare_pairs(result);
+        let Some(pairs) = self.as_pairs(result) else { return false };
+        let loops = self.small_loops(result, &[]);
+        let index: String = loops.iter().map(|(v, _)| format!("[{v}]")).collect();
+        let n = self.text.loops(&loops);
+        self.text.line(format!("{function}({pairs}, {});", args.join(", ")));
+        let (vector, name) = (self.shape.vector, self.name(result));
+        self.text.line(format!("unpack<{vector}>({name}{index}, {pairs});"));
+        self.text.close_all(n);
+        true
     }
 
     pub(super) fn own(&self, value: ValueId) -> String {
@@ -565,16 +621,15 @@ impl<'a> Writer<'a> {
         let shape = self.shape;
         let mut head = Text::default();
         self.header(&mut head, entry);
-        let needed = super::shape::registers(self.function, self.group, &self.phases, &self.shape);
-        let resident = match (shape.block, self.halo() > 0) {
-            // Enough loads on their way where a block has many rows.
-            (128, true) => 5,
-            (super::gather::THREADS, _) if self.gathers() => super::gather::RESIDENT,
-            _ => (512 / shape.block).max(1),
-        };
-        // Beyond what shapes are chosen for, a thread gets the registers of a block less.
-        let resident =
-            if needed > super::shape::REGISTERS { (resident - 1).max(1) } else { resident };
+        let (group, phases) = (self.group, &self.phases);
+        let resident = super::shape::at_once(
+            self.function,
+            group,
+            phases,
+            shape.block,
+            shape.vector,
+            shape.chunks,
+        );
         if self.scratch > 0 {
             head.line(format!("#define SCRATCH {}", self.scratch));
         }
@@ -605,11 +660,6 @@ impl<'a> Writer<'a> {
             passes: passes.max(1),
             end: self.end,
         }
-    }
-
-    /// Whether it sums rows of a table.
-    fn gathers(&self) -> bool {
-        self.group.nodes.iter().any(|id| super::gather::is_gather(self.function, *id))
     }
 
     pub(super) fn header(&self, head: &mut Text, entry: &str) {

@@ -41,6 +41,23 @@ impl Writer<'_> {
         self.is_act(value) && self.layout.is_vector(value) && self.shape.vector % 2 == 0
     }
 
+    /// Declares the pairs of a value that the pass has.
+    pub(super) fn declare_pairs(&mut self, value: ValueId) -> String {
+        let smalls: String = self.layout.smalls(value).iter().map(|n| format!("[{n}]")).collect();
+        let pairs = format!("pairs_{}", self.name(value));
+        self.text.line(format!("unsigned {pairs}{smalls}[{}];", self.shape.vector / 2));
+        let _ = self.pairs.insert(value, pairs.clone());
+        pairs
+    }
+
+    /// The pairs of a value of class `act` at the loop variables of its axes, where the pass has them.
+    pub(super) fn as_pairs(&self, value: ValueId) -> Option<String> {
+        let pairs = self.pairs.get(&value).filter(|_| self.packed(value))?;
+        let loops = self.small_loops(value, &[]);
+        let index: String = loops.iter().map(|(v, _)| format!("[{v}]")).collect();
+        Some(format!("{pairs}{index}"))
+    }
+
     pub(super) fn kept_declaration(&self, value: ValueId) -> String {
         let smalls: String = self.layout.smalls(value).iter().map(|n| format!("[{n}]")).collect();
         let (chunks, vector) = (self.shape.chunks, self.shape.vector);
@@ -61,9 +78,14 @@ impl Writer<'_> {
         let mut loops = self.small_loops(value, &[]);
         let index: String = loops.iter().map(|(v, _)| format!("[{v}]")).collect();
         if self.packed(value) {
+            let pairs = self.as_pairs(value);
             let n = self.text.loops(&loops);
             let vector = self.shape.vector;
-            self.text.line(format!("pack<{vector}>(kept_{name}[{chunk}]{index}, {name}{index});"));
+            let kept = format!("kept_{name}[{chunk}]{index}");
+            self.text.line(match pairs {
+                Some(pairs) => format!("copy({kept}, {pairs});"),
+                None => format!("pack<{vector}>({kept}, {name}{index});"),
+            });
             self.text.close_all(n);
             return;
         }
@@ -87,6 +109,7 @@ impl Writer<'_> {
             let vector = self.shape.vector;
             self.text
                 .line(format!("unpack<{vector}>({name}{index}, kept_{name}[{chunk}]{index});"));
+            let _ = self.pairs.insert(value, format!("kept_{name}[{chunk}]"));
         } else {
             self.text.line(format!("{name}{index} = kept_{name}[{chunk}]{index};"));
         }
@@ -111,12 +134,16 @@ impl Writer<'_> {
         let (name, pointer) = (self.name(value), format!("in_{}", value.0));
         let is_kept = self.phases.kept.contains(&value)
             || (self.phases.hoisted.contains(&value) && self.is_put_by(value));
-        let packed = is_kept && self.packed(value) && self.access(value).is_vector();
+        let packed = self.packed(value) && self.access(value).is_vector();
         self.text.line(format!("{} {name}{};", self.element(value), self.extent(value)));
         for leaf in self.layout.leaves(value).to_vec() {
             if let Role::Row(_) = leaf.role {
                 self.need_sizes(&leaf.stride);
             }
+        }
+        if self.begin_ahead(value) {
+            self.read_ahead(value);
+            return;
         }
         let (vector, chunk) = (self.shape.vector, self.chunk());
         let guarded = self.shape.ragged && self.layout.is_lane(value);
@@ -155,25 +182,25 @@ impl Writer<'_> {
         let mut loops = self.small_loops(value, &[]);
         let index: String = loops.iter().map(|(v, _)| format!("[{v}]")).collect();
         if is_vector {
+            let pairs = if !packed {
+                String::new()
+            } else if is_kept {
+                let kept = format!("kept_{name}[{chunk}]");
+                let _ = self.pairs.insert(value, kept.clone());
+                kept
+            } else {
+                self.declare_pairs(value)
+            };
+            let inside = if guarded { "inside" } else { "" };
             let n = self.text.loops(&loops);
             if packed {
-                let kept = format!("kept_{name}[{chunk}]{index}");
-                let load = format!("load_pairs<{vector}>({kept}, {pointer} + {offset});");
-                if guarded {
-                    self.text.line(format!("if (inside) {load}"));
-                    self.text.line(format!("else clear({kept});"));
-                } else {
-                    self.text.line(load);
-                }
-                self.text.line(format!("unpack<{vector}>({name}{index}, {kept});"));
+                let pairs = format!("{pairs}{index}");
+                let load = format!("load_pairs<{vector}>({pairs}, {pointer} + {offset});");
+                self.load_if(inside, &load, &pairs);
+                self.text.line(format!("unpack<{vector}>({name}{index}, {pairs});"));
             } else {
                 let load = format!("load<{vector}>({name}{index}, {pointer} + {offset});");
-                if guarded {
-                    self.text.line(format!("if (inside) {load}"));
-                    self.text.line(format!("else clear({name}{index});"));
-                } else {
-                    self.text.line(load);
-                }
+                self.load_if(inside, &load, &format!("{name}{index}"));
             }
             self.text.close_all(n);
             return;
@@ -239,8 +266,12 @@ impl Writer<'_> {
             self.text.close_all(n);
         } else if self.access(value).is_vector() {
             let index: String = loops.iter().map(|(v, _)| format!("[{v}]")).collect();
+            let pairs = self.as_pairs(value);
             let n = self.text.loops(&loops);
-            self.text.line(format!("store<{vector}>({pointer} + {offset}, {name}{index});"));
+            self.text.line(match pairs {
+                Some(pairs) => format!("store_pairs<{vector}>({pointer} + {offset}, {pairs});"),
+                None => format!("store<{vector}>({pointer} + {offset}, {name}{index});"),
+            });
             self.text.close_all(n);
         } else {
             let stride = self.access(value).lane_stride();

@@ -31,13 +31,19 @@
 //! **Passes** (`phases`). A sum over a lane ends a pass over a thread's elements; what the next pass needs
 //! is kept in registers if it was read or was dear to compute, else computed again.
 //!
+//! **Steps** (`steps`). Where a block does one row after the other, a convolution's steps are handed from row to
+//! row, and so are sums that rows before it wait for. A block's rows of one sequence are a run: what begins anew with
+//! a sequence stands before its rows and not in them. The text has several rows in a row, so that the steps rotate
+//! through registers and none is moved, and what a row reads is begun to be read a row before.
+//!
 //! **Shapes** (`shape`). A thread reads 16 bytes at once where it can. Where no sum runs over the whole
 //! lane, blocks beside each other share it. The blocks along the rows are a function of the number of
 //! rows alone, and sums over rows are partial sums of blocks that a second kernel adds in order: the bits
 //! are the same on every GPU and in every run, and there are no atomics.
 //!
 //! **Precision.** Values of class `act` are bf16 in memory and rounded to it wherever an op gives one;
-//! all arithmetic is 32-bit. So a kernel gives what its nodes give one by one, up to the order of sums.
+//! all arithmetic is 32-bit, or has its bits: a sum or product of two bf16 that is rounded to bf16 is made of pairs. So a
+//! kernel gives what its nodes give one by one, up to the order of sums.
 //!
 //! **Ends.** A kernel that ends a layer of a reversible stack is also generated with the step of the stack's state,
 //! and with the inverse of that, in place of the write of its result (`ends`).

@@ -9,6 +9,11 @@ typedef unsigned short bf16;
 #define INLINE __device__ __forceinline__
 #endif
 
+// What is done in one row, where several rows follow each other in the text.
+#ifndef ROW
+#define ROW __attribute__((always_inline))
+#endif
+
 #ifndef INFINITY
 #define INFINITY __int_as_float(0x7f800000)
 #endif
@@ -23,6 +28,27 @@ INLINE unsigned round_pair(float low, float high) {
 INLINE float quick_reciprocal(float x) {
     float y;
     asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+INLINE float quick_exp2(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+// Two results of bf16. Rounded from 32 bits they would have the same bits: these have more than twice as many.
+INLINE unsigned add_pair(unsigned a, unsigned b) {
+    unsigned y;
+    asm("add.rn.bf16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+    return y;
+}
+INLINE unsigned sub_pair(unsigned a, unsigned b) {
+    unsigned y;
+    asm("sub.rn.bf16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+    return y;
+}
+INLINE unsigned mul_pair(unsigned a, unsigned b) {
+    unsigned y;
+    asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
     return y;
 }
 // C[16][8] += A[16][16] B[16][8] of a warp, bf16 and f32: the rows and columns of a thread are those of
@@ -47,17 +73,8 @@ INLINE void narrow(bool& to, bool x) { to = x; }
 
 // A vector of N floats to the precision of bf16.
 template <int N> INLINE void round_all(float (&x)[N]) {
-    if constexpr (N % 2 == 0) {
-        UNROLL
-        for (int i = 0; i < N; i += 2) {
-            const unsigned pair = round_pair(x[i], x[i + 1]);
-            x[i] = widen_low(pair);
-            x[i + 1] = widen_high(pair);
-        }
-    } else {
-        UNROLL
-        for (int i = 0; i < N; ++i) x[i] = rounded(x[i]);
-    }
+    UNROLL
+    for (int i = 0; i < N; ++i) x[i] = rounded(x[i]);
 }
 
 // N / 2 pairs of bf16 in a row, N a multiple of 2; the address is a multiple of what is read at once.
@@ -87,6 +104,27 @@ template <int N> INLINE void pack(unsigned (&to)[N / 2], const float (&from)[N])
     UNROLL
     for (int i = 0; i < N; i += 2) to[i / 2] = round_pair(from[i], from[i + 1]);
 }
+// The same, and the pairs that it was rounded to.
+template <int N> INLINE void round_pairs(unsigned (&pairs)[N / 2], float (&x)[N]) {
+    pack<N>(pairs, x);
+    unpack<N>(x, pairs);
+}
+template <int N> INLINE void add_pairs(unsigned (&y)[N], const unsigned (&a)[N], const unsigned (&b)[N]) {
+    UNROLL
+    for (int i = 0; i < N; ++i) y[i] = add_pair(a[i], b[i]);
+}
+template <int N> INLINE void sub_pairs(unsigned (&y)[N], const unsigned (&a)[N], const unsigned (&b)[N]) {
+    UNROLL
+    for (int i = 0; i < N; ++i) y[i] = sub_pair(a[i], b[i]);
+}
+template <int N> INLINE void mul_pairs(unsigned (&y)[N], const unsigned (&a)[N], const unsigned (&b)[N]) {
+    UNROLL
+    for (int i = 0; i < N; ++i) y[i] = mul_pair(a[i], b[i]);
+}
+template <int N, class T> INLINE void copy(T (&to)[N], const T (&from)[N]) {
+    UNROLL
+    for (int i = 0; i < N; ++i) to[i] = from[i];
+}
 template <int N> INLINE void load(float (&to)[N], const bf16* __restrict__ from) {
     if constexpr (N % 2 == 0) {
         unsigned pairs[N / 2];
@@ -113,22 +151,31 @@ template <int N> INLINE void load(bool (&to)[N], const bool* __restrict__ from) 
     UNROLL
     for (int i = 0; i < N; ++i) to[i] = from[i];
 }
-template <int N> INLINE void store(bf16* __restrict__ to, const float (&from)[N]) {
+template <int N> INLINE void store_pairs(bf16* __restrict__ to, const unsigned (&from)[N / 2]) {
     if constexpr (N % 8 == 0) {
         UNROLL
         for (int i = 0; i < N; i += 8) {
             uint4 four;
-            four.x = round_pair(from[i], from[i + 1]), four.y = round_pair(from[i + 2], from[i + 3]);
-            four.z = round_pair(from[i + 4], from[i + 5]), four.w = round_pair(from[i + 6], from[i + 7]);
+            four.x = from[i / 2], four.y = from[i / 2 + 1], four.z = from[i / 2 + 2], four.w = from[i / 2 + 3];
             *reinterpret_cast<uint4*>(to + i) = four;
         }
     } else if constexpr (N % 4 == 0) {
         UNROLL
         for (int i = 0; i < N; i += 4) {
             uint2 two;
-            two.x = round_pair(from[i], from[i + 1]), two.y = round_pair(from[i + 2], from[i + 3]);
+            two.x = from[i / 2], two.y = from[i / 2 + 1];
             *reinterpret_cast<uint2*>(to + i) = two;
         }
+    } else {
+        UNROLL
+        for (int i = 0; i < N; i += 2) *reinterpret_cast<unsigned*>(to + i) = from[i / 2];
+    }
+}
+template <int N> INLINE void store(bf16* __restrict__ to, const float (&from)[N]) {
+    if constexpr (N % 2 == 0) {
+        unsigned pairs[N / 2];
+        pack<N>(pairs, from);
+        store_pairs<N>(to, pairs);
     } else {
         UNROLL
         for (int i = 0; i < N; ++i) narrow(to[i], from[i]);
@@ -256,7 +303,7 @@ INLINE void gather_sum_alone(float (&sum)[N], const T* __restrict__ table, const
     }
 }
 
-INLINE float sigmoid(float x) { return quick_reciprocal(1.0f + __expf(-x)); }
+INLINE float sigmoid(float x) { return quick_reciprocal(1.0f + quick_exp2(-1.44269504f * x)); }
 INLINE float silu(float x) { return x * sigmoid(x); }
 INLINE float softplus(float x) { return fmaxf(x, 0.0f) + log1pf(expf(-fabsf(x))); }
 INLINE float square(float x) { return x * x; }
@@ -274,14 +321,14 @@ INLINE float sigmoid_grad(float x, float dy) {
 }
 INLINE float silu_grad(float x, float dy) {
     const float s = sigmoid(x);
-    return dy * s * (1.0f + x * (1.0f - s));
+    return dy * (s + x * s * (1.0f - s));
 }
 INLINE float softplus_grad(float x, float dy) { return dy * sigmoid(x); }
 INLINE float tanh_grad(float x, float dy) {
     const float y = tanhf(x);
     return dy * (1.0f - y * y);
 }
-INLINE float square_grad(float x, float dy) { return 2.0f * x * dy; }
+INLINE float square_grad(float x, float dy) { return x * (2.0f * dy); }
 INLINE float abs_grad(float x, float dy) { return x > 0.0f ? dy : (x < 0.0f ? -dy : 0.0f); }
 INLINE float clamp_to(float x, float low, float high) { return fminf(fmaxf(x, low), high); }
 

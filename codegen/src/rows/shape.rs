@@ -97,23 +97,64 @@ fn resident(function: &Function, group: &Group, phases: &Phases, vector: i64, ch
 /// What of a thread's registers may be taken beside what one node computes with.
 pub(super) const REGISTERS: i64 = 72;
 
-/// Registers that a thread of a shape needs beside what one node computes with: an estimate.
-pub(super) fn registers(function: &Function, group: &Group, phases: &Phases, shape: &Shape) -> i64 {
-    resident(function, group, phases, shape.vector, shape.chunks)
-        + beside(function, group, phases, shape.vector)
+/// What of a thread's 128 registers sums over rows and what is read may take.
+const AT_ONCE: i64 = 112;
+
+/// Blocks of so many threads that a multiprocessor has at once.
+pub(super) fn at_once(
+    function: &Function,
+    group: &Group,
+    phases: &Phases,
+    block: i64,
+    vector: i64,
+    chunks: i64,
+) -> i64 {
+    let gathers = group.nodes.iter().any(|id| gather::is_gather(function, *id));
+    let blocks =
+        if gathers && block == gather::THREADS { gather::RESIDENT } else { (512 / block).max(1) };
+    let mut needed =
+        resident(function, group, phases, vector, chunks) + beside(function, group, phases, vector);
+    if has_steps(function, group) {
+        // What is held in pairs is widened once where there is room for it, and not in each row.
+        needed += hoisted(function, group, phases, vector);
+    }
+    // Beyond what shapes are chosen for, a thread gets the registers of a block less.
+    // Half of the threads would be too few to have enough on its way.
+    let reads_much = blocks > 2
+        && has_row_sums(function, group)
+        && resident(function, group, phases, vector, chunks)
+            + read(function, group, vector, chunks)
+            > AT_ONCE;
+    if needed > REGISTERS || reads_much { (blocks - 1).max(1) } else { blocks }
+}
+
+/// Registers of all that a thread reads in one pass and before all rows: the compiler begins to read much of it at once.
+fn read(function: &Function, group: &Group, vector: i64, chunks: i64) -> i64 {
+    let layout = &group.layout;
+    let vectors = group.inputs.iter().filter(|value| layout.is_vector(**value));
+    let one = |value: &ValueId| {
+        let half = if function.ty(*value).dtype == DType::Act { 1 } else { 2 };
+        held(layout, *value, vector) * chunks * half / 2
+    };
+    vectors.map(one).sum()
+}
+
+/// Registers of what is read before all rows.
+fn hoisted(function: &Function, group: &Group, phases: &Phases, vector: i64) -> i64 {
+    let one = |value| held(&group.layout, value, vector) / per_register(function, group, value);
+    phases.hoisted.iter().map(|value| one(*value)).sum()
 }
 
 /// Registers of what is read before all rows, and of steps that are handed from row to row.
 fn beside(function: &Function, group: &Group, phases: &Phases, vector: i64) -> i64 {
-    let hoisted = phases
-        .hoisted
-        .iter()
-        .map(|value| held(&group.layout, *value, vector) / per_register(function, group, *value));
     let mut seen = std::collections::BTreeSet::new();
     let steps = group.nodes.iter().filter_map(|id| {
         let node = function.node(*id);
         let x = *node.args.first()?;
+        let made = group.nodes.contains(&function.value(x).node);
         let taps = match &node.op {
+            // Nothing of it is read from other rows.
+            Op::CausalConvInputGrad(_) if made => return None,
             Op::CausalConv(_) | Op::CausalConvInputGrad(_) => {
                 group.layout.smalls(*node.args.get(1)?).iter().product()
             }
@@ -122,7 +163,7 @@ fn beside(function: &Function, group: &Group, phases: &Phases, vector: i64) -> i
         };
         seen.insert(x).then_some((taps + 1) * vector / 2)
     });
-    hoisted.sum::<i64>() + steps.sum::<i64>()
+    hoisted(function, group, phases, vector) + steps.sum::<i64>()
 }
 
 fn has_row_sums(function: &Function, group: &Group) -> bool {
@@ -154,18 +195,19 @@ pub(super) fn shape(function: &Function, group: &Group, phases: &Phases) -> Shap
             vector /= 2;
         }
         // Smaller blocks leave fewer registers unused where a thread needs many.
-        let widest = if sums { 128 } else { 256 };
+        let long = has_steps(function, group);
+        let widest = if sums || long { 128 } else { 256 };
         let threads = power(up(lane, vector)).min(widest);
         let block = threads.max(widest);
         let tiles = up(lane, vector * threads);
-        // Sums over rows and steps that go from row to row want blocks with many rows.
-        let long = has_steps(function, group);
-        let blocks = if sums {
-            132 * 5
-        } else if long {
-            132 * 6
-        } else {
-            132 * 96
+        // Sums over rows and steps that go from row to row want blocks with many rows: as many blocks as there can be at
+        // once, or twice as many where a block begins with little.
+        let at_once = at_once(function, group, phases, block, vector, 1);
+        let blocks = match (sums, long) {
+            (true, true) => 132 * at_once,
+            (true, false) => 132 * 5,
+            (false, true) => 132 * at_once * 2,
+            (false, false) => 132 * 96,
         };
         let blocks = blocks / tiles;
         let ragged = tiles * threads * vector != lane;
@@ -186,7 +228,11 @@ pub(super) fn shape(function: &Function, group: &Group, phases: &Phases) -> Shap
     let threads = power(up(lane, vector * chunks)).min(1024);
     let chunks = up(lane, vector * threads);
     let block = if threads <= 32 { 256 } else { threads };
-    let blocks = if sums { 132 * (512 / block).max(1) } else { 132 * 64 * 256 / block };
+    let blocks = if sums {
+        132 * at_once(function, group, phases, block, vector, chunks)
+    } else {
+        132 * 64 * 256 / block
+    };
     let ragged = chunks * threads * vector != lane;
     Shape { threads, vector, chunks, block, tiles: 1, blocks, ragged, shared: 0 }
 }

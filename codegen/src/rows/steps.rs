@@ -3,6 +3,7 @@
 use super::access::size_text;
 use super::cuda::{Angles, Writer, variable};
 use super::layout::Role;
+use super::text::Text;
 use crate::ir::{Node, ValueId};
 use crate::ops::Op;
 
@@ -10,6 +11,8 @@ use crate::ops::Op;
 pub(super) struct Steps {
     name: String,
     packed: bool,
+    /// The last tap, where the first tap meets the last step.
+    turned: Option<i64>,
 }
 
 impl Writer<'_> {
@@ -55,6 +58,80 @@ impl Writer<'_> {
         taps.max().unwrap_or_default()
     }
 
+    /// Whether a block does one row after the other and hands steps on.
+    pub(super) fn rolls(&self) -> bool {
+        self.shape.groups() == 1 && self.shape.chunks == 1 && self.longest() > 0
+    }
+
+    /// Taps of the longest convolution.
+    fn longest(&self) -> i64 {
+        let taps = self.group.nodes.iter().filter_map(|id| {
+            let node = self.function.node(*id);
+            match &node.op {
+                Op::CausalConv(_) | Op::CausalConvInputGrad(_) => {
+                    Some(self.layout.smalls(*node.args.get(1)?).iter().product())
+                }
+                Op::CausalConvWeightGrad(op) => op.taps.size.as_constant(),
+                _ => None,
+            }
+        });
+        taps.max().unwrap_or_default()
+    }
+
+    /// Opens the loop over the block's runs where steps go from row to row: a run is what the block has of one sequence.
+    /// At its start stands what each row would have to ask otherwise: whether there are rows before it.
+    pub(super) fn open_runs(&mut self) -> Text {
+        let halo = self.halo();
+        let time = self.layout.rows.len().saturating_sub(1);
+        let size = self.layout.rows.get(time).cloned().unwrap_or_default();
+        self.need_sizes(&size);
+        let size = size_text(&size);
+        let end = if halo > 0 {
+            self.text.line("// Rows after the block's own complete sums that its rows begin.");
+            self.text.line(format!("const int room = min({halo}, rows - last);"));
+            self.text.line(format!(
+                "const int past = last % {size} == 0 ? 0 : min(room, {size} - last % {size});"
+            ));
+            "last + past"
+        } else {
+            "last"
+        };
+        self.text.line(format!("const int end = {end};"));
+        self.text.line("// Rows of one sequence after the other.");
+        self.text.open("for (int begin = first; begin < end;)");
+        self.text.line(format!("const int start = begin - begin % {size};"));
+        self.text.line(format!("const int stop = min(end, start + {size});"));
+        self.row_indices(time, &format!("begin / {size}"));
+        let before = std::mem::take(&mut self.text);
+        self.text = before.beside();
+        self.before_rows = before.beside();
+        self.after_rows = before.beside();
+        self.text.open("const auto go = [&](const int row) ROW");
+        self.text.line(format!("const int r{time} = row - start;"));
+        if halo > 0 {
+            self.text.line("const bool live = row < last;");
+        }
+        before
+    }
+
+    /// Closes it. The text has so many rows in a row that each step is where it was before: nothing is moved. These are a
+    /// row for each tap and one for the step that is read ahead.
+    pub(super) fn close_runs(&mut self, before: Text) {
+        self.text.end("};");
+        self.text.open("for (int row = begin;;)");
+        for _ in 0..=self.longest() {
+            self.text.line("go(row);");
+            self.text.line("if (++row == stop) break;");
+        }
+        self.text.close();
+        let rows = std::mem::replace(&mut self.text, before);
+        self.text.append(std::mem::take(&mut self.before_rows));
+        self.text.append(rows);
+        self.text.append(std::mem::take(&mut self.after_rows));
+        self.text.line("begin = stop;");
+        self.text.close();
+    }
+
     /// The cotangent of a convolution's input, where that of its output is made here: each row adds
     /// its share to the rows that its taps met, and the oldest of these is complete.
     pub(super) fn scatter(&mut self, node: &Node, taps: &str) {
@@ -70,43 +147,47 @@ impl Writer<'_> {
         let tap = variable(&leaf.axis, leaf.nth);
         let (vector, name, last) = (self.shape.vector, self.name(y), n_taps - 1);
         let time = self.layout.rows.len().saturating_sub(1);
-        let steps = size_text(&self.layout.rows.get(time).cloned().unwrap_or_default());
+        let size = size_text(&self.layout.rows.get(time).cloned().unwrap_or_default());
         for leaf in self.layout.leaves(y).to_vec() {
             if let Role::Row(_) = leaf.role {
                 self.need_sizes(&leaf.stride);
             }
         }
         let pending = format!("pending_{name}");
-        self.before_rows.push(format!("float {pending}[{n_taps}][{vector}];"));
         let all = [(tap.clone(), n_taps), ("i".to_owned(), vector)];
-        self.text.open(format!("if (base == first || r{time} == 0)"));
-        let n = self.text.loops(&all);
-        self.text.line(format!("{pending}[{tap}][i] = 0.0f;"));
-        self.text.close_all(n + 1);
+        self.before_rows.line(format!("float {pending}[{n_taps}][{vector}];"));
+        let n = self.before_rows.loops(&all);
+        self.before_rows.line(format!("{pending}[{tap}][i] = 0.0f;"));
+        self.before_rows.close_all(n);
         let n = self.text.loops(&all);
         let (weight, cotangent) = (self.at(w), self.at(dy));
         self.text.line(format!("{pending}[{tap}][i] += {weight} * {cotangent};"));
         self.text.close_all(n);
-        self.complete(y, &pending, time, "0", last);
-        // At the end of a sequence all that are pending are complete.
-        self.text.open(format!("if (r{time} == {steps} - 1)"));
-        self.text.line("UNROLL");
-        self.text.open(format!("for (int done = 1; done < {n_taps}; ++done)"));
-        self.complete(y, &pending, time, "done", last);
-        self.text.close_all(2);
+        self.complete(y, &pending, "0", last);
         self.text.line("UNROLL");
         self.text.open(format!("for (int tap = 0; tap < {n_taps}; ++tap)"));
         let n = self.text.loops(&[("i".to_owned(), vector)]);
         self.text.line(format!("{pending}[tap][i] = tap < {last} ? {pending}[tap + 1][i] : 0.0f;"));
         self.text.close_all(n + 1);
+        // At the end of a sequence all that are pending are complete.
+        std::mem::swap(&mut self.text, &mut self.after_rows);
+        self.text.open(format!("if (stop == start + {size})"));
+        self.text.line(format!("const int row = stop, r{time} = row - start;"));
+        let n = self.text.loops(&[("done".to_owned(), last)]);
+        self.complete(y, &pending, "done", last);
+        self.text.close_all(n + 1);
+        std::mem::swap(&mut self.text, &mut self.after_rows);
     }
 
     /// Writes what is complete of a cotangent: its row is so many less one before this one.
-    fn complete(&mut self, y: ValueId, pending: &str, time: usize, done: &str, last: i64) {
+    fn complete(&mut self, y: ValueId, pending: &str, done: &str, last: i64) {
         let vector = self.shape.vector;
+        let time = self.layout.rows.len().saturating_sub(1);
         let back = if done == "0" { last.to_string() } else { format!("({last} - {done})") };
-        let mut ready =
-            format!("r{time} >= {back} && row - {back} >= first && row - {back} < last");
+        let mut ready = format!("row - {back} >= begin");
+        if done != "0" || last < self.halo() {
+            ready += &format!(" && row - {back} < last");
+        }
         if self.shape.ragged {
             ready += " && inside";
         }
@@ -129,11 +210,15 @@ impl Writer<'_> {
     /// The vector of a tap as `step`.
     pub(super) fn step(&mut self, steps: &Steps, tap: &str) {
         let (vector, name) = (self.shape.vector, &steps.name);
+        let place = match steps.turned {
+            Some(last) => format!("{last} - {tap}"),
+            None => tap.to_owned(),
+        };
         if steps.packed {
             self.text.line(format!("float step[{vector}];"));
-            self.text.line(format!("unpack<{vector}>(step, {name}[{tap}]);"));
+            self.text.line(format!("unpack<{vector}>(step, {name}[{place}]);"));
         } else {
-            self.text.line(format!("const float (&step)[{vector}] = {name}[{tap}];"));
+            self.text.line(format!("const float (&step)[{vector}] = {name}[{place}];"));
         }
     }
 
@@ -142,9 +227,10 @@ impl Writer<'_> {
     pub(super) fn steps(&mut self, x: ValueId, n_taps: i64, ahead: bool) -> Steps {
         let vector = self.shape.vector;
         let packed = self.packed(x) && self.access(x).is_vector();
+        let last = n_taps - 1;
         let side = if ahead { "ahead" } else { "behind" };
         let name = format!("steps_{side}_{}", x.0);
-        let steps = Steps { name: name.clone(), packed };
+        let steps = Steps { name: name.clone(), packed, turned: ahead.then_some(last) };
         if !self.steps_read.insert((x, ahead)) {
             return steps;
         }
@@ -156,99 +242,135 @@ impl Writer<'_> {
                 self.need_sizes(&leaf.stride);
             }
         }
-        let element = if packed { "unsigned" } else { "float" };
-        let extent = if packed { vector / 2 } else { vector };
-        let declared = format!("{element} {name}[{n_taps}][{extent}];");
-        let rolls = self.shape.groups() == 1 && self.shape.chunks == 1;
-        let last = n_taps - 1;
-        let read = |writer: &mut Self, tap: &str| {
-            let back = format!("({last} - {tap})");
-            let mut there = if ahead {
-                format!("r{time} + {back} < {}", size_text(&size))
+        let size = size_text(&size);
+        // How far from this row the step at a place is, oldest first, and whether its sequence has it.
+        let far = |place: &str| {
+            if ahead { format!("+ {place}") } else { format!("- ({last} - {place})") }
+        };
+        let there = |place: &str| {
+            if ahead {
+                format!("r{time} + {place} < {size}")
             } else {
-                format!("r{time} >= {back}")
-            };
-            if writer.shape.ragged {
-                there += " && inside";
-            }
-            let sign = if ahead { "+" } else { "-" };
-            let offset = writer.access(x).offset(Some((time, &format!("{sign} {back}"))));
-            let pointer = format!("in_{}", x.0);
-            if packed {
-                writer.text.line(format!(
-                    "if ({there}) load_pairs<{vector}>({name}[{tap}], {pointer} + {offset});"
-                ));
-                writer.text.line(format!("else clear({name}[{tap}]);"));
-            } else if writer.access(x).is_vector() {
-                writer.text.line(format!(
-                    "if ({there}) load<{vector}>({name}[{tap}], {pointer} + {offset});"
-                ));
-                writer.text.line(format!("else clear({name}[{tap}]);"));
-            } else {
-                let stride = writer.access(x).lane_stride();
-                let n = writer.text.loops(&[("i".to_owned(), vector)]);
-                writer.text.line(format!(
-                    "{name}[{tap}][i] = {there} ? widen({pointer}[{offset} + i * {stride}]) : 0.0f;"
-                ));
-                writer.text.close_all(n);
+                format!("r{time} >= {last} - {place}")
             }
         };
-        if !rolls {
-            self.text.line(declared);
-            let n = self.text.loops(&[("tap".to_owned(), n_taps)]);
-            read(self, "tap");
+        let element = if packed { "unsigned" } else { "float" };
+        let extent = if packed { vector / 2 } else { vector };
+        if !self.rolls() {
+            self.text.line(format!("{element} {name}[{n_taps}][{extent}];"));
+            let n = self.text.loops(&[("place".to_owned(), n_taps)]);
+            let there = there("place");
+            self.read_step(x, &format!("{name}[place]"), &far("place"), Some(&there), packed);
             self.text.close_all(n);
             return steps;
         }
-        self.before_rows.push(declared);
-        self.before_rows.push(format!("{element} next_{name}[{extent}];"));
-        self.text.open(format!("if (base == first || r{time} == 0)"));
-        let n = self.text.loops(&[("tap".to_owned(), n_taps)]);
-        read(self, "tap");
-        self.text.close_all(n + 1);
-        self.text.open("else");
-        self.text.line("UNROLL");
-        let (to, from) = if ahead {
-            self.text.open(format!("for (int tap = {last}; tap > 0; --tap)"));
-            ("tap", "tap - 1")
+        std::mem::swap(&mut self.text, &mut self.before_rows);
+        self.text.line(format!("{element} {name}[{n_taps}][{extent}], next_{name}[{extent}];"));
+        self.text.open("");
+        self.text.line(format!("const int row = begin, r{time} = row - start;"));
+        let n = self.text.loops(&[("place".to_owned(), last)]);
+        let before = there("place");
+        self.read_step(x, &format!("{name}[place + 1]"), &far("place"), Some(&before), packed);
+        self.text.close_all(n);
+        let (newest, first) = if ahead {
+            (format!("+ {last}"), Some(there(&last.to_string())))
         } else {
-            self.text.open(format!("for (int tap = 0; tap < {last}; ++tap)"));
-            ("tap", "tap + 1")
+            ("+ 0".to_owned(), None)
         };
+        self.read_step(x, &format!("next_{name}"), &newest, first.as_deref(), packed);
+        self.text.close();
+        std::mem::swap(&mut self.text, &mut self.before_rows);
+        let n = self.text.loops(&[("place".to_owned(), last), ("i".to_owned(), extent)]);
+        self.text.line(format!("{name}[place][i] = {name}[place + 1][i];"));
+        self.text.close_all(n);
         let n = self.text.loops(&[("i".to_owned(), extent)]);
-        self.text.line(format!("{name}[{to}][i] = {name}[{from}][i];"));
-        self.text.close_all(n + 1);
-        let newest = if ahead { 0 } else { last };
-        let n = self.text.loops(&[("i".to_owned(), extent)]);
-        self.text.line(format!("{name}[{newest}][i] = next_{name}[i];"));
-        self.text.close_all(n + 1);
-        self.read_next(x, &name, time, if ahead { last } else { 0 }, packed);
+        self.text.line(format!("{name}[{last}][i] = next_{name}[i];"));
+        self.text.close_all(n);
+        // It is begun to be read while this row is computed.
+        let (far, there) = if ahead {
+            (format!("+ {n_taps}"), there(&n_taps.to_string()))
+        } else {
+            ("+ 1".to_owned(), "row + 1 < stop".to_owned())
+        };
+        self.read_step(x, &format!("next_{name}"), &far, Some(&there), packed);
         steps
     }
 
-    /// Begins to read what the next row needs, while this one is computed.
-    fn read_next(&mut self, x: ValueId, name: &str, time: usize, beyond: i64, packed: bool) {
+    /// Reads an input so many rows from this one, if it is there; else it is 0.
+    fn read_step(&mut self, x: ValueId, to: &str, far: &str, there: Option<&str>, packed: bool) {
         let vector = self.shape.vector;
-        let size = size_text(&self.layout.rows.get(time).cloned().unwrap_or_default());
-        let mut there = format!("r{time} + {} < {size}", beyond + 1);
-        if self.shape.ragged {
-            there += " && inside";
-        }
-        let offset = self.access(x).offset(Some((time, &format!("+ {}", beyond + 1))));
+        let time = self.layout.rows.len().saturating_sub(1);
+        let inside = (self.shape.ragged && self.layout.is_lane(x)).then_some("inside");
+        let conditions: Vec<&str> = there.into_iter().chain(inside).collect();
+        let condition = conditions.join(" && ");
+        let offset = self.access(x).offset(Some((time, far)));
         let pointer = format!("in_{}", x.0);
         if packed || self.access(x).is_vector() {
             let load = if packed { "load_pairs" } else { "load" };
-            self.text
-                .line(format!("if ({there}) {load}<{vector}>(next_{name}, {pointer} + {offset});"));
-            self.text.line(format!("else clear(next_{name});"));
-        } else {
-            let stride = self.access(x).lane_stride();
-            let n = self.text.loops(&[("i".to_owned(), vector)]);
-            self.text.line(format!(
-                "next_{name}[i] = {there} ? widen({pointer}[{offset} + i * {stride}]) : 0.0f;"
-            ));
-            self.text.close_all(n);
+            let load = format!("{load}<{vector}>({to}, {pointer} + {offset});");
+            self.load_if(&condition, &load, to);
+            return;
         }
+        let (at, place) = if self.layout.is_vector(x) {
+            (format!("{to}[i]"), format!("{offset} + i * {}", self.access(x).lane_stride()))
+        } else {
+            (to.to_owned(), offset)
+        };
+        let n = self.text.loops(&self.lane_loop(x));
+        let read = format!("widen({pointer}[{place}])");
+        self.text.line(if condition.is_empty() {
+            format!("{at} = {read};")
+        } else {
+            format!("{at} = {condition} ? {read} : 0;")
+        });
+        self.text.close_all(n);
+    }
+
+    /// A reading that is done under a condition; else what it reads is 0.
+    pub(super) fn load_if(&mut self, condition: &str, load: &str, to: &str) {
+        if condition.is_empty() {
+            self.text.line(load);
+            return;
+        }
+        self.text.line(format!("if ({condition}) {load}"));
+        self.text.line(format!("else clear({to});"));
+    }
+
+    /// Whether an input is read a row ahead, and not yet: it varies from row to row.
+    pub(super) fn begin_ahead(&mut self, x: ValueId) -> bool {
+        let time = self.layout.rows.len().saturating_sub(1);
+        self.rolls()
+            && self.layout.row_parts(x).contains(&time)
+            && self.layout.smalls(x).is_empty()
+            && !self.phases.kept.contains(&x)
+            && self.ahead.insert(x)
+    }
+
+    /// What a row has of an input that was begun to be read a row ago; the next is begun.
+    pub(super) fn read_ahead(&mut self, x: ValueId) {
+        let (name, vector) = (self.name(x), self.shape.vector);
+        let packed = self.packed(x) && self.access(x).is_vector();
+        let time = self.layout.rows.len().saturating_sub(1);
+        let next = format!("next_{name}");
+        let held = if packed { format!("[{}]", vector / 2) } else { self.extent(x) };
+        let element = if packed { "unsigned" } else { self.element(x) };
+        std::mem::swap(&mut self.text, &mut self.before_rows);
+        self.text.line(format!("{element} {next}{held};"));
+        self.text.open("");
+        self.text.line(format!("const int row = begin, r{time} = row - start;"));
+        self.read_step(x, &next, "+ 0", None, packed);
+        self.text.close();
+        std::mem::swap(&mut self.text, &mut self.before_rows);
+        if packed {
+            let pairs = self.declare_pairs(x);
+            self.text.line(format!("copy({pairs}, {next});"));
+            self.text.line(format!("unpack<{vector}>({name}, {pairs});"));
+        } else if self.layout.is_vector(x) {
+            self.text.line(format!("copy({name}, {next});"));
+        } else {
+            self.text.line(format!("{name} = {next};"));
+        }
+        self.read_step(x, &next, "+ 1", Some("row + 1 < stop"), packed);
     }
 
     pub(super) fn rotary(&mut self, node: &Node, op: &crate::ops::Rotary) {
@@ -266,16 +388,15 @@ impl Writer<'_> {
         });
         let (vector, last) = (self.shape.vector, self.layout.slots.len().saturating_sub(1));
         let place = if last == 0 { "lane".to_owned() } else { format!("l{last}") };
-        let turn = format!("turn_{}", y.0);
-        self.text.line(format!("float {turn}[{vector}];"));
-        let load = format!(
-            "load<{vector}>({turn}, angles_{index} + (long long)r{time} * {width} + {place});"
-        );
-        if self.shape.ragged {
-            self.text.line(format!("if (inside) {load}"));
-            self.text.line(format!("else clear({turn});"));
-        } else {
-            self.text.line(load);
+        let turn = format!("turn_{index}");
+        if self.turns_read.insert(index) {
+            // Not ahead: the second-level cache has it.
+            self.text.line(format!("float {turn}[{vector}];"));
+            let inside = if self.shape.ragged { "inside" } else { "" };
+            let load = format!(
+                "load<{vector}>({turn}, angles_{index} + (long long)r{time} * {width} + {place});"
+            );
+            self.load_if(inside, &load, &turn);
         }
         let loops = self.small_loops(y, &[]);
         let n = self.text.loops(&loops);

@@ -18,18 +18,14 @@ impl Text {
         self.lines.push('\n');
     }
 
-    /// Sets the lines so far aside.
-    pub(super) fn split(&mut self) -> String {
-        std::mem::take(&mut self.lines)
+    /// A text of the same depth.
+    pub(super) fn beside(&self) -> Text {
+        Text { lines: String::new(), depth: self.depth }
     }
 
-    /// Puts lines that were set aside in front again, with others after them.
-    pub(super) fn join(&mut self, before: String, between: &[String]) {
-        let after = std::mem::replace(&mut self.lines, before);
-        for line in between {
-            self.line(line);
-        }
-        self.lines.push_str(&after);
+    /// Adds the lines of another.
+    pub(super) fn append(&mut self, other: Text) {
+        self.lines.push_str(&other.lines);
     }
 
     /// Adds a line that opens a scope.
@@ -41,8 +37,13 @@ impl Text {
 
     /// Closes a scope.
     pub(super) fn close(&mut self) {
+        self.end("}");
+    }
+
+    /// Closes a scope with a line.
+    pub(super) fn end(&mut self, line: &str) {
         self.depth = self.depth.saturating_sub(1);
-        self.line("}");
+        self.line(line);
     }
 
     /// Closes scopes.
