@@ -4,7 +4,8 @@
 #   run.sh test|bench|run [arguments of lightc-gpu]
 #   run.sh sanitize [arguments of lightc-gpu test]    small checks under compute-sanitizer
 #   run.sh dense      lightning_2b, 50 steps twice: speed, memory, and whether both have the same losses to the bit
-#   run.sh curves     lightning_2b, 200 steps of one sequence with kernels, and with libtorch in their place: losses side by side
+#   run.sh curves     lightning_2b, 200 steps of one sequence: losses of kernels, of kernels at a rate 1e-5 higher (what a hair of a
+#                     difference grows to), and of libtorch in their place, side by side
 #   run.sh grown      lightning_2b_midpoint with a checkpoint, grown exactly to lightning_5b, which trains on from there
 #   run.sh share      one rank's share of lightning_120b, one sequence a step
 #   run.sh stored     the same with states stored
@@ -69,14 +70,16 @@ dense() {
 
 curves() {
     sequences 1 lightning_2b_h200
+    sed 's/^peak = 4e-4/peak = 4.00004e-4/' "$here/configs/lightning_2b_h200_1.toml" >"$here/configs/lightning_2b_h200_hair.toml"
     train lightning_2b lightning_2b_h200_1 "$scratch/kernels" --steps 200 --no-checkpoints "$@"
+    train lightning_2b lightning_2b_h200_hair "$scratch/hair" --steps 200 --no-checkpoints "$@"
     export LIGHTC_REFERENCE=all
     train lightning_2b lightning_2b_h200_1 "$scratch/libtorch" --steps 200 --no-checkpoints "$@"
-    say "next-token loss, mean of 20 steps: kernels, libtorch"
+    say "next-token loss, mean of 20 steps: kernels, kernels at another rate, libtorch"
     python3 -c 'import json, sys
 ntp = [[json.loads(line)["ntp"] for line in open(run + "/metrics.jsonl") if "grad_norm" in line] for run in sys.argv[1:]]
 for at in range(0, 200, 20): print(f"steps {at + 1:3} to {at + 20:3}", *(f"{sum(x[at:at + 20]) / 20:8.4f}" for x in ntp))' \
-        "$scratch/kernels" "$scratch/libtorch"
+        "$scratch/kernels" "$scratch/hair" "$scratch/libtorch"
 }
 
 grown() {
