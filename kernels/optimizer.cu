@@ -34,8 +34,8 @@ DEVICE int parameter_of(const Parameter* table, int n_parameters, int block) {
 }
 
 DEVICE float4 gradient_at(const Parameter& p, u64 i) {
-    if (p.wide) return *(const float4*)((const float*)p.gradient + i);
-    const uint2 g = *(const uint2*)((const bf16*)p.gradient + i);
+    if (p.wide) return load_global((const float*)p.gradient + i);
+    const uint2 g = load_global((const bf16*)p.gradient + i);
     return make_float4(bf16_lo(g.x), bf16_hi(g.x), bf16_lo(g.y), bf16_hi(g.y));
 }
 DEVICE float one_gradient(const Parameter& p, u64 i) {
@@ -73,13 +73,13 @@ extern "C" __global__ void __launch_bounds__(THREADS) adamw(
         const u64 i = start + (round * THREADS + threadIdx.x) * 4;
         if (whole && i + 4 <= n) {
             const float4 g = gradient_at(p, i);
-            float4 w = *(float4*)(p.master + i), m = *(float4*)(p.m + i), v = *(float4*)(p.v + i);
+            float4 w = load_global(p.master + i), m = load_global(p.m + i), v = load_global(p.v + i);
             numbers.step(w.x, m.x, v.x, g.x, p);
             numbers.step(w.y, m.y, v.y, g.y, p);
             numbers.step(w.z, m.z, v.z, g.z, p);
             numbers.step(w.w, m.w, v.w, g.w, p);
-            *(float4*)(p.master + i) = w, *(float4*)(p.m + i) = m, *(float4*)(p.v + i) = v;
-            if (p.act) *(uint2*)(p.act + i) = make_uint2(pack_bf16(w.x, w.y), pack_bf16(w.z, w.w));
+            store_global(p.master + i, w), store_global(p.m + i, m), store_global(p.v + i, v);
+            if (p.act) store_global(p.act + i, make_uint2(pack_bf16(w.x, w.y), pack_bf16(w.z, w.w)));
         } else {
             for (u64 e = i; e < i + 4 && e < n; e++) {
                 float w = p.master[e], m = p.m[e], v = p.v[e];

@@ -97,14 +97,15 @@ fn kernels_of_a_delta_layer() {
     let module = module("lightning_2b");
     let text = Plans::of(&module).text(&module);
     // The narrow product with its norm, mixes of streams with Sinkhorn, collapse with the norm of its
-    // result, entrance and post of the delta rule, the last norm, the derivative of that, and the
-    // gradients of two losses.
+    // result, entrance and post of the delta rule, the gradient of the entrance's values, the last norm, the
+    // derivative of that, and the gradients of two losses.
     for entry in [
         "decoder_layer_k0",
         "decoder_layer_k1",
         "decoder_layer_k2",
         "decoder_layer_k5",
         "decoder_layer_k6",
+        "decoder_layer_backward_k13",
         "language_model_k6",
         "language_model_backward_loss_k0",
         "language_model_backward_loss_k3",

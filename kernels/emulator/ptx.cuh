@@ -51,6 +51,10 @@ DEVICE void keep_packed(uint4&) {}
 DEVICE uint4 load_early(const void* from) { return *(const uint4*)from; }
 DEVICE u32 load_early_word(const void* from) { return *(const u32*)from; }
 DEVICE uint4 load_far(const void* from) { return *(const uint4*)from; }
+DEVICE float4 load_global(const float* from) { return *(const float4*)from; }
+DEVICE uint2 load_global(const bf16* from) { return *(const uint2*)from; }
+DEVICE void store_global(float* to, const float4& v) { *(float4*)to = v; }
+DEVICE void store_global(bf16* to, const uint2& v) { *(uint2*)to = v; }
 DEVICE void store_if(bool yes, void* to, const uint4& v) {
     if (yes) *(uint4*)to = v;
 }

@@ -12,10 +12,10 @@ DEVICE void adamw_element(const float w, const float m, const float v, const flo
     const float squared = __fmul_rn(clipped, clipped);
     const float new_v = __fmul_rn(squared, rest2);
     const float moment2 = __fadd_rn(old_v, new_v);
-    const float variance = __fdiv_rn(moment2, correction2);
+    const float variance = divide_by(moment2, correction2);
     const float deviation = __fsqrt_rn(variance);
     const float root = __fadd_rn(deviation, eps);
-    const float mean = __fdiv_rn(moment1, correction1);
+    const float mean = divide_by(moment1, correction1);
     const float direction = __fdiv_rn(mean, root);
     const float change = __fmul_rn(direction, rate);
     const float kept = __fmul_rn(w, keep);

@@ -76,6 +76,21 @@ DEVICE uint4 load_far(const void* from) {
     asm volatile("ld.global.nc.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w) : "l"(from));
     return r;
 }
+/// From and to global memory, where the compiler does not see that an address is one: it came out of a table.
+DEVICE float4 load_global(const float* from) {
+    float4 r;
+    asm volatile("ld.global.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(r.x), "=f"(r.y), "=f"(r.z), "=f"(r.w) : "l"(from) : "memory");
+    return r;
+}
+DEVICE uint2 load_global(const bf16* from) {
+    uint2 r;
+    asm volatile("ld.global.v2.u32 {%0, %1}, [%2];" : "=r"(r.x), "=r"(r.y) : "l"(from) : "memory");
+    return r;
+}
+DEVICE void store_global(float* to, const float4& v) {
+    asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w) : "memory");
+}
+DEVICE void store_global(bf16* to, const uint2& v) { asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(to), "r"(v.x), "r"(v.y) : "memory"); }
 /// A store without a branch around it.
 DEVICE void store_if(bool yes, void* to, const uint4& v) {
     asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %0, 0;\n@p st.global.v4.u32 [%1], {%2, %3, %4, %5};\n}" ::"r"(int(yes)), "l"(to),

@@ -7,8 +7,8 @@
 use super::express::{exact, number, rounded};
 use super::group::is_literal;
 use super::text::Text;
-use crate::ir::{Function, ValueId};
-use crate::ops::Op;
+use crate::ir::{Function, Node, ValueId};
+use crate::ops::{BinaryFn, Op};
 use lightc_dsl::ast::DType;
 
 /// The numbers that a device function computes with.
@@ -73,6 +73,9 @@ pub fn element_function(function: &Function, entry: &str, kind: Number) -> Resul
             .collect();
         let mnemonic = node.op.def().mnemonic();
         let computed = match kind {
+            Number::Float if divides_by_shared(function, node) => {
+                Some(format!("divide_by({})", args.join(", ")))
+            }
             Number::Float => rounded(&node.op, &args),
             Number::Double => exact(&node.op, &args),
         };
@@ -84,6 +87,12 @@ pub fn element_function(function: &Function, entry: &str, kind: Number) -> Resul
     }
     text.close();
     Ok(text.finish())
+}
+
+/// Whether a node divides elements by a number that all of them share.
+fn divides_by_shared(function: &Function, node: &Node) -> bool {
+    let divides = matches!(&node.op, Op::Binary(op) if op.function == BinaryFn::Div);
+    divides && node.args.get(1).is_some_and(|by| function.ty(*by).axes.is_empty())
 }
 
 /// Whether a value is another in the compute precision.

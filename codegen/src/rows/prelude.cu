@@ -51,6 +51,8 @@ INLINE unsigned mul_pair(unsigned a, unsigned b) {
     asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
     return y;
 }
+// Brings what stands at an address to the second-level cache: a hint.
+INLINE void prefetch(const void* at) { asm volatile("prefetch.global.L2 [%0];" ::"l"(at)); }
 // C[16][8] += A[16][16] B[16][8] of a warp, bf16 and f32: the rows and columns of a thread are those of
 // mma.m16n8k16.
 INLINE void multiply(float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {

@@ -7,6 +7,10 @@ use super::text::Text;
 use crate::ir::{Node, ValueId};
 use crate::ops::Op;
 
+/// How many rows before it is computed a row is brought from memory to the second-level cache. Registers hold one row that is read
+/// ahead, which the twelve warps of a multiprocessor compute in less time than memory takes.
+const FETCHED: i64 = 4;
+
 /// Steps of an input around a row.
 pub(super) struct Steps {
     name: String,
@@ -293,7 +297,25 @@ impl Writer<'_> {
             ("+ 1".to_owned(), "row + 1 < stop".to_owned())
         };
         self.read_step(x, &format!("next_{name}"), &far, Some(&there), packed);
+        let (far, there) = if ahead {
+            let by = n_taps + FETCHED - 1;
+            (format!("+ {by}"), format!("r{time} + {by} < {size}"))
+        } else {
+            (format!("+ {FETCHED}"), format!("row + {FETCHED} < stop"))
+        };
+        self.fetch_step(x, &far, &there);
         steps
+    }
+
+    /// Begins to bring an input of a later row from memory, if it is there.
+    fn fetch_step(&mut self, x: ValueId, far: &str, there: &str) {
+        if !self.access(x).is_vector() {
+            return;
+        }
+        let time = self.layout.rows.len().saturating_sub(1);
+        let inside = if self.shape.ragged && self.layout.is_lane(x) { " && inside" } else { "" };
+        let offset = self.access(x).offset(Some((time, far)));
+        self.text.line(format!("if ({there}{inside}) prefetch(in_{} + {offset});", x.0));
     }
 
     /// Reads an input so many rows from this one, if it is there; else it is 0.
@@ -371,6 +393,7 @@ impl Writer<'_> {
             self.text.line(format!("{name} = {next};"));
         }
         self.read_step(x, &next, "+ 1", Some("row + 1 < stop"), packed);
+        self.fetch_step(x, &format!("+ {FETCHED}"), &format!("row + {FETCHED} < stop"));
     }
 
     pub(super) fn rotary(&mut self, node: &Node, op: &crate::ops::Rotary) {
