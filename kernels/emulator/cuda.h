@@ -208,6 +208,7 @@ static inline unsigned __activemask() { return emulator::lanes_alive(); }
 #include "ptx.cuh"
 INLINE unsigned round_pair(float low, float high) { return pack_bf16(low, high); }
 INLINE float quick_reciprocal(float x) { return rcp_fast(x); }
+INLINE uint4 read_once(const uint4* from) { return *from; }
 INLINE void multiply(float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
     mma_bf16(c, a0, a1, a2, a3, b0, b1);
 }

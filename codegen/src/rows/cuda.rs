@@ -6,6 +6,7 @@ use super::express::expression;
 use super::group::{Group, rows, summed};
 use super::layout::{Layout, Role};
 use super::phases::{Item, Phases, seen_through};
+use super::product::Product;
 use super::shape::{Shape, shape};
 use super::text::Text;
 use crate::ir::{Function, NodeId, ValueId};
@@ -63,6 +64,8 @@ pub(crate) struct Kernel {
     pub(crate) passes: usize,
     /// What becomes of one of its results in place of being written.
     pub(crate) end: Option<End>,
+    /// Whether it makes a wide product.
+    pub(super) has_product: bool,
 }
 
 pub(super) struct Writer<'a> {
@@ -82,6 +85,8 @@ pub(super) struct Writer<'a> {
     pub(super) before_rows: Vec<String>,
     /// What becomes of one of the results in place of being written.
     pub(super) end: Option<End>,
+    /// A wide product that is made here.
+    pub(super) product: Option<&'a Product>,
 }
 
 /// Generates the kernel of a group.
@@ -112,6 +117,7 @@ pub(super) fn kernel_with(
         steps_read: BTreeSet::new(),
         before_rows: Vec::new(),
         end,
+        product: None,
     };
     writer.body();
     writer.assemble(entry)
@@ -604,6 +610,7 @@ impl<'a> Writer<'a> {
             symbols,
             passes: passes.max(1),
             end: self.end,
+            has_product: self.product.is_some(),
         }
     }
 
@@ -630,6 +637,16 @@ impl<'a> Writer<'a> {
             names(&self.group.outputs)
         ));
         let shape = self.shape;
+        if let Some(product) = self.product {
+            head.line(format!(
+                "// rows {}, lane {}: {} rows of a block, a product over {} on tensor cores",
+                size_text(&rows(self.layout)),
+                self.layout.lane(),
+                shape.groups(),
+                product.terms
+            ));
+            return;
+        }
         head.line(format!(
             "// rows {}, lane {}: {} threads of a row, each {} x {} lanes; {} threads of a block, {} tiles",
             size_text(&rows(self.layout)), self.layout.lane(), shape.threads, shape.chunks, shape.vector,
