@@ -114,6 +114,28 @@ fn kernels_of_a_delta_layer() {
     }
 }
 
+/// The gradient of the streams from the 24 coefficients is made by the kernel that adds it to others, and no step of
+/// its own: pointwise where it is the layer's, with sums over the lane where the other half of the layer follows.
+#[test]
+fn gradients_from_coefficients_are_made_where_they_are_read() {
+    let module = module("lightning_2b");
+    let plans = Plans::of(&module);
+    let text = plans.text(&module);
+    for (entry, with_sums) in
+        [("decoder_layer_backward_k9", true), ("decoder_layer_backward_k20", false)]
+    {
+        let kernel = kernel(&text, entry);
+        assert!(kernel.contains("multiply_factor<24>"), "{entry}");
+        assert_eq!(kernel.contains("fragment_sum<"), with_sums, "{entry}");
+        insta::assert_snapshot!(entry, kernel);
+    }
+    // Both halves of each layer's backward.
+    assert_eq!(text.matches(" multiply_factor<24>(").count(), 6);
+    let (rust, call) = (rust("lightning_2b"), "&super::row_kernels::DECODER_LAYER_BACKWARD_K20,&[");
+    let (_, args) = rust.split_once(call).unwrap();
+    assert_eq!(args.split_once(']').unwrap().0.split(',').count(), 7, "the product's factors");
+}
+
 /// Layers of a reversible stack end with the step of its state and with the inverse of that, in the place of
 /// the kernel that writes what they give; both read and compute what that one does.
 #[test]

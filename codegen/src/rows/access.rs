@@ -87,7 +87,8 @@ impl Access<'_> {
             && others.into_iter().all(|leaf| divides(self.held(), &leaf.stride))
     }
 
-    fn is_whole_row(&self) -> Option<i64> {
+    /// Elements of a row, if rows lie one after the other.
+    pub(super) fn is_whole_row(&self) -> Option<i64> {
         let rows: Vec<&Leaf> =
             self.leaves().iter().filter(|l| matches!(l.role, Role::Row(_))).collect();
         if rows.len() != self.layout.rows.len() {
@@ -175,6 +176,13 @@ impl Access<'_> {
         }
         self.rest(&mut terms);
         if terms.is_empty() { "0".to_owned() } else { terms.join(" + ") }
+    }
+
+    /// The place of the thread's first lane at the loop variables in a row.
+    pub(super) fn place_in_row(&self) -> String {
+        let mut terms = Vec::new();
+        self.rest(&mut terms);
+        terms.join(" + ")
     }
 
     /// The place of an element in a result without rows, at the loop variables and lane `i` of the

@@ -6,6 +6,7 @@ use super::express::expression;
 use super::group::{Group, rows, summed};
 use super::layout::{Layout, Role};
 use super::phases::{Item, Phases, seen_through};
+use super::product::Product;
 use super::shape::{Shape, shape};
 use super::text::Text;
 use crate::ir::{Function, Node, NodeId, ValueId};
@@ -63,6 +64,8 @@ pub(crate) struct Kernel {
     pub(crate) passes: usize,
     /// What becomes of one of its results in place of being written.
     pub(crate) end: Option<End>,
+    /// Whether it makes a wide product.
+    pub(super) has_product: bool,
 }
 
 pub(super) struct Writer<'a> {
@@ -90,6 +93,8 @@ pub(super) struct Writer<'a> {
     pub(super) after_rows: Text,
     /// What becomes of one of the results in place of being written.
     pub(super) end: Option<End>,
+    /// A wide product that is made here.
+    pub(super) product: Option<&'a Product>,
 }
 
 /// Generates the kernel of a group.
@@ -106,25 +111,8 @@ pub(super) fn kernel_with(
 ) -> Kernel {
     let phases = Phases::of(function, group);
     let shape = shape(function, group, &phases);
-    let mut writer = Writer {
-        function,
-        group,
-        layout: &group.layout,
-        phases,
-        shape,
-        text: Text::default(),
-        angles: Vec::new(),
-        symbols: BTreeSet::new(),
-        alias: BTreeMap::new(),
-        pairs: BTreeMap::new(),
-        scratch: 0,
-        steps_read: BTreeSet::new(),
-        turns_read: BTreeSet::new(),
-        ahead: BTreeSet::new(),
-        before_rows: Text::default(),
-        after_rows: Text::default(),
-        end,
-    };
+    let mut writer = Writer::new(function, group, phases, shape);
+    writer.end = end;
     writer.body();
     writer.assemble(entry)
 }
@@ -135,6 +123,34 @@ fn plain(name: &str) -> String {
 }
 
 impl<'a> Writer<'a> {
+    pub(super) fn new(
+        function: &'a Function,
+        group: &'a Group,
+        phases: Phases,
+        shape: Shape,
+    ) -> Writer<'a> {
+        Writer {
+            function,
+            group,
+            layout: &group.layout,
+            phases,
+            shape,
+            text: Text::default(),
+            angles: Vec::new(),
+            symbols: BTreeSet::new(),
+            alias: BTreeMap::new(),
+            pairs: BTreeMap::new(),
+            scratch: 0,
+            steps_read: BTreeSet::new(),
+            turns_read: BTreeSet::new(),
+            ahead: BTreeSet::new(),
+            before_rows: Text::default(),
+            after_rows: Text::default(),
+            end: None,
+            product: None,
+        }
+    }
+
     /// The variable of a value.
     pub(super) fn name(&self, value: ValueId) -> String {
         let value = self.alias.get(&value).copied().unwrap_or(value);
@@ -659,6 +675,7 @@ impl<'a> Writer<'a> {
             symbols,
             passes: passes.max(1),
             end: self.end,
+            has_product: self.product.is_some(),
         }
     }
 
@@ -680,6 +697,16 @@ impl<'a> Writer<'a> {
             names(&self.group.outputs)
         ));
         let shape = self.shape;
+        if let Some(product) = self.product {
+            head.line(format!(
+                "// rows {}, lane {}: {} rows of a block, a product over {} on tensor cores",
+                size_text(&rows(self.layout)),
+                self.layout.lane(),
+                shape.groups(),
+                product.terms
+            ));
+            return;
+        }
         head.line(format!(
             "// rows {}, lane {}: {} threads of a row, each {} x {} lanes; {} threads of a block, {} tiles",
             size_text(&rows(self.layout)), self.layout.lane(), shape.threads, shape.chunks, shape.vector,

@@ -159,7 +159,7 @@ pub(super) fn ends(function: &Function, steps: &[Step], read: &BTreeSet<ValueId>
         let entry = format!("{}_{word}", made.entry);
         kernel_with(function, &made.group, &entry, Some(End { value, way }))
     };
-    (inside(value) && made.holds_in_a_row(value, EIGHT)).then(|| Ends {
+    (inside(value) && !made.has_product && made.holds_in_a_row(value, EIGHT)).then(|| Ends {
         entry: made.entry.clone(),
         step: with(Way::Step, "step"),
         inverse: with(Way::Inverse, "inverse"),

@@ -117,15 +117,18 @@ impl Writer<'_> {
     }
 
     pub(super) fn item(&mut self, item: Item) {
-        match item {
-            Item::Read(value) if self.phases.hoisted.contains(&value) => {
+        match (item, self.product) {
+            (Item::Read(value), Some(product)) if value == product.result => {
+                self.take_product(product);
+            }
+            (Item::Read(value), _) if self.phases.hoisted.contains(&value) => {
                 if self.is_put_by(value) {
                     self.take(value);
                 }
             }
-            Item::Read(value) => self.read(value),
-            Item::Take(value) => self.take(value),
-            Item::Compute(id) => self.compute(id),
+            (Item::Read(value), _) => self.read(value),
+            (Item::Take(value), _) => self.take(value),
+            (Item::Compute(id), _) => self.compute(id),
         }
     }
 
@@ -179,6 +182,11 @@ impl Writer<'_> {
             }
             return;
         }
+        if let Some(n) = self.is_read_whole(value) {
+            let all = format!("reinterpret_cast<float (&)[{n}]>({name})");
+            self.text.line(format!("load<{n}>({all}, {pointer} + (long long)row * {n});"));
+            return;
+        }
         let mut loops = self.small_loops(value, &[]);
         let index: String = loops.iter().map(|(v, _)| format!("[{v}]")).collect();
         if is_vector {
@@ -195,7 +203,10 @@ impl Writer<'_> {
             let n = self.text.loops(&loops);
             if packed {
                 let pairs = format!("{pairs}{index}");
-                let load = format!("load_pairs<{vector}>({pairs}, {pointer} + {offset});");
+                // The first-level cache is left to the matrix of a product.
+                let once = self.product.is_some() && !self.layout.row_parts(value).is_empty();
+                let load = if once { "load_once" } else { "load_pairs" };
+                let load = format!("{load}<{vector}>({pairs}, {pointer} + {offset});");
                 self.load_if(inside, &load, &pairs);
                 self.text.line(format!("unpack<{vector}>({name}{index}, {pairs});"));
             } else {

@@ -18,6 +18,9 @@
 //! lane with several results: one kernel makes it on tensor cores, 16 rows of a block, with the sums over
 //! the same lane and what follows of these numbers. It comes before all other grouping.
 //!
+//! **Wide products** (`product`). A contraction over at most 64 numbers of a row, whose result one kernel alone reads, is
+//! made by that kernel: 16 rows of a block on tensor cores, in registers. It comes after all grouping.
+//!
 //! **Grouping** (`plan`). In the order of the graph, a node joins the first group that it can, of those
 //! that made its arguments and those that read a long argument of it too (1024 elements of a row); the
 //! other groups among these are then joined to it. A join must leave an order of steps, and at most 24
@@ -64,6 +67,7 @@ mod memory;
 mod panel;
 mod phases;
 mod plan;
+mod product;
 mod report;
 mod shape;
 mod steps;

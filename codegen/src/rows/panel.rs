@@ -214,6 +214,7 @@ pub(super) fn kernel(function: &Function, panel: &Panel, group: &Group, entry: &
         symbols: Vec::new(),
         passes: 1,
         end: None,
+        has_product: false,
     }
 }
 

@@ -4,6 +4,7 @@ use super::cuda::{Kernel, kernel};
 use super::gather::is_gather;
 use super::group::{Group, Readers, is_free_view, is_known, is_literal, is_view, row_elements};
 use super::panel::{self, Panel};
+use super::product::{self, Product};
 use crate::ir::{Function, Node, NodeId, ValueId};
 use crate::ops::Op;
 use std::collections::{BTreeMap, BTreeSet};
@@ -57,6 +58,7 @@ pub(crate) fn plan(function: &Function, kept: BTreeSet<ValueId>, prefix: &str) -
         built: Vec::new(),
         copies: BTreeMap::new(),
         panels: BTreeMap::new(),
+        products: BTreeMap::new(),
     };
     planner.find_panels();
     planner.grow();
@@ -64,6 +66,7 @@ pub(crate) fn plan(function: &Function, kept: BTreeSet<ValueId>, prefix: &str) -
     planner.join_tiny();
     planner.trim();
     planner.copy();
+    planner.find_products();
     planner.steps(prefix)
 }
 
@@ -79,6 +82,8 @@ pub(super) struct Planner<'f> {
     pub(super) copies: BTreeMap<usize, BTreeSet<NodeId>>,
     /// Groups that are a narrow product.
     pub(super) panels: BTreeMap<usize, Panel>,
+    /// Wide products that groups make; their nodes are owned by these groups and not among them.
+    products: BTreeMap<usize, Product>,
 }
 
 impl Planner<'_> {
@@ -123,6 +128,47 @@ impl Planner<'_> {
             }
             let _ = self.panels.insert(index, panel);
         }
+    }
+
+    /// Has groups make wide products that they alone read.
+    fn find_products(&mut self) {
+        for (id, _) in self.function.nodes() {
+            let product = Product::of(self.function, id).filter(|_| self.owner(id).is_none());
+            let Some(product) = product else { continue };
+            let Some(home) = self.only_reader(product.result) else { continue };
+            let nodes = self.groups.get(home).cloned().unwrap_or_default();
+            let fits = !self.panels.contains_key(&home)
+                && !self.products.contains_key(&home)
+                && self.final_group(home).is_some_and(|group| {
+                    group.inputs.len() + group.outputs.len() < TENSORS
+                        && product.fits(self.function, &group)
+                })
+                && self.is_acyclic(&[nodes, vec![id]].concat());
+            if fits {
+                if let Some(owner) = self.owner.get_mut(id.0 as usize) {
+                    *owner = Some(home);
+                }
+                let _ = self.products.insert(home, product);
+            }
+        }
+    }
+
+    /// The group that alone reads a value.
+    fn only_reader(&self, value: ValueId) -> Option<usize> {
+        let readers = self.readers.nodes(value);
+        let home = self.owner(*readers.first()?)?;
+        let copied = self.copies.iter().filter(|(index, _)| **index != home);
+        let mut elsewhere = copied.flat_map(|(_, nodes)| nodes);
+        let alone = readers.iter().all(|id| self.owner(*id) == Some(home))
+            && !elsewhere.any(|id| readers.contains(id))
+            && !self.readers.is_kept(value);
+        alone.then_some(home)
+    }
+
+    /// The nodes of a group, with the product that it makes.
+    fn all_of(&self, index: usize) -> Vec<NodeId> {
+        let product = self.products.get(&index).map(|product| product.node);
+        self.groups.get(index).into_iter().flatten().copied().chain(product).collect()
     }
 
     fn grow(&mut self) {
@@ -289,14 +335,10 @@ impl Planner<'_> {
                 continue;
             }
             let owner = self.owner(id).filter(|owner| !merged.contains(owner));
-            let own = [id];
-            let all: &[NodeId] = match owner {
-                Some(index) => self.groups.get(index).map_or(&own[..], Vec::as_slice),
-                None => &own,
-            };
+            let all = owner.map_or(vec![id], |index| self.all_of(index));
             for member in all {
-                let _ = seen.insert(*member);
-                for source in self.sources(*member) {
+                let _ = seen.insert(member);
+                for source in self.sources(member) {
                     if inside.contains(&source) {
                         return false;
                     }
@@ -403,6 +445,8 @@ impl Planner<'_> {
             let Some(first) = nodes.iter().min() else { continue };
             match self.final_group(index) {
                 Some(group) => {
+                    let product = self.products.get(&index);
+                    let group = product.map_or(group.clone(), |product| product.joined(&group));
                     let _ = ready.insert(first.0 as usize, (Some(group), nodes.clone()));
                 }
                 // Never so: a set of nodes is only taken up where one kernel can compute it.
@@ -438,9 +482,12 @@ impl Planner<'_> {
             let entry = format!("{prefix}_k{number}");
             number += 1;
             let owner = nodes.first().and_then(|id| self.owner(*id));
-            let made = match owner.and_then(|index| self.panels.get(&index)) {
-                Some(panel) => panel::kernel(self.function, panel, &group, &entry),
-                None => kernel(self.function, &group, &entry),
+            let panel = owner.and_then(|index| self.panels.get(&index));
+            let product = owner.and_then(|index| self.products.get(&index));
+            let made = match (panel, product) {
+                (Some(panel), _) => panel::kernel(self.function, panel, &group, &entry),
+                (None, Some(product)) => product::kernel(self.function, product, &group, &entry),
+                (None, None) => kernel(self.function, &group, &entry),
             };
             steps.push(Step::Kernel(Box::new(made)));
             done.extend(group.outputs.iter().copied());

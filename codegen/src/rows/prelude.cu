@@ -53,6 +53,13 @@ INLINE unsigned mul_pair(unsigned a, unsigned b) {
 }
 // Brings what stands at an address to the second-level cache: a hint.
 INLINE void prefetch(const void* at) { asm volatile("prefetch.global.L2 [%0];" ::"l"(at)); }
+// Four words that no other thread reads: they are not kept in the first-level cache.
+INLINE uint4 read_once(const uint4* from) {
+    uint4 four;
+    asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+        : "=r"(four.x), "=r"(four.y), "=r"(four.z), "=r"(four.w) : "l"(from));
+    return four;
+}
 // C[16][8] += A[16][16] B[16][8] of a warp, bf16 and f32: the rows and columns of a thread are those of
 // mma.m16n8k16.
 INLINE void multiply(float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
@@ -96,6 +103,14 @@ template <int N> INLINE void load_pairs(unsigned (&to)[N / 2], const bf16* __res
     } else {
         UNROLL
         for (int i = 0; i < N; i += 2) to[i / 2] = *reinterpret_cast<const unsigned*>(from + i);
+    }
+}
+// The same for pairs that no other thread reads, N a multiple of 8.
+template <int N> INLINE void load_once(unsigned (&to)[N / 2], const bf16* __restrict__ from) {
+    UNROLL
+    for (int i = 0; i < N; i += 8) {
+        const uint4 four = read_once(reinterpret_cast<const uint4*>(from + i));
+        to[i / 2] = four.x, to[i / 2 + 1] = four.y, to[i / 2 + 2] = four.z, to[i / 2 + 3] = four.w;
     }
 }
 template <int N> INLINE void unpack(float (&to)[N], const unsigned (&from)[N / 2]) {
@@ -205,6 +220,58 @@ template <int N, class T> INLINE void clear(T (&x)[N]) {
     for (int i = 0; i < N; ++i) x[i] = 0;
 }
 
+// 16 rows of TERMS numbers from row `base` on as the first factor of `multiply`, TERMS a multiple of 8; rows from `last` on
+// are read as the one before.
+template <int TERMS> INLINE void load_factor(unsigned (&factor)[(TERMS + 15) / 16][4], const bf16* __restrict__ from, int base, int last) {
+    const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    UNROLL
+    for (int i = 0; i < (TERMS + 15) / 16 * 4; ++i) {
+        const long long row = min(base + g + i % 2 * 8, last - 1);
+        const int term = i / 2 * 8;
+        factor[i / 4][i % 4] = term < TERMS ? *reinterpret_cast<const unsigned*>(from + row * TERMS + term + t * 2) : 0u;
+    }
+}
+// That factor times 8 neighbouring columns of a matrix for each of the four threads that have a row: rounded, those of
+// this thread in rows g and g + 8. `from` is where those of thread g / 2 are in the first row of the matrix: of each pair of
+// columns that a thread reads there it puts the one that its place in a fragment stands for beside that of the next row.
+template <int TERMS>
+INLINE void multiply_factor(unsigned (&upper)[4], unsigned (&lower)[4], const unsigned (&factor)[(TERMS + 15) / 16][4],
+                            const bf16* __restrict__ from, int stride) {
+    const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    const unsigned select = g % 2 == 0 ? 0x5410u : 0x7632u;
+    float product[4][4];
+    UNROLL
+    for (int j = 0; j < 4; ++j) clear(product[j]);
+    UNROLL
+    for (int term = 0; term < TERMS; term += 16) {
+        unsigned rows[4][4];
+        UNROLL
+        for (int i = 0; i < 4; ++i) {
+            if (term + i / 2 * 8 < TERMS) load_pairs<8>(rows[i], from + (term + i / 2 * 8 + t * 2 + i % 2) * stride);
+            else clear(rows[i]);
+        }
+        const unsigned (&x)[4] = factor[term / 16];
+        UNROLL
+        for (int j = 0; j < 4; ++j) {
+            multiply(product[j], x[0], x[1], x[2], x[3], __byte_perm(rows[0][j], rows[1][j], select),
+                     __byte_perm(rows[2][j], rows[3][j], select));
+        }
+    }
+    UNROLL
+    for (int j = 0; j < 4; ++j) {
+        upper[j] = round_pair(product[j][0], product[j][1]);
+        lower[j] = round_pair(product[j][2], product[j][3]);
+    }
+}
+template <class T> INLINE void swap_all(T& a, T& b) {
+    const T other = a;
+    a = b, b = other;
+}
+template <class T, int N> INLINE void swap_all(T (&a)[N], T (&b)[N]) {
+    UNROLL
+    for (int i = 0; i < N; ++i) swap_all(a[i], b[i]);
+}
+
 // Sum over WIDTH neighbouring threads of a warp, WIDTH a power of two: the same bits in all of them.
 template <int WIDTH> INLINE float segment_sum(float x) {
     UNROLL
@@ -216,6 +283,23 @@ template <int WIDTH> INLINE float across_sum(float x) {
     UNROLL
     for (int step = 16; step >= WIDTH; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
     return x;
+}
+// Sums of N numbers over the threads of a row, four of each of WARPS warps, the same in all of them; `row` is the row of 16.
+template <int N, int WARPS> INLINE void fragment_sum(float (&x)[N], float* scratch, int row) {
+    UNROLL
+    for (int n = 0; n < N; ++n) x[n] = segment_sum<4>(x[n]);
+    if (threadIdx.x % 4 == 0) {
+        UNROLL
+        for (int n = 0; n < N; ++n) scratch[(threadIdx.x / 32 * 16 + row) * N + n] = x[n];
+    }
+    __syncthreads();
+    UNROLL
+    for (int n = 0; n < N; ++n) x[n] = scratch[row * N + n];
+    UNROLL
+    for (int w = 1; w < WARPS; ++w) {
+        UNROLL
+        for (int n = 0; n < N; ++n) x[n] += scratch[(w * 16 + row) * N + n];
+    }
 }
 // Sums of N numbers over a block of WARPS warps, the same in all threads.
 template <int N, int WARPS> INLINE void block_sum(float (&x)[N], float* scratch) {

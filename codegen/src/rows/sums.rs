@@ -135,7 +135,9 @@ impl Writer<'_> {
             start += count(*value);
         }
         let threads = self.shape.threads;
-        if threads <= 32 {
+        if self.product.is_some() {
+            self.sum_of_product(&all, total);
+        } else if threads <= 32 {
             let n = self.text.loops(&[("n".to_owned(), total)]);
             self.text.line(format!("{all}[n] = segment_sum<{threads}>({all}[n]);"));
             self.text.close_all(n);
