@@ -95,6 +95,10 @@ pub(super) struct Writer<'a> {
     pub(super) end: Option<End>,
     /// A wide product that is made here.
     pub(super) product: Option<&'a Product>,
+    /// Whether beside it there are sums, which leave no registers for what is read early.
+    pub(super) scarce: bool,
+    /// Inputs whose later rows are brought from memory ahead of the run.
+    pub(super) fetched: Vec<ValueId>,
 }
 
 /// Generates the kernel of a group.
@@ -148,6 +152,8 @@ impl<'a> Writer<'a> {
             after_rows: Text::default(),
             end: None,
             product: None,
+            scarce: false,
+            fetched: Vec::new(),
         }
     }
 

@@ -205,7 +205,13 @@ impl Writer<'_> {
                 let pairs = format!("{pairs}{index}");
                 // The first-level cache is left to the matrix of a product.
                 let once = self.product.is_some() && !self.layout.row_parts(value).is_empty();
-                let load = if once { "load_once" } else { "load_pairs" };
+                let load = if !once {
+                    "load_pairs"
+                } else if self.scarce {
+                    "load_here"
+                } else {
+                    "load_once"
+                };
                 let load = format!("{load}<{vector}>({pairs}, {pointer} + {offset});");
                 self.load_if(inside, &load, &pairs);
                 self.text.line(format!("unpack<{vector}>({name}{index}, {pairs});"));

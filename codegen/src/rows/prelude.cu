@@ -60,6 +60,13 @@ INLINE uint4 read_once(const uint4* from) {
         : "=r"(four.x), "=r"(four.y), "=r"(four.z), "=r"(four.w) : "l"(from));
     return four;
 }
+// The same where a kernel has no registers for words that the compiler begins to read before: it moves these less.
+INLINE uint4 read_here(const uint4* from) {
+    uint4 four;
+    asm("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+        : "=r"(four.x), "=r"(four.y), "=r"(four.z), "=r"(four.w) : "l"(from));
+    return four;
+}
 // C[16][8] += A[16][16] B[16][8] of a warp, bf16 and f32: the rows and columns of a thread are those of
 // mma.m16n8k16.
 INLINE void multiply(float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
@@ -110,6 +117,13 @@ template <int N> INLINE void load_once(unsigned (&to)[N / 2], const bf16* __rest
     UNROLL
     for (int i = 0; i < N; i += 8) {
         const uint4 four = read_once(reinterpret_cast<const uint4*>(from + i));
+        to[i / 2] = four.x, to[i / 2 + 1] = four.y, to[i / 2 + 2] = four.z, to[i / 2 + 3] = four.w;
+    }
+}
+template <int N> INLINE void load_here(unsigned (&to)[N / 2], const bf16* __restrict__ from) {
+    UNROLL
+    for (int i = 0; i < N; i += 8) {
+        const uint4 four = read_here(reinterpret_cast<const uint4*>(from + i));
         to[i / 2] = four.x, to[i / 2 + 1] = four.y, to[i / 2 + 2] = four.z, to[i / 2 + 3] = four.w;
     }
 }

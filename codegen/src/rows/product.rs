@@ -151,9 +151,12 @@ pub(super) fn kernel(
     let mut phases = Phases::of(function, &product.less(joined));
     // Each step reads what does not vary by row again, as it does the matrix.
     phases.hoisted.clear();
+    // Of kernels with many terms it is the early reads that compile without spills.
+    let scarce = product.terms <= 32 && phases.all.iter().any(|phase| !phase.sums.is_empty());
     let shape = shape(joined.layout.lane());
     let mut writer = Writer::new(function, joined, phases, shape);
     writer.product = Some(product);
+    writer.scarce = scarce;
     writer.steps_of_product(product);
     writer.assemble(entry)
 }
