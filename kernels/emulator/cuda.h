@@ -204,7 +204,6 @@ static inline unsigned __activemask() { return emulator::lanes_alive(); }
 
 // ---- what generated row kernels state themselves for a GPU ----
 #define ROW_HOST
-static inline void prefetch(const void*) {}
 #define ROW
 #define INLINE static inline
 #include "ptx.cuh"

@@ -97,8 +97,6 @@ pub(super) struct Writer<'a> {
     pub(super) product: Option<&'a Product>,
     /// Whether beside it there are sums, which leave no registers for what is read early.
     pub(super) scarce: bool,
-    /// Inputs whose later rows are brought from memory ahead of the run.
-    pub(super) fetched: Vec<ValueId>,
 }
 
 /// Generates the kernel of a group.
@@ -153,7 +151,6 @@ impl<'a> Writer<'a> {
             end: None,
             product: None,
             scarce: false,
-            fetched: Vec::new(),
         }
     }
 

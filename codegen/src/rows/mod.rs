@@ -18,7 +18,7 @@
 //! lane with several results: one kernel makes it on tensor cores, 16 rows of a block, with the sums over
 //! the same lane and what follows of these numbers. It comes before all other grouping.
 //!
-//! **Wide products** (`product`). A contraction over at most 64 numbers of a row, whose result one kernel alone reads, is
+//! **Wide products** (`product`). A contraction over at most 32 numbers of a row, whose result one kernel alone reads, is
 //! made by that kernel: 16 rows of a block on tensor cores, in registers. It comes after all grouping.
 //!
 //! **Grouping** (`plan`). In the order of the graph, a node joins the first group that it can, of those

@@ -51,8 +51,6 @@ INLINE unsigned mul_pair(unsigned a, unsigned b) {
     asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
     return y;
 }
-// Brings what stands at an address to the second-level cache: a hint.
-INLINE void prefetch(const void* at) { asm volatile("prefetch.global.L2 [%0];" ::"l"(at)); }
 // Four words that no other thread reads: they are not kept in the first-level cache.
 INLINE uint4 read_once(const uint4* from) {
     uint4 four;

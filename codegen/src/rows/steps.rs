@@ -7,10 +7,6 @@ use super::text::Text;
 use crate::ir::{Node, ValueId};
 use crate::ops::Op;
 
-/// How many rows ahead rows are brought from memory to the second-level cache. Registers hold one row that is read ahead, which the
-/// twelve warps of a multiprocessor compute in less time than memory takes.
-const FETCHED: i64 = 8;
-
 /// Steps of an input around a row.
 pub(super) struct Steps {
     name: String,
@@ -123,7 +119,6 @@ impl Writer<'_> {
     pub(super) fn close_runs(&mut self, before: Text) {
         self.text.end("};");
         self.text.open("for (int row = begin;;)");
-        self.fetch();
         for _ in 0..=self.longest() {
             self.text.line("go(row);");
             self.text.line("if (++row == stop) break;");
@@ -135,28 +130,6 @@ impl Writer<'_> {
         self.text.append(std::mem::take(&mut self.after_rows));
         self.text.line("begin = stop;");
         self.text.close();
-    }
-
-    /// Begins to bring from memory what rows read some way from these: here, where no registers hold a row's own values.
-    fn fetch(&mut self) {
-        let all = std::mem::take(&mut self.fetched);
-        let inputs: Vec<ValueId> =
-            all.into_iter().filter(|x| self.access(*x).is_vector()).collect();
-        if inputs.is_empty() {
-            return;
-        }
-        let time = self.layout.rows.len().saturating_sub(1);
-        let inside = if self.shape.ragged { " && inside" } else { "" };
-        self.text.line(format!("const int r{time} = row - start;"));
-        let to = FETCHED + self.longest() + 1;
-        self.text.line("#pragma unroll 1");
-        self.text.open(format!("for (int next = {FETCHED}; next < {to}; ++next)"));
-        self.text.open(format!("if (row + next < stop{inside})"));
-        for x in inputs {
-            let offset = self.access(x).offset(Some((time, "+ next")));
-            self.text.line(format!("prefetch(in_{} + {offset});", x.0));
-        }
-        self.text.close_all(2);
     }
 
     /// The cotangent of a convolution's input, where that of its output is made here: each row adds
@@ -320,7 +293,6 @@ impl Writer<'_> {
             ("+ 1".to_owned(), "row + 1 < stop".to_owned())
         };
         self.read_step(x, &format!("next_{name}"), &far, Some(&there), packed);
-        self.fetched.push(x);
         steps
     }
 
@@ -399,7 +371,6 @@ impl Writer<'_> {
             self.text.line(format!("{name} = {next};"));
         }
         self.read_step(x, &next, "+ 1", Some("row + 1 < stop"), packed);
-        self.fetched.push(x);
     }
 
     pub(super) fn rotary(&mut self, node: &Node, op: &crate::ops::Rotary) {
