@@ -1,6 +1,6 @@
 //! AdamW and sums of squares over many tensors.
 
-use lightc_runtime::cuda::{self, Update};
+use lightc_runtime::cuda::{self, Arg, Kernel, Module, Update};
 use lightc_runtime::optimizer::{AdamW, Slot, square_sum};
 use lightc_runtime::{Kind, Result, Tensor};
 
@@ -13,6 +13,25 @@ pub(super) struct Optimizer;
 const ADAMW: AdamW = AdamW { beta1: 0.9, beta2: 0.95, eps: 1e-8, clip_norm: 1.0 };
 /// Around the sizes of a vector of four and of a block, with none.
 const SIZES: [i64; 8] = [1, 3, 4, 8191, 8192, 8193, 0, 100_003];
+
+static DIVISION: Module = Module {
+    name: "division.cu",
+    source: r#"#include "base.cuh"
+extern "C" __global__ void divided(const float* x, const float* y, int* other, int n) {
+    const int i = blockIdx.x * 256 + threadIdx.x;
+    if (i >= n) return;
+    const float found = divide_by(x[i], y[i]), want = __fdiv_rn(x[i], y[i]);
+    other[i] = __float_as_uint(found) != __float_as_uint(want) && !(found != found && want != want);
+}
+"#,
+};
+static DIVIDED: Kernel = Kernel {
+    module: &DIVISION,
+    entry: "divided",
+    origin: "the optimizer's divisions",
+    threads: 256,
+    shared_bytes: 0,
+};
 
 struct Parameter {
     master: Tensor,
@@ -119,6 +138,24 @@ fn check_update(gpu: &Gpu) -> Result<Vec<Verdict>> {
     ])
 }
 
+/// Quotients of any numbers, subnormal and infinite ones and NaN among them, by numbers around 1 and by those that are beyond the
+/// range of the short way: each has the bits of a division.
+fn check_division(gpu: &Gpu) -> Result<Verdict> {
+    let n = 1i64 << 18;
+    let on = (Kind::Int64, gpu.device());
+    let bits = Tensor::f_randint_low(-(1i64 << 31), 1i64 << 31, [n], on)?.f_to_kind(Kind::Int)?;
+    let x = bits.f_view_dtype(Kind::Float)?;
+    let exponent = gpu.uniform(&[n])?.f_mul_scalar(50.0)?.f_sub_scalar(25.0)?;
+    let wide = exponent.f_exp2()?;
+    let near = gpu.uniform(&[n])?.f_add_scalar(1e-3)?;
+    let y = near.f_where_self(&gpu.uniform(&[n])?.f_lt(0.5)?, &wide)?;
+    let other = cuda::empty(&[n], Kind::Int, &x)?;
+    let args = [&[&x, &y, &other].map(Arg::Tensor)[..], &[Arg::I32(n as i32)]].concat();
+    cuda::launch(&DIVIDED, [(n as u32).div_ceil(256), 1, 1], &args)?;
+    let n_other = other.f_sum(Kind::Int64)?.f_int64_value(&[])?;
+    Ok(within("262144 divisions", "quotients with other bits", n_other as f64, 0.0))
+}
+
 fn check_squares(gpu: &Gpu) -> Result<Vec<Verdict>> {
     let tensors: Vec<Tensor> = SIZES
         .iter()
@@ -151,6 +188,7 @@ impl Case for Optimizer {
 
     fn check(&self, gpu: &Gpu) -> Result<Vec<Verdict>> {
         let mut verdicts = check_update(gpu)?;
+        verdicts.push(check_division(gpu)?);
         verdicts.extend(check_squares(gpu)?);
         Ok(verdicts)
     }
