@@ -17,8 +17,9 @@ pub(super) struct Dense;
 /// Twenty layers of full width whose states are not stored.
 pub(super) struct Reversible;
 
-/// Positions of the reduced stage: a length that no tile divides, one chunk less one, and one position.
-const LENGTHS: [i64; 3] = [190, 63, 1];
+/// Sequences and positions of the reduced stage: a length that no tile divides, one chunk less one, one position, and sequences
+/// that end within what a block of a row kernel has.
+const SIZES: [(i64, i64); 4] = [(1, 190), (1, 63), (1, 1), (3, 37)];
 /// Positions of a sequence of 4096 tokens, and of one of 8192, for which the goals of row kernels are stated.
 const FULL: i64 = 4094;
 const LONG: i64 = 8190;
@@ -36,7 +37,12 @@ pub(super) struct Data {
 impl Data {
     /// Random parameters of a stage at their start, with noise where that is the same everywhere, and
     /// random tokens of `t` positions.
+    /// One sequence.
     pub(super) fn new(gpu: &Gpu, stage: &dyn Stage, t: i64) -> Result<Data> {
+        Data::batch(gpu, stage, (1, t))
+    }
+
+    fn batch(gpu: &Gpu, stage: &dyn Stage, (batch, t): (i64, i64)) -> Result<Data> {
         let on = |kind| (kind, gpu.device());
         let mut params = random::init_params(stage.params(), 7, Kind::Float, gpu.device())?;
         for (param, spec) in params.iter_mut().zip(stage.params()) {
@@ -56,7 +62,8 @@ impl Data {
         let states = stage.states().iter();
         let states = states.map(|s| Ok(Tensor::f_full(s.shape, s.start, on(Kind::Float))?));
         let carries = stage.carries().iter().map(|carry| {
-            let shape: Vec<i64> = carry.shape.iter().map(|n| if *n < 0 { 1 } else { *n }).collect();
+            let shape: Vec<i64> =
+                carry.shape.iter().map(|n| if *n < 0 { batch } else { *n }).collect();
             gpu.normal_bf16(&shape)
         });
         Ok(Data {
@@ -64,8 +71,8 @@ impl Data {
             states: states.collect::<Result<_>>()?,
             tables: tables(gpu, stage)?,
             carries: carries.collect::<Result<_>>()?,
-            tokens: Tensor::f_randint(stage.vocab(), [1, t + 2], on(Kind::Int64))?,
-            continues: Tensor::f_ones([1], on(Kind::BFloat16))?,
+            tokens: Tensor::f_randint(stage.vocab(), [batch, t + 2], on(Kind::Int64))?,
+            continues: Tensor::f_ones([batch], on(Kind::BFloat16))?,
         })
     }
 
@@ -217,9 +224,10 @@ impl Case for Dense {
     fn check(&self, gpu: &Gpu) -> Result<Vec<Verdict>> {
         let narrow: &dyn Stage = &stages::narrow_2b::Narrow2b;
         let mut verdicts = Vec::new();
-        for t in chosen(gpu.small, &LENGTHS, |t| *t) {
-            let data = Data::new(gpu, narrow, t)?;
-            let label = format!("{} T={t}", narrow.name());
+        for size in chosen(gpu.small, &SIZES, |(_, t)| *t) {
+            let (batch, t) = size;
+            let data = Data::batch(gpu, narrow, size)?;
+            let label = format!("{} B={batch} T={t}", narrow.name());
             if t > 1 {
                 // With one position gradients of queries and keys are 0 but for roundings; with few, that of
                 // the write strength nearly is, since a norm follows.
