@@ -20,8 +20,9 @@ pub trait Case {
     /// Its name, for `--only` and for tables.
     fn name(&self) -> &'static str;
 
-    /// The stages whose kernels it runs.
-    fn stages(&self) -> Vec<&'static dyn Stage> {
+    /// The stages whose kernels it runs; `small`: at the sizes for a memory checker.
+    fn stages(&self, small: bool) -> Vec<&'static dyn Stage> {
+        let _ = small;
         Vec::new()
     }
 

@@ -174,7 +174,7 @@ fn describe(gpu: &Gpu, seed: Option<i64>) {
 
 /// Begins to compile what cases run.
 fn compile(cases: &[Box<dyn Case>], gpu: &Gpu) -> bool {
-    let of_stages = cases.iter().flat_map(|case| case.stages());
+    let of_stages = cases.iter().flat_map(|case| case.stages(gpu.small));
     let modules: Vec<_> = of_stages.filter_map(|stage| stage.kernels()).collect();
     let begun = cuda::compile_ahead(gpu.device(), &modules);
     begun.inspect_err(|error| eprint!("{}", error.rendered())).is_ok()

@@ -15,6 +15,8 @@ mod optimizer;
 mod routing;
 mod stage;
 
+use lightc_runtime::Stage;
+
 use crate::Case;
 
 pub use harness::misuse;
@@ -40,6 +42,15 @@ pub fn all() -> Vec<Box<dyn Case>> {
         Box::new(stage::Reversible),
         Box::new(moe_stage::Mixtures),
     ]
+}
+
+/// Stages of reduced width, and unless only small sizes are run those of full width.
+fn of_size(
+    small: bool,
+    narrow: &[&'static dyn Stage],
+    full: &[&'static dyn Stage],
+) -> Vec<&'static dyn Stage> {
+    [narrow, if small { &[] } else { full }].concat()
 }
 
 /// Those of `sizes` that a memory checker gets through, or all. The length is at `length`.

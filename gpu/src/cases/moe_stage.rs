@@ -3,8 +3,8 @@
 
 use lightc_runtime::{Result, Stage};
 
-use super::chosen;
 use super::stage::{Data, both_ways, had_back, kernel_rows, op_rows, same_bits};
+use super::{chosen, of_size};
 use crate::check::{compared, finished};
 use crate::{Case, Gpu, Measured, Verdict, stages};
 
@@ -22,13 +22,12 @@ impl Case for Mixtures {
         "mixtures"
     }
 
-    fn stages(&self) -> Vec<&'static dyn Stage> {
-        vec![
-            &stages::narrow_5b::Narrow5b,
-            &stages::narrow_120b::Narrow120b,
-            &stages::lightning_5b::Lightning5b,
-            &stages::lightning_120b::Lightning120b,
-        ]
+    fn stages(&self, small: bool) -> Vec<&'static dyn Stage> {
+        of_size(
+            small,
+            &[&stages::narrow_5b::Narrow5b, &stages::narrow_120b::Narrow120b],
+            &[&stages::lightning_5b::Lightning5b, &stages::lightning_120b::Lightning120b],
+        )
     }
 
     fn check(&self, gpu: &Gpu) -> Result<Vec<Verdict>> {

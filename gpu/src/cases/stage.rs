@@ -6,7 +6,7 @@ use lightc_runtime::reversible::{Options, take_report, take_states, with_options
 use lightc_runtime::watch::{OpTime, op_times};
 use lightc_runtime::{Inputs, Kind, ParamSpec, Result, Stage, Storage, Tensor, random};
 
-use super::chosen;
+use super::{chosen, of_size};
 use crate::bench::time;
 use crate::check::{compared, within};
 use crate::{Case, Gpu, Measured, Verdict, stages};
@@ -217,8 +217,8 @@ impl Case for Dense {
         "stage"
     }
 
-    fn stages(&self) -> Vec<&'static dyn Stage> {
-        vec![&stages::narrow_2b::Narrow2b, &stages::lightning_2b::Lightning2b]
+    fn stages(&self, small: bool) -> Vec<&'static dyn Stage> {
+        of_size(small, &[&stages::narrow_2b::Narrow2b], &[&stages::lightning_2b::Lightning2b])
     }
 
     fn check(&self, gpu: &Gpu) -> Result<Vec<Verdict>> {
@@ -335,8 +335,8 @@ impl Case for Reversible {
         "reversible"
     }
 
-    fn stages(&self) -> Vec<&'static dyn Stage> {
-        vec![&stages::narrow_deep::NarrowDeep, &stages::deep_2b::Deep2b]
+    fn stages(&self, small: bool) -> Vec<&'static dyn Stage> {
+        of_size(small, &[&stages::narrow_deep::NarrowDeep], &[&stages::deep_2b::Deep2b])
     }
 
     /// Every state that the backward pass solves for, the loss and every gradient, against a run that
