@@ -22,7 +22,8 @@ DEVICE float divide_by(float x, float y) {
     if (!usual) return __fdiv_rn(x, y);
     float q = __fmul_rn(x, inverse);
     q = __fmaf_rn(__fmaf_rn(-y, q, x), inverse, q);
-    return __fmaf_rn(__fmaf_rn(-y, q, x), inverse, q);
+    q = __fmaf_rn(__fmaf_rn(-y, q, x), inverse, q);
+    return size == 0.f ? x : q;  // a zero keeps its sign
 }
 
 #define INF __int_as_float(0x7f800000)

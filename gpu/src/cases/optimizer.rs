@@ -138,12 +138,15 @@ fn check_update(gpu: &Gpu) -> Result<Vec<Verdict>> {
     ])
 }
 
-/// Quotients of any numbers, subnormal and infinite ones and NaN among them, by numbers around 1 and by those that are beyond the
+/// Quotients of any numbers, zeros, subnormal and infinite ones and NaN among them, by numbers around 1 and by those that are beyond the
 /// range of the short way: each has the bits of a division.
 fn check_division(gpu: &Gpu) -> Result<Verdict> {
     let n = 1i64 << 18;
     let on = (Kind::Int64, gpu.device());
     let bits = Tensor::f_randint_low(-(1i64 << 31), 1i64 << 31, [n], on)?.f_to_kind(Kind::Int)?;
+    // Both zeros, which no draw gives.
+    let _ = bits.f_narrow(0, 0, 1000)?.f_fill_(0)?;
+    let _ = bits.f_narrow(0, 1000, 1000)?.f_fill_(i64::from(i32::MIN))?;
     let x = bits.f_view_dtype(Kind::Float)?;
     let exponent = gpu.uniform(&[n])?.f_mul_scalar(50.0)?.f_sub_scalar(25.0)?;
     let wide = exponent.f_exp2()?;
