@@ -35,7 +35,8 @@ INLINE float quick_exp2(float x) {
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
-// Two results of bf16. Rounded from 32 bits they would have the same bits: these have more than twice as many.
+// Two results of bf16. Rounded from 32 bits they would have the same bits: these have more than twice as many (but for products so small
+// that 32 bits round them too).
 INLINE unsigned add_pair(unsigned a, unsigned b) {
     unsigned y;
     asm("add.rn.bf16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
@@ -91,13 +92,15 @@ template <int N> INLINE void round_all(float (&x)[N]) {
     for (int i = 0; i < N; ++i) x[i] = rounded(x[i]);
 }
 
+template <int N> INLINE void put_four(unsigned (&to)[N], int at, const uint4& four) {
+    to[at] = four.x, to[at + 1] = four.y, to[at + 2] = four.z, to[at + 3] = four.w;
+}
 // N / 2 pairs of bf16 in a row, N a multiple of 2; the address is a multiple of what is read at once.
 template <int N> INLINE void load_pairs(unsigned (&to)[N / 2], const bf16* __restrict__ from) {
     if constexpr (N % 8 == 0) {
         UNROLL
         for (int i = 0; i < N; i += 8) {
-            const uint4 four = *reinterpret_cast<const uint4*>(from + i);
-            to[i / 2] = four.x, to[i / 2 + 1] = four.y, to[i / 2 + 2] = four.z, to[i / 2 + 3] = four.w;
+            put_four<N / 2>(to, i / 2, *reinterpret_cast<const uint4*>(from + i));
         }
     } else if constexpr (N % 4 == 0) {
         UNROLL
@@ -114,15 +117,13 @@ template <int N> INLINE void load_pairs(unsigned (&to)[N / 2], const bf16* __res
 template <int N> INLINE void load_once(unsigned (&to)[N / 2], const bf16* __restrict__ from) {
     UNROLL
     for (int i = 0; i < N; i += 8) {
-        const uint4 four = read_once(reinterpret_cast<const uint4*>(from + i));
-        to[i / 2] = four.x, to[i / 2 + 1] = four.y, to[i / 2 + 2] = four.z, to[i / 2 + 3] = four.w;
+        put_four<N / 2>(to, i / 2, read_once(reinterpret_cast<const uint4*>(from + i)));
     }
 }
 template <int N> INLINE void load_here(unsigned (&to)[N / 2], const bf16* __restrict__ from) {
     UNROLL
     for (int i = 0; i < N; i += 8) {
-        const uint4 four = read_here(reinterpret_cast<const uint4*>(from + i));
-        to[i / 2] = four.x, to[i / 2 + 1] = four.y, to[i / 2 + 2] = four.z, to[i / 2 + 3] = four.w;
+        put_four<N / 2>(to, i / 2, read_here(reinterpret_cast<const uint4*>(from + i)));
     }
 }
 template <int N> INLINE void unpack(float (&to)[N], const unsigned (&from)[N / 2]) {

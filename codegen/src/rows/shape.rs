@@ -112,8 +112,8 @@ pub(super) fn at_once(
     let gathers = group.nodes.iter().any(|id| gather::is_gather(function, *id));
     let blocks =
         if gathers && block == gather::THREADS { gather::RESIDENT } else { (512 / block).max(1) };
-    let mut needed =
-        resident(function, group, phases, vector, chunks) + beside(function, group, phases, vector);
+    let held = resident(function, group, phases, vector, chunks);
+    let mut needed = held + beside(function, group, phases, vector);
     if has_steps(function, group) {
         // What is held in pairs is widened once where there is room for it, and not in each row.
         needed += hoisted(function, group, phases, vector);
@@ -122,9 +122,7 @@ pub(super) fn at_once(
     // Half of the threads would be too few to have enough on its way.
     let reads_much = blocks > 2
         && has_row_sums(function, group)
-        && resident(function, group, phases, vector, chunks)
-            + read(function, group, vector, chunks)
-            > AT_ONCE;
+        && held + read(function, group, vector, chunks) > AT_ONCE;
     if needed > REGISTERS || reads_much { (blocks - 1).max(1) } else { blocks }
 }
 
