@@ -258,6 +258,71 @@ fn choices_of_a_token_are_summed_where_they_are_read() {
     assert_eq!(ops, "cast contract cast add contract");
 }
 
+/// The kernels of weighed rows of 12 choices and their product with others, summed over so many channels of a choice, with
+/// more nodes: the text, and how many kernels there are.
+fn of_choices(channels: &str, more: &str, last: &str) -> (String, usize) {
+    let rows = format!("b, k=12, f={channels}");
+    let nodes = [
+        ("input name=\"z\"", "", format!("act[{rows}]")),
+        ("input name=\"x\"", "", format!("act[{rows}]")),
+        ("input name=\"weights\"", "", "f32[b, k=12]".to_owned()),
+        ("cast to=f32", "%0", format!("f32[{rows}]")),
+        ("cast to=f32", "%1", format!("f32[{rows}]")),
+        ("mul", "%3, %4", format!("f32[{rows}]")),
+        ("sum over=[f]", "%5", "f32[b, k=12]".to_owned()),
+        ("mul", "%3, %2", format!("f32[{rows}]")),
+        ("cast to=act", "%7", format!("act[{rows}]")),
+    ];
+    let nodes = (0..).zip(&nodes).map(|(value, (op, args, ty))| line(value, op, args, ty));
+    let nodes = nodes.collect::<String>();
+    let source = format!(
+        "module main entry @Main\n\nfunc @Main {{\n{nodes}{more}  return a: %8, sum: {last}\n}}\n"
+    );
+    let module = text::parse(&source).unwrap_or_else(|error| panic!("{error:?}\n{source}"));
+    assert_eq!(verify::verify(&module), [], "{source}");
+    let text = Plans::of(&module).text(&module);
+    let (_, kernels) = text.split_once("// main_k0\n").unwrap();
+    (kernels.to_owned(), describe(&module).as_array().unwrap().len())
+}
+
+/// What belongs to one choice is added up by threads of a warp or by a block, in the kernel that reads it; no other reads
+/// the products in 32 bits.
+#[test]
+fn a_warp_or_a_block_sums_the_channels_of_a_choice() {
+    let sums = |channels: &str| of_choices(channels, "", "%6");
+    for (channels, threads) in [("256", 32), ("512", 64), ("1024", 128), ("2048", 256)] {
+        let (text, n) = sums(channels);
+        let sum = match threads {
+            32 => "sum = segment_sum<32>(sum);".to_owned(),
+            _ => format!("block_sum<1, {}>(all, scratch + 0);", threads / 32),
+        };
+        assert!(n == 1 && text.contains(&sum) && !text.contains("out_5"), "{channels}: {text}");
+        let block = format!("__launch_bounds__({threads}, ");
+        assert!(threads == 32 || text.contains(&block), "{channels}: {text}");
+    }
+    // Threads that are no power of two, or more than a block has.
+    for channels in ["1536", "4096"] {
+        let (text, _) = sums(channels);
+        assert!(text.contains("out_5") && !text.contains("sum ="), "{channels}: {text}");
+    }
+    // Two sums have places of their own, and one can be made of the other.
+    let twice = line(9, "mul", "%5, %6", "f32[b, k=12, f=1024]")
+        + &line(10, "sum over=[f]", "%9", "f32[b, k=12]");
+    let (text, n) = of_choices("1024", &twice, "%10");
+    assert_eq!((n, text.matches("block_sum<1, 4>").count()), (1, 2), "{text}");
+    assert!(text.contains("scratch + 0)") && text.contains("scratch + 16)"), "{text}");
+    // Sums of whole rows, and over rows, are those of other blocks.
+    for (over, ty) in [("k, f", "f32[b]"), ("b", "f32[k=12, f=1024]")] {
+        let other = line(9, &format!("sum over=[{over}]"), "%5", ty);
+        let (text, _) = of_choices("1024", &other, "%6, other: %9");
+        let mixed = |kernel: &str| {
+            kernel.contains("block_sum<1, 4>")
+                && (kernel.contains("out_9") || kernel.contains("part_9"))
+        };
+        assert!(!text.split("__global__").any(mixed), "{text}");
+    }
+}
+
 /// The kernels that sum gathered rows.
 fn gathers(all: &Value) -> Vec<&Value> {
     let has = |kernel: &&Value| ops(kernel).iter().any(|op| op == "gather_sum");

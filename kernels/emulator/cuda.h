@@ -215,6 +215,11 @@ INLINE unsigned sub_pair(unsigned a, unsigned b) { return pack_bf16(low_half(a) 
 INLINE unsigned mul_pair(unsigned a, unsigned b) { return pack_bf16(low_half(a) * low_half(b), high_half(a) * high_half(b)); }
 INLINE uint4 read_once(const uint4* from) { return *from; }
 INLINE uint4 read_here(const uint4* from) { return *from; }
+template <int N, int AT> INLINE void copy_words(unsigned char* own, const void* from, bool there) {
+    if (there) emulator::issue_in(emulator::machine.now->copies, [=] { memcpy(own + AT, from, N * 4); });
+}
+INLINE void commit_copies() { copy_async_commit(); }
+template <int N> INLINE void wait_for_copies() { copy_async_wait<N>(); }
 INLINE void multiply(float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
     mma_bf16(c, a0, a1, a2, a3, b0, b1);
 }

@@ -11,9 +11,15 @@ use crate::{Error, HEADERS, Resources, log};
 
 /// How every source is compiled: for Hopper with its own instructions, with ptxas's report in the log.
 /// Warning 177 is of functions that a source does not use, which a header is full of; 550 of variables that it sets
-/// and does not read, as generated kernels have them: each value in both forms, of which some need one.
-pub const OPTIONS: &[&str] =
-    &["--gpu-architecture=sm_90a", "-std=c++17", "--ptxas-options=-v", "--diag-suppress=177,550"];
+/// and does not read, as generated kernels have them: each value in both forms, of which some need one. Functions are those of the
+/// GPU: a lambda with a parameter of any type is nothing else to NVRTC, and cannot be told.
+pub const OPTIONS: &[&str] = &[
+    "--gpu-architecture=sm_90a",
+    "-std=c++17",
+    "-default-device",
+    "--ptxas-options=-v",
+    "--diag-suppress=177,550",
+];
 
 const LIBRARY: &str = "libnvrtc.so.13";
 /// NVRTC opens it by name, which finds it only where it is loaded or on the search path.

@@ -106,6 +106,13 @@ impl Access<'_> {
         Some(inner)
     }
 
+    /// Elements from an index of a row part to the next, where that is one number.
+    pub(super) fn row_stride(&self, part: usize) -> Option<i64> {
+        let mut leaves = self.leaves().iter().filter(|leaf| leaf.role == Role::Row(part));
+        let stride = leaves.next()?.stride.as_constant();
+        stride.filter(|_| leaves.next().is_none())
+    }
+
     fn lanes_in_a_row(&self) -> Option<i64> {
         let lanes: Vec<&Leaf> =
             self.leaves().iter().filter(|l| matches!(l.role, Role::Lane(_))).collect();

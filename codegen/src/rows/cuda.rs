@@ -3,10 +3,11 @@
 use super::access::{Access, size_text};
 use super::ends::End;
 use super::express::expression;
-use super::group::{Group, rows, summed};
+use super::group::{Group, rows, summed, sums_blocks};
 use super::layout::{Layout, Role};
 use super::phases::{Item, Phases, seen_through};
 use super::product::Product;
+use super::ring::UnderWay;
 use super::shape::{Shape, shape};
 use super::text::Text;
 use crate::ir::{Function, Node, NodeId, ValueId};
@@ -87,6 +88,10 @@ pub(super) struct Writer<'a> {
     pub(super) turns_read: BTreeSet<usize>,
     /// Inputs that are read a row ahead.
     pub(super) ahead: BTreeSet<ValueId>,
+    /// Inputs of which several rows are under way.
+    pub(super) under_way: Vec<UnderWay>,
+    /// Whether a step is read a row ahead into registers.
+    pub(super) step_ahead: bool,
     /// What comes before the rows, or before the rows of each run.
     pub(super) before_rows: Text,
     /// What comes after the rows of a run.
@@ -146,6 +151,8 @@ impl<'a> Writer<'a> {
             steps_read: BTreeSet::new(),
             turns_read: BTreeSet::new(),
             ahead: BTreeSet::new(),
+            under_way: Vec::new(),
+            step_ahead: false,
             before_rows: Text::default(),
             after_rows: Text::default(),
             end: None,
@@ -243,7 +250,7 @@ impl<'a> Writer<'a> {
         self.hoisted();
         self.accumulators();
         let opened = self.open_rows();
-        if self.shape.threads > 32 && self.phases.all.iter().any(|phase| !phase.sums.is_empty()) {
+        if self.sums_over_warps() {
             let row = if self.rolls() { "row" } else { "base" };
             self.text.line(format!("float* const scratch = sums + ({row} - first) % 2 * SCRATCH;"));
         }
@@ -313,6 +320,13 @@ impl<'a> Writer<'a> {
         self.text.depth_out();
     }
 
+    /// Whether a sum runs over threads of several warps, which meet in shared memory.
+    fn sums_over_warps(&self) -> bool {
+        let of_rows = self.phases.all.iter().any(|phase| !phase.sums.is_empty());
+        let of_blocks = sums_blocks(self.function, self.layout, &self.group.nodes);
+        self.shape.threads > 32 && (of_rows || of_blocks)
+    }
+
     pub(super) fn indices(&mut self) {
         let shape = self.shape;
         let vector_row = !self.layout.slots.is_empty();
@@ -324,7 +338,7 @@ impl<'a> Writer<'a> {
         }
         self.text.line("const int first = blockIdx.x * span;");
         self.text.line("const int last = min(first + span, rows);");
-        if shape.threads > 32 && self.phases.all.iter().any(|phase| !phase.sums.is_empty()) {
+        if self.sums_over_warps() {
             self.text.line("__shared__ __align__(16) float sums[2 * SCRATCH];");
         }
         if shape.shared > 0 {

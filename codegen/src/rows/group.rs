@@ -18,6 +18,9 @@ const REPEATED: i64 = 16;
 /// hold all choices: they have registers for no more.
 const READ: i64 = 16;
 
+/// Most threads that share an index of the outer lane parts, where a sum over the innermost is a block's.
+pub(super) const SEGMENT: i64 = 256;
+
 /// Lanes from which on a block does one row after the other.
 const LONG: i64 = 2048;
 
@@ -47,7 +50,7 @@ pub(crate) struct Group {
 pub(super) enum Over {
     /// What a thread holds of a value.
     Thread,
-    /// The innermost lane part: neighbouring threads.
+    /// The innermost lane part: neighbouring threads of a warp, or a block.
     Segment,
     /// The whole lane: all threads of a row.
     Lane,
@@ -215,6 +218,11 @@ impl Group {
         if scattered && (sums_lanes || layout.lane() < LONG) {
             return None;
         }
+        if sums_blocks(function, &layout, &nodes)
+            && !nodes.iter().all(|id| goes_with_blocks(function, &layout, *id))
+        {
+            return None;
+        }
         let at_lane = |value: &ValueId| layout.smalls(*value).iter().product::<i64>();
         let read =
             inputs.iter().filter(|value| layout.is_vector(**value)).map(at_lane).sum::<i64>();
@@ -309,7 +317,7 @@ fn fits(function: &Function, layout: &Layout, node: &Node, made: &BTreeSet<Value
     if summed(node).is_some() && over.is_none() {
         return false;
     }
-    if over == Some(Over::Segment) && !is_warp_wide(layout) {
+    if over == Some(Over::Segment) && !is_warp_wide(layout) && !is_block_wide(layout, node) {
         return false;
     }
     let all_rows = |value: &ValueId| layout.row_parts(*value).len() == layout.rows.len();
@@ -393,12 +401,40 @@ fn is_plain_row_sum(node: &Node, over: Option<Over>) -> bool {
     matches!(node.op, Op::Sum(_) | Op::Mean(_)) && over == Some(Over::Rows(0))
 }
 
-/// Whether neighbouring threads of a warp hold one index of the outer lane parts.
-fn is_warp_wide(layout: &Layout) -> bool {
+/// Threads that hold one index of the outer lane parts, where there are as many for each: a power of two.
+fn threads_of_segment(layout: &Layout) -> Option<i64> {
     let inner = layout.slots.last().copied().unwrap_or(1);
     let vector = [8, 4, 2].into_iter().find(|v| inner % v == 0).unwrap_or(1);
     let threads = inner / vector;
-    threads <= 32 && threads & (threads - 1) == 0
+    (threads & (threads - 1) == 0).then_some(threads)
+}
+
+/// Whether neighbouring threads of a warp hold one index of the outer lane parts.
+fn is_warp_wide(layout: &Layout) -> bool {
+    threads_of_segment(layout).is_some_and(|threads| threads <= 32)
+}
+
+/// Whether a block can hold one index of the outer lane parts, and sums one number over it.
+fn is_block_wide(layout: &Layout, node: &Node) -> bool {
+    let one = node.results.iter().all(|result| layout.smalls(*result).is_empty());
+    one && threads_of_segment(layout).is_some_and(|threads| (64..=SEGMENT).contains(&threads))
+}
+
+/// Whether sums over the innermost lane part are those of blocks.
+pub(super) fn sums_blocks(function: &Function, layout: &Layout, nodes: &[NodeId]) -> bool {
+    let is_segment = |id: &NodeId| over(layout, function.node(*id)) == Some(Over::Segment);
+    !is_warp_wide(layout) && nodes.iter().any(is_segment)
+}
+
+/// Whether a node can be in a kernel whose blocks have an index of the outer lane parts each: nothing in it is of whole
+/// rows, or goes from row to row.
+fn goes_with_blocks(function: &Function, layout: &Layout, id: NodeId) -> bool {
+    let node = function.node(id);
+    let over = over(layout, node);
+    is_pointwise(&node.op)
+        || is_view(&node.op)
+        || matches!(node.op, Op::Broadcast(_))
+        || matches!(over, Some(Over::Segment | Over::Thread))
 }
 
 /// Whether the taps of a convolution are unrolled.

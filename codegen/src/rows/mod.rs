@@ -4,7 +4,8 @@
 //! merging, splitting and renaming cost nothing. A part whose size stays open (batch, time) is a row
 //! part; a constant part of up to 8 is unrolled, each thread holding all its elements; a longer one is a
 //! lane part, spread over the threads of a row (`layout`). Lane parts nest: with heads of 128 channels a
-//! lane is a head and a channel, and a sum over the channels is one of neighbouring threads. Where nothing is
+//! lane is a head and a channel, and a sum over the channels is one of neighbouring threads: of a warp, or, over the 1024
+//! channels of each of 12 choices, of a block that has one of them. Where nothing is
 //! open, as with the gradients of matrices, rows are those of the largest value, and only pointwise ops fuse.
 //!
 //! **What one kernel can compute** (`group`): pointwise ops; sums over what a thread holds, over the
@@ -37,10 +38,14 @@
 //! **Steps** (`steps`). Where a block does one row after the other, a convolution's steps are handed from row to
 //! row, and so are sums that rows before it wait for. A block's rows of one sequence are a run: what begins anew with
 //! a sequence stands before its rows and not in them. The text has several rows in a row, so that the steps rotate
-//! through registers and none is moved, and what a row reads is begun to be read a row before.
+//! through registers and none is moved.
+//!
+//! **Rows under way** (`ring`). Each thread copies what it will read of the next rows of a run to shared memory, without waiting: as
+//! many rows as it takes to have 32 KB of a multiprocessor on their way beside the row that it computes. What cannot be copied so
+//! is begun to be read a row before, into registers.
 //!
 //! **Shapes** (`shape`). A thread reads 16 bytes at once where it can. Where no sum runs over the whole
-//! lane, blocks beside each other share it. The blocks along the rows are a function of the number of
+//! lane, blocks beside each other share it; each has one index of the outer parts where it sums over the innermost. The blocks along the rows are a function of the number of
 //! rows alone, and sums over rows are partial sums of blocks that a second kernel adds in order: the bits
 //! are the same on every GPU and in every run, and there are no atomics.
 //!
@@ -69,6 +74,7 @@ mod phases;
 mod plan;
 mod product;
 mod report;
+mod ring;
 mod shape;
 mod steps;
 mod sums;

@@ -66,6 +66,15 @@ INLINE uint4 read_here(const uint4* from) {
         : "=r"(four.x), "=r"(four.y), "=r"(four.z), "=r"(four.w) : "l"(from));
     return four;
 }
+// N words, 1, 2 or 4, on their way to shared memory if they are `there`, for this thread alone: it has them once it has waited
+// for the group that it commits them to.
+template <int N, int AT> INLINE void copy_words(unsigned char* own, const void* from, bool there) {
+    asm volatile("{\n.reg .pred there;\nsetp.ne.s32 there, %2, 0;\n@there cp.async.ca.shared.global [%0 + %3], [%1], %4;\n}"
+                 ::"r"((unsigned)__cvta_generic_to_shared(own)), "l"(from), "r"((int)there), "n"(AT), "n"(N * 4) : "memory");
+}
+INLINE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Until at most N groups of this thread's copies are under way.
+template <int N> INLINE void wait_for_copies() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
 // C[16][8] += A[16][16] B[16][8] of a warp, bf16 and f32: the rows and columns of a thread are those of
 // mma.m16n8k16.
 INLINE void multiply(float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
@@ -154,6 +163,30 @@ template <int N> INLINE void mul_pairs(unsigned (&y)[N], const unsigned (&a)[N],
 template <int N, class T> INLINE void copy(T (&to)[N], const T (&from)[N]) {
     UNROLL
     for (int i = 0; i < N; ++i) to[i] = from[i];
+}
+// Where one of several rows that follow each other in the text has what is under way of it.
+template <int AT> struct Place { static constexpr int at = AT; };
+// N words, 1, 2 or 4, that have been copied.
+template <int N> INLINE void take(unsigned (&to)[N], const unsigned char* from) {
+    if constexpr (N == 4) {
+        put_four<N>(to, 0, *reinterpret_cast<const uint4*>(from));
+    } else if constexpr (N == 2) {
+        const uint2 two = *reinterpret_cast<const uint2*>(from);
+        to[0] = two.x, to[1] = two.y;
+    } else {
+        to[0] = *reinterpret_cast<const unsigned*>(from);
+    }
+}
+template <int N> INLINE void take(float (&to)[N], const unsigned char* from) {
+    unsigned words[N];
+    take(words, from);
+    UNROLL
+    for (int i = 0; i < N; ++i) to[i] = __uint_as_float(words[i]);
+}
+// N words that are not there to be copied.
+template <int N> INLINE void clear_words(unsigned char* to) {
+    UNROLL
+    for (int i = 0; i < N; ++i) reinterpret_cast<unsigned*>(to)[i] = 0;
 }
 template <int N> INLINE void load(float (&to)[N], const bf16* __restrict__ from) {
     if constexpr (N % 2 == 0) {

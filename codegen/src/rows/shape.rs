@@ -1,7 +1,7 @@
 //! How a group is spread over threads: threads of a row, elements of a thread, rows of a block.
 
 use super::gather;
-use super::group::{Group, Over, over};
+use super::group::{Group, Over, SEGMENT, over, sums_blocks};
 use super::layout::Layout;
 use super::phases::{Phases, has_steps, per_register};
 use crate::ir::{Function, ValueId};
@@ -184,19 +184,24 @@ pub(super) fn shape(function: &Function, group: &Group, phases: &Phases) -> Shap
         let mut vector = vector;
         let segments =
             group.nodes.iter().any(|id| over(layout, function.node(*id)) == Some(Over::Segment));
+        let by_block = sums_blocks(function, layout, &group.nodes);
+        let most = if by_block { SEGMENT } else { 32 };
         while vector > 2
             && resident(function, group, phases, vector, 1)
                 + beside(function, group, phases, vector)
                 > REGISTERS
-            && !(segments && inner / vector * 2 > 32)
+            && !(segments && inner / vector * 2 > most)
         {
             vector /= 2;
         }
         // Smaller blocks leave fewer registers unused where a thread needs many.
         let long = has_steps(function, group);
         let widest = if sums || long { 128 } else { 256 };
-        let threads = power(up(lane, vector)).min(widest);
-        let block = threads.max(widest);
+        let threads = match by_block {
+            true => inner / vector,
+            false => power(up(lane, vector)).min(widest),
+        };
+        let block = if by_block { threads } else { threads.max(widest) };
         let tiles = up(lane, vector * threads);
         // Sums over rows and steps that go from row to row want blocks with many rows: as many blocks as there can be at
         // once, or twice as many where a block begins with little.

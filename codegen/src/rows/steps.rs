@@ -64,7 +64,7 @@ impl Writer<'_> {
     }
 
     /// Taps of the longest convolution.
-    fn longest(&self) -> i64 {
+    pub(super) fn longest(&self) -> i64 {
         let taps = self.group.nodes.iter().filter_map(|id| {
             let node = self.function.node(*id);
             match &node.op {
@@ -106,27 +106,38 @@ impl Writer<'_> {
         self.text = before.beside();
         self.before_rows = before.beside();
         self.after_rows = before.beside();
-        self.text.open("const auto go = [&](const int row) ROW");
-        self.text.line(format!("const int r{time} = row - start;"));
-        if halo > 0 {
-            self.text.line("const bool live = row < last;");
-        }
+        self.text.depth_in();
         before
     }
 
     /// Closes it. The text has so many rows in a row that each step is where it was before: nothing is moved. These are a
-    /// row for each tap and one for the step that is read ahead.
+    /// row for each tap, and one more where a step is read ahead.
     pub(super) fn close_runs(&mut self, before: Text) {
+        let row = std::mem::replace(&mut self.text, before);
+        self.text.append(std::mem::take(&mut self.before_rows));
+        let n_rows = self.longest() + i64::from(self.step_ahead);
+        let copies = self.copies(n_rows);
+        self.text.append(copies.before);
+        let time = self.layout.rows.len().saturating_sub(1);
+        let place = if copies.any { ", const auto place" } else { "" };
+        self.text.open(format!("const auto go = [&](const int row{place}) ROW"));
+        self.text.line(format!("const int r{time} = row - start;"));
+        if self.halo() > 0 {
+            self.text.line("const bool live = row < last;");
+        }
+        self.text.append(copies.head);
+        self.text.append(row);
         self.text.end("};");
         self.text.open("for (int row = begin;;)");
-        for _ in 0..=self.longest() {
-            self.text.line("go(row);");
+        for n in 0..n_rows {
+            let place = if copies.any { format!(", Place<{n}>()") } else { String::new() };
+            self.text.line(format!("go(row{place});"));
+            if n + 1 == n_rows && !copies.round.is_empty() {
+                self.text.line(&copies.round);
+            }
             self.text.line("if (++row == stop) break;");
         }
         self.text.close();
-        let rows = std::mem::replace(&mut self.text, before);
-        self.text.append(std::mem::take(&mut self.before_rows));
-        self.text.append(rows);
         self.text.append(std::mem::take(&mut self.after_rows));
         self.text.line("begin = stop;");
         self.text.close();
@@ -264,28 +275,40 @@ impl Writer<'_> {
             self.text.close_all(n);
             return steps;
         }
+        let after = if ahead { last } else { 0 };
+        let under_way = self.layout.is_vector(x) && self.begin_copies(x, &name, after);
+        self.step_ahead |= !under_way;
         std::mem::swap(&mut self.text, &mut self.before_rows);
-        self.text.line(format!("{element} {name}[{n_taps}][{extent}], next_{name}[{extent}];"));
+        self.text.line(format!("{element} {name}[{n_taps}][{extent}];"));
+        if !under_way {
+            self.text.line(format!("{element} next_{name}[{extent}];"));
+        }
         self.text.open("");
         self.text.line(format!("const int row = begin, r{time} = row - start;"));
         let n = self.text.loops(&[("place".to_owned(), last)]);
         let before = there("place");
         self.read_step(x, &format!("{name}[place + 1]"), &far("place"), Some(&before), packed);
         self.text.close_all(n);
-        let (newest, first) = if ahead {
-            (format!("+ {last}"), Some(there(&last.to_string())))
-        } else {
-            ("+ 0".to_owned(), None)
-        };
-        self.read_step(x, &format!("next_{name}"), &newest, first.as_deref(), packed);
+        if !under_way {
+            let (newest, first) = if ahead {
+                (format!("+ {last}"), Some(there(&last.to_string())))
+            } else {
+                ("+ 0".to_owned(), None)
+            };
+            self.read_step(x, &format!("next_{name}"), &newest, first.as_deref(), packed);
+        }
         self.text.close();
         std::mem::swap(&mut self.text, &mut self.before_rows);
         let n = self.text.loops(&[("place".to_owned(), last), ("i".to_owned(), extent)]);
         self.text.line(format!("{name}[place][i] = {name}[place + 1][i];"));
         self.text.close_all(n);
+        let from = if under_way { "copied" } else { "next" };
         let n = self.text.loops(&[("i".to_owned(), extent)]);
-        self.text.line(format!("{name}[{last}][i] = next_{name}[i];"));
+        self.text.line(format!("{name}[{last}][i] = {from}_{name}[i];"));
         self.text.close_all(n);
+        if under_way {
+            return steps;
+        }
         // It is begun to be read while this row is computed.
         let (far, there) = if ahead {
             (format!("+ {n_taps}"), there(&n_taps.to_string()))
@@ -346,21 +369,24 @@ impl Writer<'_> {
             && self.ahead.insert(x)
     }
 
-    /// What a row has of an input that was begun to be read a row ago; the next is begun.
+    /// What a row has of an input that was begun to be read a row ago, and the next is begun; or of one that is under way.
     pub(super) fn read_ahead(&mut self, x: ValueId) {
         let (name, vector) = (self.name(x), self.shape.vector);
         let packed = self.packed(x) && self.access(x).is_vector();
         let time = self.layout.rows.len().saturating_sub(1);
-        let next = format!("next_{name}");
-        let held = if packed { format!("[{}]", vector / 2) } else { self.extent(x) };
-        let element = if packed { "unsigned" } else { self.element(x) };
-        std::mem::swap(&mut self.text, &mut self.before_rows);
-        self.text.line(format!("{element} {next}{held};"));
-        self.text.open("");
-        self.text.line(format!("const int row = begin, r{time} = row - start;"));
-        self.read_step(x, &next, "+ 0", None, packed);
-        self.text.close();
-        std::mem::swap(&mut self.text, &mut self.before_rows);
+        let under_way = self.begin_copies(x, &name, 0);
+        let next = if under_way { format!("copied_{name}") } else { format!("next_{name}") };
+        if !under_way {
+            let held = if packed { format!("[{}]", vector / 2) } else { self.extent(x) };
+            let element = if packed { "unsigned" } else { self.element(x) };
+            std::mem::swap(&mut self.text, &mut self.before_rows);
+            self.text.line(format!("{element} {next}{held};"));
+            self.text.open("");
+            self.text.line(format!("const int row = begin, r{time} = row - start;"));
+            self.read_step(x, &next, "+ 0", None, packed);
+            self.text.close();
+            std::mem::swap(&mut self.text, &mut self.before_rows);
+        }
         if packed {
             let pairs = self.declare_pairs(x);
             self.text.line(format!("copy({pairs}, {next});"));
@@ -368,9 +394,12 @@ impl Writer<'_> {
         } else if self.layout.is_vector(x) {
             self.text.line(format!("copy({name}, {next});"));
         } else {
-            self.text.line(format!("{name} = {next};"));
+            let first = if under_way { "[0]" } else { "" };
+            self.text.line(format!("{name} = {next}{first};"));
         }
-        self.read_step(x, &next, "+ 1", Some("row + 1 < stop"), packed);
+        if !under_way {
+            self.read_step(x, &next, "+ 1", Some("row + 1 < stop"), packed);
+        }
     }
 
     pub(super) fn rotary(&mut self, node: &Node, op: &crate::ops::Rotary) {

@@ -53,12 +53,27 @@ impl Writer<'_> {
         self.text.line(format!("sum += {summand};"));
         self.text.close_all(m);
         if over(self.layout, node) == Some(Over::Segment) {
-            let inner = self.layout.slots.last().copied().unwrap_or(1);
-            self.text.line(format!("sum = segment_sum<{}>(sum);", inner / self.shape.vector));
+            self.segment_end();
         }
         let mean = self.mean_factor(node);
         self.text.line(format!("{at} = sum{mean};"));
         self.text.close_all(n);
+    }
+
+    /// Adds up what the threads of a segment have as `sum`.
+    fn segment_end(&mut self) {
+        let inner = self.layout.slots.last().copied().unwrap_or(1);
+        let threads = inner / self.shape.vector;
+        if threads <= 32 {
+            self.text.line(format!("sum = segment_sum<{threads}>(sum);"));
+            return;
+        }
+        let (warps, offset) = (threads / 32, self.scratch);
+        // Numbers of a warp stand at multiples of four.
+        self.scratch += (warps * 4) as usize;
+        self.text.line("float all[1] = {sum};");
+        self.text.line(format!("block_sum<1, {warps}>(all, scratch + {offset});"));
+        self.text.line("sum = all[0];");
     }
 
     pub(super) fn mean_factor(&self, node: &Node) -> String {
