@@ -176,8 +176,12 @@ fn fused(model: &StageModel, lowered: &Module) -> Result<Compiled, Vec<Diag>> {
     verified(&module, "differentiation", model.span)?;
     rewrite::loss::share_logits(&mut module).map_err(failed)?;
     verified(&module, "sharing logits", model.span)?;
+    rewrite::adapters::join_adapters(&mut module).map_err(failed)?;
+    verified(&module, "joining adapters", model.span)?;
     rewrite::experts::join_cotangents(&mut module).map_err(failed)?;
     verified(&module, "joining cotangents of experts", model.span)?;
+    rewrite::pairs::pair(&mut module).map_err(failed)?;
+    verified(&module, "pairing narrow products", model.span)?;
     rewrite::recompute::recompute(&mut module).map_err(failed)?;
     verified(&module, "recomputation", model.span)?;
     Ok(Compiled { module, backward, share: None })

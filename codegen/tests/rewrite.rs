@@ -51,7 +51,7 @@ stage small_adapted extends lightning_120b {{
     expert_width = 8
     e = 20
     top_k = 3
-    rank = 4
+    rank = 16
     router = SigmoidRouter(low: 0.02, high: 0.15)
 }}
 "#
@@ -201,6 +201,7 @@ fn text_of_a_rewritten_module_parses_back() {
 fn routed(nodes: &[lightc_codegen::ir::Node]) -> Vec<String> {
     let names = nodes.iter().map(|node| match &node.op {
         Op::RoutedDot(op) => format!("routed_dot {}", op.over.join(" ")),
+        Op::RoutedDotPair(op) => format!("routed_dot_pair {}", op.over),
         Op::RoutedSwiglu(op) => {
             format!("routed_swiglu {} | {}", op.gate.join(" "), op.up.join(" "))
         }
@@ -220,8 +221,7 @@ fn experts_are_grouped_products() {
     for found in forward {
         let wanted = [
             "expert_order",
-            "routed_dot d",
-            "routed_dot d",
+            "routed_dot_pair d",
             "routed_swiglu d rank | d rank",
             "routed_dot f",
             "routed_combine f rank",
@@ -234,6 +234,8 @@ fn experts_are_grouped_products() {
     for found in backward {
         let joined = found.iter().filter(|name| **name == "routed_dot f f rank rank");
         assert_eq!(joined.count(), 1, "{found:?}");
+        let pairs = found.iter().filter(|name| **name == "routed_weight_grad_pair");
+        assert_eq!(pairs.count(), 1, "{found:?}");
         assert!(found.iter().all(|name| !name.starts_with("expert")), "{found:?}");
     }
 }

@@ -3,6 +3,7 @@
 use super::Cases;
 use super::Draw::{BelowOrEmpty, Normal, Whole, Wide};
 use super::Length::{AtLeast, AtMost, Power};
+use lightc_codegen::rewrite::pairs::pair;
 
 /// Experts with low-rank terms as grouped products, and everything that such a sum can be made of.
 const ROUTED: &str = r#"
@@ -35,9 +36,33 @@ func @Root {
 }
 "#;
 
+/// Gate and up of adapters alone, whose products with x are a pair, and the gradients of their weights another.
+const PAIRED: &str = r#"
+module pairs entry @Root
+
+func @Root {
+  param gate_right: act[e=3, r=16, d=5] ~ normal(0.02) trained
+  param up_right: act[e=3, d=5, r=16] ~ normal(0.02) trained
+  param gate_left: act[e=3, f=4, r=16] ~ normal(0.02) trained
+  param up_left: act[e=3, f=4, r=16] ~ normal(0.02) trained
+  %0.x = input name="x" () : act[n, d=5]
+  %1.ids = input name="ids" () : index[n, p]
+  %2, %3 = expert_order expert=<e=3> (%1) : index[places=n*p], index[bounds=4]
+  %4 = param index=0 () : act[e=3, r=16, d=5]
+  %5 = param index=1 () : act[e=3, d=5, r=16]
+  %6 = param index=2 () : act[e=3, f=4, r=16]
+  %7 = param index=3 () : act[e=3, f=4, r=16]
+  %8.gate_low = routed_dot expert=e over=[d] (%1, %2, %3, %0, %4) : act[n, p, r=16]
+  %9.up_low = routed_dot expert=e over=[d] (%1, %2, %3, %0, %5) : act[n, p, r=16]
+  %10, %11, %12.hidden = routed_swiglu expert=e gate=[r] up=[r] (%1, %2, %3, %8, %6, %9, %7) : act[n, p, f=4], act[n, p, f=4], act[n, p, f=4]
+  return loss: %12, gate_low: %8, up_low: %9
+}
+"#;
+
 pub(super) fn all(cases: &mut Cases) {
     let draws = [("ids", BelowOrEmpty("3")), ("weights", Wide)];
     cases.module("routed", ROUTED, &draws);
+    cases.rewritten("pairs", PAIRED, &draws[..1], pair);
     indexes(cases);
     choices(cases);
     products(cases);

@@ -10,6 +10,7 @@ mod structure;
 use lightc_codegen::autodiff::differentiate;
 use lightc_codegen::ir::{Function, Module, Output, Param, Type, ValueId, text};
 use lightc_codegen::ops::{Input, Op, ParamRef, Permute};
+use lightc_codegen::rewrite;
 use lightc_dsl::ast::DType;
 use lightc_dsl::model::{Axis, InitLaw, MemberRef, Storage};
 use lightc_dsl::size::Size;
@@ -130,8 +131,20 @@ impl Cases {
 
     /// A whole module as IR text; it is differentiated here.
     pub(crate) fn module(&mut self, name: &str, source: &str, draws: &[(&str, Draw)]) {
+        self.rewritten(name, source, draws, |_| Ok(()));
+    }
+
+    /// The same, with a rewrite of what is differentiated.
+    pub(crate) fn rewritten(
+        &mut self,
+        name: &str,
+        source: &str,
+        draws: &[(&str, Draw)],
+        rewrite: fn(&mut Module) -> rewrite::Result<()>,
+    ) {
         let mut module = text::parse(source).unwrap_or_else(|e| panic!("{name}: {e}"));
         let _ = differentiate(&mut module, "loss").unwrap_or_else(|e| panic!("{name}: {e:?}"));
+        rewrite(&mut module).unwrap_or_else(|e| panic!("{name}: {e:?}"));
         let draws = draws.iter().map(|(name, draw)| ((*name).to_owned(), *draw)).collect();
         let mut lengths = BTreeMap::new();
         for (symbol, _, _) in module.entry_function().bound_symbols() {

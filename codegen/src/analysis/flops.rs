@@ -24,6 +24,7 @@ fn of_function(module: &Module, id: FuncId, sizes: &BTreeMap<String, Size>) -> O
             Op::Contract(_)
             | Op::ExpertDot(_)
             | Op::RoutedDot(_)
+            | Op::RoutedDotPair(_)
             | Op::RoutedSwiglu(_)
             | Op::RoutedCombine(_)
             | Op::GatedDeltaRule(_)

@@ -44,7 +44,10 @@ pub use pointwise::{
 };
 pub use ranks::SumRanks;
 pub use reduce::{LogSumExp, Mean, Sum};
-pub use routed::{ExpertOrder, RoutedCombine, RoutedDot, RoutedSwiglu, RoutedWeightGrad};
+pub use routed::{
+    ExpertOrder, RoutedCombine, RoutedDot, RoutedDotPair, RoutedSwiglu, RoutedWeightGrad,
+    RoutedWeightGradPair,
+};
 pub use sequence::{
     Causal, CausalConv, CausalConvInputGrad, CausalConvWeightGrad, Position, Rotary,
 };
@@ -308,7 +311,8 @@ ops! {
     GatherSum, GatherSumGrad, Lookup, LookupGrad, Take, TakeGrad,
     IndexAffine, IndexBinary, Below, Count, Top,
     ExpertDot, ExpertDotWeightGrad, Hadamard, SumRanks,
-    ExpertOrder, RoutedDot, RoutedSwiglu, RoutedCombine, RoutedWeightGrad, Exchange, LocalExpert,
+    ExpertOrder, RoutedDot, RoutedDotPair, RoutedSwiglu, RoutedCombine, RoutedWeightGrad, RoutedWeightGradPair,
+    Exchange, LocalExpert,
 }
 
 impl Op {

@@ -5,7 +5,7 @@
 //! loss, and the backward multiplies them by the cotangent, which is one number: three products in place
 //! of four.
 
-use super::{Result, fault};
+use super::{Result, fault, is_same, renumber_saved};
 use crate::ir::{Backward, FuncId, Function, Module, NodeId, Type, Value, ValueId, prune};
 use crate::ops::{
     Binary, BinaryFn, Cast, LinearCrossEntropy, LinearCrossEntropyGrad, LinearCrossEntropyStep, Op,
@@ -29,13 +29,7 @@ pub fn share_logits(module: &mut Module) -> Result<()> {
     }
     for (id, function) in (0..).map(FuncId).zip(&mut module.functions) {
         let numbers = renumber(function)?;
-        let own = backwards.iter_mut().filter(|backward| backward.of == id);
-        for node in own.flat_map(|backward| &mut backward.body.nodes) {
-            if let Op::Saved(saved) = &mut node.op {
-                let number = numbers.get(&saved.value).copied();
-                saved.value = number.ok_or_else(|| fault("a kept value is missing"))?;
-            }
-        }
+        renumber_saved(&mut backwards, id, &numbers)?;
     }
     module.backward = backwards.into_iter().map(prune::prune_backward).collect();
     Ok(())
@@ -69,15 +63,6 @@ fn next_pair(backward: &Backward, function: &Function) -> Option<(usize, NodeId)
 
 fn is_of(grad: &LinearCrossEntropyGrad, loss: &LinearCrossEntropy) -> bool {
     grad.channel == loss.channel && grad.vocab == loss.vocab && grad.softcap == loss.softcap
-}
-
-/// Whether a value of the backward is a value of the forward.
-fn is_same(function: &Function, forward: ValueId, backward: &Backward, value: ValueId) -> bool {
-    match &backward.body.definition(value).op {
-        Op::Saved(saved) => saved.value == forward,
-        Op::ParamRef(param) => function.definition(forward).op == Op::ParamRef(param.clone()),
-        _ => false,
-    }
 }
 
 /// Makes a loss give its gradients too; the values they are.

@@ -10,18 +10,22 @@
 //! | [`indexer`](mod@indexer) | the same | puts one op in place of the ops of an indexer |
 //! | [`bounds`](mod@bounds) | the same | writes at each attention what its mask can hold |
 //! | [`loss`](mod@loss) | differentiated module | has the gradients of a fused loss from its forward |
+//! | [`adapters`](mod@adapters) | the same | joins the cotangents of rows that a weight and its adapter read |
+//! | [`pairs`](mod@pairs) | the same | has two narrow products of the same rows from one pass over these |
 //! | [`recompute`](mod@recompute) | the same | has cheap values again in the backward instead of keeping them |
 
+pub mod adapters;
 pub mod bounds;
 pub mod experts;
 pub mod fold;
 pub mod indexer;
 pub mod inline;
 pub mod loss;
+pub mod pairs;
 pub mod recompute;
 pub mod share;
 
-use crate::ir::{Function, Node, Output, Type, ValueId};
+use crate::ir::{Backward, FuncId, Function, Node, Output, Type, ValueId};
 use crate::ops::{Attr, Op, TypeError, parse_op};
 use lightc_dsl::model::Axis;
 use lightc_dsl::size::Size;
@@ -97,6 +101,31 @@ fn declarations(function: &Function) -> Function {
         outputs: Vec::new(),
         updates: Vec::new(),
         ..function.clone()
+    }
+}
+
+/// Has the backward functions of a function name its values as they are numbered now.
+fn renumber_saved(
+    backward: &mut [Backward],
+    of: FuncId,
+    numbers: &BTreeMap<ValueId, ValueId>,
+) -> Result<()> {
+    let own = backward.iter_mut().filter(|backward| backward.of == of);
+    for node in own.flat_map(|backward| &mut backward.body.nodes) {
+        if let Op::Saved(saved) = &mut node.op {
+            let number = numbers.get(&saved.value).copied();
+            saved.value = number.ok_or_else(|| fault("a kept value is missing"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether a value of a backward is a value of its forward.
+fn is_same(function: &Function, forward: ValueId, backward: &Backward, value: ValueId) -> bool {
+    match &backward.body.definition(value).op {
+        Op::Saved(saved) => saved.value == forward,
+        Op::ParamRef(param) => function.definition(forward).op == Op::ParamRef(param.clone()),
+        _ => false,
     }
 }
 

@@ -413,9 +413,11 @@ fn work(op: &Op) -> Work {
         | Op::Hadamard(_)
         | Op::ExpertOrder(_)
         | Op::RoutedDot(_)
+        | Op::RoutedDotPair(_)
         | Op::RoutedSwiglu(_)
         | Op::RoutedCombine(_)
-        | Op::RoutedWeightGrad(_) => Work::Tile,
+        | Op::RoutedWeightGrad(_)
+        | Op::RoutedWeightGradPair(_) => Work::Tile,
         _ => Work::Library,
     }
 }

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test uses a part")]
 
+pub(crate) mod modules;
+
 use lightc_codegen::pipeline::{self, Compiled};
 use lightc_dsl::diag::{self, Diag};
 use lightc_dsl::model::StageModel;

@@ -3,8 +3,8 @@
 use super::*;
 use lightc_codegen::ops::{
     Below, Count, Exchange, ExpertDot, ExpertDotWeightGrad, ExpertOrder, Hadamard, IndexAffine,
-    IndexBinary, IndexFn, LocalExpert, LogSumExp, RoutedCombine, RoutedDot, RoutedSwiglu,
-    RoutedWeightGrad, SumRanks, Take, TakeGrad, Top,
+    IndexBinary, IndexFn, LocalExpert, LogSumExp, RoutedCombine, RoutedDot, RoutedDotPair,
+    RoutedSwiglu, RoutedWeightGrad, RoutedWeightGradPair, SumRanks, Take, TakeGrad, Top,
 };
 
 const F32: DType = DType::F32;
@@ -16,6 +16,10 @@ fn expert_dot() -> ExpertDot {
 
 fn routed_dot(over: &[&str]) -> RoutedDot {
     RoutedDot { expert: word("e"), over: words(over) }
+}
+
+fn routed_dot_pair() -> RoutedDotPair {
+    RoutedDotPair { expert: word("e"), over: word("d") }
 }
 
 fn take() -> Take {
@@ -44,7 +48,9 @@ pub(crate) fn one_of_each() -> Vec<Op> {
         routed_dot(&["d", "r"]).into(),
         RoutedSwiglu { expert: word("e"), gate: words(&["d", "r"]), up: words(&["d"]) }.into(),
         RoutedCombine { expert: word("e"), over: words(&["f"]), slots: word("p") }.into(),
-        RoutedWeightGrad { expert: sized }.into(),
+        RoutedWeightGrad { expert: sized.clone() }.into(),
+        routed_dot_pair().into(),
+        RoutedWeightGradPair { expert: sized }.into(),
         Exchange { experts: 460 }.into(),
         LocalExpert { experts: 58 }.into(),
         Hadamard { axis: word("d"), seed: 42, inverse: false }.into(),
@@ -356,6 +362,48 @@ fn an_expert_product_is_the_product_with_each_weight() {
 }
 
 #[test]
+fn a_pair_is_two_products_of_the_same_rows() {
+    let mut case = Case::new(11);
+    let mut draw = |shape: &[usize]| case.array(shape, Draw::Normal);
+    let (x, first, second) = (draw(&[2, 5, 4]), draw(&[3, 2, 4]), draw(&[3, 4, 6]));
+    let (dy, other) = (draw(&[2, 5, 3, 2]), draw(&[2, 5, 3, 6]));
+    let ids = case.array(&[2, 5, 3], Draw::Index(-1, 3));
+    let (order, bounds) = (Array::zeros(vec![30]), Array::zeros(vec![4]));
+    let routing = [("b t p", INDEX, &ids), ("places", INDEX, &order), ("bounds", INDEX, &bounds)];
+    let of = |op: Op, args: &[(&str, DType, &Array)]| eval(op, &[&routing, args].concat()).unwrap();
+    let (x, ws) = (("b t d", ACT, &x), [("e r d", ACT, &first), ("e d f", ACT, &second)]);
+    let found = of(routed_dot_pair().into(), &[x, ws[0], ws[1]]);
+    assert_eq!(found, ws.map(|w| of(routed_dot(&["d"]).into(), &[x, w]).remove(0)));
+
+    let dys = [("b t p r", ACT, &dy), ("b t p f", ACT, &other)];
+    let expert = constant("e", 3);
+    let pair = RoutedWeightGradPair { expert: expert.clone() };
+    let found = of(pair.into(), &[x, dys[0], dys[1]]);
+    let one = |dy| of(RoutedWeightGrad { expert: expert.clone() }.into(), &[dy, x]).remove(0);
+    assert_eq!(found, dys.map(one));
+}
+
+#[test]
+fn a_pair_reads_its_rows_once() {
+    let types = types(
+        "index t=5 p=2; index places=10; index bounds=4; act t=5 d=8; act e=3 r=2 d=8; act e=3 r=2 d=8",
+    );
+    let args: Vec<&Type> = types.iter().collect();
+    let (one, pair) = (Op::from(routed_dot(&["d"])), Op::from(routed_dot_pair()));
+    let results = pair.def().infer(&args).unwrap();
+    let results: Vec<&Type> = results.iter().collect();
+    let alone = one.def().cost(&args[..5], &results[..1]);
+    let both = pair.def().cost(&args, &results);
+    let numbers = |cost: &lightc_codegen::ops::Cost| {
+        let all = [&cost.flops, &cost.elements_read, &cost.elements_written];
+        all.map(|size| size.as_constant().unwrap())
+    };
+    // Operations and results of two, and one more weight to read.
+    let [flops, read, written] = numbers(&alone);
+    assert_eq!(numbers(&both), [2 * flops, read + 3 * 2 * 8, 2 * written]);
+}
+
+#[test]
 fn a_turn_is_undone_and_spreads_an_outlier() {
     let mut case = Case::new(10);
     let x = case.array(&[3, 16], Draw::Normal);
@@ -395,6 +443,15 @@ fn emitted_calls_are_positional() {
     let grad = ExpertDotWeightGrad { expert: constant("e", 3), over: word("d") };
     let args = "act t=t d=4; act t=t p=2 f=2; index t=t p=2";
     check_emitted(grad, args, "ops::expert_dot_weight_grad(a0, a1, a2, 3)?");
+    let routing = "index t=5 p=2; index places=10; index bounds=4";
+    let args = format!("{routing}; act t=5 d=4; act e=3 r=2 d=4; act e=3 d=4 f=6");
+    let wanted = "ops::routed_dot_pair(&ops::Routing{ids:a0, order:a1, bounds:a2}, \
+                  ops::Term::plain(a3, a4), ops::Term::turned(a3, a5))?";
+    check_emitted(routed_dot_pair(), &args, wanted);
+    let args = format!("{routing}; act t=5 d=4; act t=5 p=2 r=2; act t=5 p=2 f=6");
+    let wanted = "ops::routed_weight_grad_pair(&ops::Routing{ids:a0, order:a1, bounds:a2}, a3, \
+                  [a4, a5], 3)?";
+    check_emitted(RoutedWeightGradPair { expert: constant("e", 3) }, &args, wanted);
     let turn = Hadamard { axis: word("d"), seed: 42, inverse: true };
     check_emitted(turn, "act t=t d=4", "ops::hadamard(a0, 42, true)?");
     check_emitted(SumRanks, "f32 e=4", "ops::sum_ranks(a0)?");
@@ -429,6 +486,14 @@ fn shape_rules_say_what_disagrees() {
     check_error(expert_dot(), &format!("act d=4; {weight}; index f=4"), "E0406", "`f`");
     let flat = "act t=5 d=4; act e=3 d=4; index t=5";
     check_error(expert_dot(), flat, "E0401", "one axis beside `e` and `d`");
+    let routing = "index t=5 p=2; index places=10; index bounds=4";
+    let two = format!("{routing}; act t=5 d=4; {weight}");
+    check_error(routed_dot_pair(), &two, "E0405", "routed_dot_pair");
+    let other = format!("{two}; act e=3 f=2 d=8");
+    check_error(routed_dot_pair(), &other, "E0402", "size 8");
+    let grad = RoutedWeightGradPair { expert: constant("e", 3) };
+    let other = format!("{routing}; act t=5 d=4; act t=5 p=2 r=2; act t=5 p=3 r=2");
+    check_error(grad, &other, "E0402", "size 3");
     let turn = Hadamard { axis: word("d"), seed: 42, inverse: false };
     check_error(turn, "act t=3 d=6", "E0402", "size 6, which is not a power of two");
     check_error(SumRanks, "act e=3", "E0404", "its value as f32");

@@ -421,8 +421,8 @@ impl Walk<'_> {
     }
 
     /// Bytes that a node's kernels hold beside its results, where targets with kernels are counted:
-    /// logits, codes as bf16 (`runtime/src/ops/tile/routed.rs` says where products read them so), gradients of scores of
-    /// attention over tiles (8 KB for each pair of tiles of 64 and head, of causal ones half the pairs), and rows on their
+    /// logits, rows in two planes of bytes for products with codes, or codes as bf16 where these are turned (there it is at
+    /// most that: `runtime/src/ops/tile/routed.rs` says what products read), gradients of scores of attention over tiles (8 KB for each pair of tiles of 64 and head, of causal ones half the pairs), and rows on their
     /// way to another rank.
     fn workspace(
         &self,
@@ -438,9 +438,11 @@ impl Walk<'_> {
             Op::LinearCrossEntropy(_)
             | Op::LinearCrossEntropyGrad(_)
             | Op::LinearCrossEntropyStep(_) => Some(Size::constant(LOGITS_BYTES)),
-            Op::RoutedDot(_) | Op::RoutedSwiglu(_) | Op::RoutedCombine(_) => {
-                let codes = node.args.iter().filter(|arg| is_quantized(body, declared, **arg));
-                sum(codes.map(|arg| bytes_of(body.ty(*arg), sizes)))
+            Op::RoutedDot(_)
+            | Op::RoutedDotPair(_)
+            | Op::RoutedSwiglu(_)
+            | Op::RoutedCombine(_) => {
+                sum(read_by_products(body, declared, node).map(|x| bytes_of(body.ty(x), sizes)))
             }
             Op::MaskedAttentionGrad(op) => {
                 let (q, mask) = (node.args.first()?, node.args.get(3)?);
@@ -491,6 +493,23 @@ impl Walk<'_> {
         }
         Some(inside)
     }
+}
+
+/// What products with codes have a copy of, as many bytes as it has in bf16: their rows, or the codes where the rows'
+/// contraction does not lie innermost.
+fn read_by_products(
+    body: &Function,
+    declared: &Function,
+    node: &crate::ir::Node,
+) -> impl Iterator<Item = ValueId> {
+    let pairs = node.args.iter().zip(node.args.iter().skip(1));
+    let pairs = pairs.filter(|(_, w)| is_quantized(body, declared, **w));
+    let read = pairs.map(|(x, w)| {
+        let [x_axis, w_axis] = [x, w].map(|value| body.ty(*value).axes.last());
+        if x_axis.map(|axis| &axis.name) == w_axis.map(|axis| &axis.name) { *x } else { *w }
+    });
+    // Gate and up read the same rows.
+    read.collect::<BTreeSet<_>>().into_iter()
 }
 
 /// Bytes an element that the backward of a reversible stack holds beside two states, what its layers read and give:

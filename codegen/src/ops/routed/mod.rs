@@ -8,12 +8,14 @@
 mod combine;
 mod dot;
 mod order;
+mod pair;
 mod swiglu;
 mod weight_grad;
 
 pub use combine::RoutedCombine;
 pub use dot::RoutedDot;
 pub use order::ExpertOrder;
+pub use pair::{RoutedDotPair, RoutedWeightGradPair};
 pub use swiglu::RoutedSwiglu;
 pub use weight_grad::RoutedWeightGrad;
 
@@ -249,20 +251,19 @@ fn is_weight(index: usize, from: usize) -> bool {
 
 /// `&[ops::Term::plain(x, w), ..]` of the arguments from `from` on.
 fn emit_terms(call: &EmitCall<'_>, from: usize, over: &[String]) -> TokenStream {
-    let terms = over.iter().enumerate().map(|(position, over)| {
-        let (at, of) = (from + 2 * position, from + 2 * position + 1);
-        let (x, w) = (call.arg(at), call.arg(of));
-        let last = call.arg_types.get(of).and_then(|w| w.axes.last());
-        let turned = last.is_some_and(|axis| axis.name != *over);
-        let term = if turned {
-            quote!(ops::Term::turned(#x, #w))
-        } else {
-            quote!(ops::Term::plain(#x, #w))
-        };
-        match call.scale(of) {
-            Some(scale) => quote!(#term.scaled(#scale)),
-            None => term,
-        }
-    });
+    let terms = (from..).step_by(2).zip(over).map(|(at, over)| emit_term(call, [at, at + 1], over));
     quote!(&[#(#terms),*])
+}
+
+/// `ops::Term::plain(x, w)` of the arguments at two positions.
+fn emit_term(call: &EmitCall<'_>, [at, of]: [usize; 2], over: &str) -> TokenStream {
+    let (x, w) = (call.arg(at), call.arg(of));
+    let last = call.arg_types.get(of).and_then(|w| w.axes.last());
+    let turned = last.is_some_and(|axis| axis.name != over);
+    let term =
+        if turned { quote!(ops::Term::turned(#x, #w)) } else { quote!(ops::Term::plain(#x, #w)) };
+    match call.scale(of) {
+        Some(scale) => quote!(#term.scaled(#scale)),
+        None => term,
+    }
 }

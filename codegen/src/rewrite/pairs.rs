@@ -1,0 +1,143 @@
+//! Has two narrow products of the same rows from one op, whose kernel reads the rows once.
+//!
+//! Two products of one term each become a [`RoutedDotPair`] where they read the same rows at the same places and sum
+//! over the same axis, and both weights have 16 columns, as the adapters of gate and up have. Two gradients of weights
+//! become a [`RoutedWeightGradPair`] where their rows on the side of the summed axis are the same, at the same places,
+//! and those on the other side have 16 columns: they are the gradients of such weights. Others stay: kernels take pairs of
+//! 16 columns alone, and wider products take more time for arithmetic than for their rows.
+//!
+//! A pair stands where the first of the two stood. So what the second alone reads must be there by then: made before,
+//! or a parameter, which is named earlier. Values keep their names and, of a forward, what backward functions keep
+//! are the same ones; each is rounded as before.
+
+use super::{Copy, Result, declarations, renumber_saved};
+use crate::ir::{FuncId, Function, Module, Node, ValueId};
+use crate::ops::{Op, RoutedDot, RoutedDotPair, RoutedWeightGrad, RoutedWeightGradPair};
+use lightc_dsl::source::Span;
+use std::collections::BTreeMap;
+
+/// Columns that the kernels of pairs take (`runtime/src/ops/tile/low.rs`).
+const COLUMNS: i64 = 16;
+
+/// Rewrites the functions of a differentiated module, forward and backward.
+///
+/// # Errors
+/// A fault of this compiler.
+pub fn pair(module: &mut Module) -> Result<()> {
+    for (id, function) in (0..).map(FuncId).zip(&mut module.functions) {
+        if let Some(copy) = paired(function)? {
+            renumber_saved(&mut module.backward, id, &copy.map)?;
+            *function = copy.to;
+        }
+    }
+    for backward in &mut module.backward {
+        if let Some(copy) = paired(&backward.body)? {
+            for (_, value) in &mut backward.grads {
+                *value = copy.at(*value)?;
+            }
+            backward.body = copy.to;
+        }
+    }
+    Ok(())
+}
+
+/// A narrow product, or a gradient of one.
+struct Narrow {
+    /// The op of two of them.
+    pair: Op,
+    /// Ids, order, bounds and the rows that the other must have too.
+    shared: [ValueId; 4],
+    /// What it reads alone.
+    own: ValueId,
+    result: ValueId,
+    span: Option<Span>,
+}
+
+fn narrow(function: &Function, node: &Node) -> Option<Narrow> {
+    let ([ids, order, bounds, a, b], [result]) = (node.args.as_slice(), node.results.as_slice())
+    else {
+        return None;
+    };
+    let axes = &function.ty(*result).axes;
+    let (pair, columns, rows, own) = match &node.op {
+        Op::RoutedDot(RoutedDot { expert, over }) => {
+            let (expert, over) = (expert.clone(), over.first()?.clone());
+            (RoutedDotPair { expert, over }.into(), axes.last()?, a, b)
+        }
+        Op::RoutedWeightGrad(RoutedWeightGrad { expert }) => {
+            let expert = expert.clone();
+            (RoutedWeightGradPair { expert }.into(), axes.get(1)?, b, a)
+        }
+        _ => return None,
+    };
+    let shared = [*ids, *order, *bounds, *rows];
+    let found = Narrow { pair, shared, own: *own, result: *result, span: node.span };
+    (columns.size.as_constant() == Some(COLUMNS)).then_some(found)
+}
+
+impl Narrow {
+    fn goes_with(&self, other: &Narrow) -> bool {
+        self.pair == other.pair && self.shared == other.shared
+    }
+
+    /// The node of both, of which `self` comes first.
+    fn with(self, other: &Narrow) -> Node {
+        Node {
+            op: self.pair,
+            args: self.shared.into_iter().chain([self.own, other.own]).collect(),
+            results: vec![self.result, other.result],
+            span: self.span,
+        }
+    }
+}
+
+/// Nodes of two products each, by the position of the first; their arguments and results are values of the
+/// old function.
+fn pairs(function: &Function) -> BTreeMap<usize, Node> {
+    let mut pairs = BTreeMap::new();
+    let mut alone: Vec<(usize, Narrow)> = Vec::new();
+    for (at, node) in function.nodes.iter().enumerate() {
+        let Some(second) = narrow(function, node) else { continue };
+        let fits = |(first_at, first): &(usize, Narrow)| {
+            first.goes_with(&second) && can_be_read(function, second.own, *first_at)
+        };
+        match alone.iter().position(fits) {
+            Some(position) => {
+                let (first_at, first) = alone.remove(position);
+                let _ = pairs.insert(first_at, first.with(&second));
+            }
+            None => alone.push((at, second)),
+        }
+    }
+    pairs
+}
+
+/// Whether a node at position `at` can read a value: it is made before, or a parameter.
+fn can_be_read(function: &Function, value: ValueId, at: usize) -> bool {
+    let made_at = function.value(value).node.0 as usize;
+    made_at < at || matches!(function.definition(value).op, Op::ParamRef(_))
+}
+
+/// The function with its pairs; none where it has none.
+fn paired(function: &Function) -> Result<Option<Copy>> {
+    let pairs = pairs(function);
+    if pairs.is_empty() {
+        return Ok(None);
+    }
+    let mut copy = Copy::new(declarations(function));
+    for (at, node) in function.nodes.iter().enumerate() {
+        let pair = pairs.get(&at);
+        for arg in pair.iter().flat_map(|pair| &pair.args) {
+            once(&mut copy, function, function.definition(*arg))?;
+        }
+        once(&mut copy, function, pair.unwrap_or(node))?;
+    }
+    copy.finish(function)?;
+    Ok(Some(copy))
+}
+
+/// Writes a node whose results are not there yet.
+fn once(copy: &mut Copy, function: &Function, node: &Node) -> Result<()> {
+    let known = node.results.first().is_some_and(|result| copy.map.contains_key(result));
+    if known { Ok(()) } else { copy.node(function, node, node.op.clone(), &BTreeMap::new()) }
+}
