@@ -4,56 +4,61 @@
 //          order[bounds[e] .. bounds[e + 1]], places without an expert come after bounds[experts]).
 //          x [ceil(P / run), k] bf16: place p takes row p / run. Wide weights bf16, or int8 codes with fp32 scales of
 //          their rows: plain [experts,n,k], scale [experts,n]; turned [experts,k,n], scale [experts,k].
+//          For codes, rows in planes: [ceil(P / run), 2, k rounded up to 128] i8 and units [ceil(P / run)] fp32, of `split_rows`; turned
+//          [P, 2, terms k rounded up to 128] and [P], of `split_scaled` (quantize.cu).
 //          Low terms, optional: low [P,16] bf16 with left [experts,n,16] (plain) or right [experts,16,n] (turned), bf16.
 //          Outputs [P,n] bf16.
-// Sizes    k and n multiples of 64; experts 1..512; P 1..2^31 - 1, P n up to 2^45, rows of x times k up to 2^35; every pointer 16-byte
-//          aligned. Any imbalance.
+// Sizes    k and n multiples of 64, for codes terms k below 2^17; experts 1..512; P 1..2^31 - 1, P n up to 2^45, rows of x times k up to
+//          2^35; every pointer 16-byte aligned. Any imbalance.
 // Meaning  experts_dot            y[p,n] = sum_k x[p / run,k] w[e,n,k] (scale[e,n]) + sum_r low[p,r] left[e,n,r]
 //          experts_dot_turned     y[p,n] = sum over one or two terms of sum_k x[p / run,k] (scale[e,k]) w[e,k,n]
 //                                 + sum_r low[p,r] right[e,r,n]
 //          experts_swiglu         gated and lifted as experts_dot of two weights; hidden = silu(gated) lifted
-//          A place without an expert gets zeros. NaN in a row stays in the results of its places.
-// Numerics bf16 operands, fp32 accumulators, each output rounded once; hidden is computed from the fp32 sums. Codes are exact
-//          in bf16: plain, the scale multiplies the accumulator; turned, the scale is the sum of two bf16 (good to 2^-17) and
-//          scale * code is rounded to bf16. A scale beyond 2^120 overflows.
+//          A place without an expert gets zeros. NaN in a row stays in the results of its places; so does infinity, and for codes it makes
+//          all of them NaN.
+// Numerics bf16: operands as they are, fp32 accumulators. Codes: rows to half a unit (at most 2^-14 of their largest magnitude, see
+//          quantize.cu), exact sums of 32-bit integers, the scale at the end; turned, rows times scales in fp32 before. Low terms are added in
+//          fp32. Each output is rounded once; hidden is computed from the fp32 sums.
 // Outputs  `=`, every byte. No atomics, no host sync: a fixed order of every sum whatever the grid.
 //
 // Entry points, arguments in order. A TensorMap is by value; every pointer may be given as the 8 bytes of an i64, and 0 where it says null.
 //
 //   experts_dot             (map w, map left, x, low, order, bounds, y, int run, int P, int experts, int k, int n)
-//   experts_dot_int8        (map w, map left, x, low, scale, order, bounds, y, int run, int P, int experts, int k, int n)
+//   experts_dot_int8        (map w, map left, planes, units, low, scale, order, bounds, y, int run, int P, int experts, int k, int n)
 //   experts_dot_turned      (map w0, map w1, map right0, map right1, x0, x1, low0, low1,
 //                            order, bounds, y, int run, int P, int experts, int k, int n)
-//   experts_dot_turned_int8 (map w0, map w1, map right0, map right1, x0, x1, low0, low1, scale0, scale1,
-//                            order, bounds, y, int run, int P, int experts, int k, int n)
+//   experts_dot_turned_int8 (map w0, map w1, map right0, map right1, planes, units, low0, low1,
+//                            order, bounds, y, int terms, int P, int experts, int k, int n)
 //   experts_swiglu          (map gate, map up, map left_gate, map left_up, x, low_gate, low_up,
 //                            order, bounds, hidden, gated, lifted, int run, int P, int experts, int k, int n)
-//   experts_swiglu_int8     (map gate, map up, map left_gate, map left_up, x, low_gate, low_up, scale_gate, scale_up,
+//   experts_swiglu_int8     (map gate, map up, map left_gate, map left_up, planes, units, low_gate, low_up, scale_gate, scale_up,
 //                            order, bounds, hidden, gated, lifted, int run, int P, int experts, int k, int n)
 //
-//   x1 null: one term (w1, right1, scale1 are then not read; give w0, right0 again). Both terms have the same k and run.
+//   x1 null, or terms 1: one term (w1, right1 are then not read; give w0, right0 again). Both terms have the same k and run.
 //   low null: no low term (any map in its place, for instance w). Of two lows both are given or neither; of one term low1 is null.
 //   gated and lifted: both given, or both null and then not written.
 //
-// Maps     rank 3, interleave none, L2 promotion 256 bytes, out of range zeros, element strides 1; dimensions innermost first:
-//          w, gate, up bf16 plain      (k, n, experts)   box (64, 128, 1), 128-byte swizzle
-//          w bf16 turned               (n, k, experts)   box (64, 64, 1), 128-byte swizzle
-//          w, gate, up int8 plain      (k, n, experts)   box (64, 128, 1), 64-byte swizzle, CU_TENSOR_MAP_DATA_TYPE_UINT8
-//          w int8 turned               (n, k, experts)   box (64, 64, 1), 64-byte swizzle, CU_TENSOR_MAP_DATA_TYPE_UINT8
-//          left                        (16, n, experts)  box (64, 128, 1), 128-byte swizzle, bf16 (the box is wider than the tensor)
-//          right                       (n, 16, experts)  box (64, 64, 1), 128-byte swizzle, bf16 (the box is higher)
+// Maps     rank 3, interleave none, L2 promotion 256 bytes, out of range zeros, element strides 1, 128-byte swizzle; dimensions innermost
+//          first:
+//          w, gate, up bf16 plain      (k, n, experts)   box (64, 128, 1)
+//          w bf16 turned               (n, k, experts)   box (64, 64, 1)
+//          w, gate, up int8 plain      (k, n, experts)   box (128, 128, 1), CU_TENSOR_MAP_DATA_TYPE_UINT8
+//          w int8 turned               (n, k, experts)   box (128, 64, 1), CU_TENSOR_MAP_DATA_TYPE_UINT8
+//          left                        (16, n, experts)  box (64, 128, 1), bf16 (the box is wider than the tensor)
+//          right                       (n, 16, experts)  box (64, 64, 1), bf16 (the box is higher); beside codes box (64, 16, 1)
 //
-// Launch   grid (G, 1, 1), G the number of multiprocessors, for bf16 made even (any even G >= 2 is right, for int8 any G >= 1; the
-//          cluster of 2 is in the code). 384 threads; dynamic shared memory EXPERTS_SMEM, for int8 EXPERTS_INT8_SMEM.
+// Launch   grid (G, 1, 1), G the number of multiprocessors made even (any even G >= 2 is right; the cluster of 2 is in the code). 384
+//          threads; dynamic shared memory EXPERTS_SMEM, for int8 EXPERTS_INT8_SMEM.
 //
 // bf16: a cluster of two blocks computes 256 rows x 256 columns (swiglu: 128 of gate and 128 of up); each block gathers its own 128 rows
 // with 16-byte copies and loads half of the weights by the copy engine for both. A block whose 64-row half is empty skips its
-// products, so rows cost in steps of 128. int8: see experts_int8.cuh. A block walks its tiles by itself; one expert's tiles come one
-// after another, 8 high and all columns wide, so that what runs at one time shares rows and weights in L2.
+// products, so rows cost in steps of 128. int8: see experts_planes.cuh; rows cost in steps of 64. A block walks its tiles by itself; one
+// expert's tiles come one after another, 8 times 128 rows high and all columns wide, so that what runs at one time shares rows and
+// weights in L2.
 //
 // Limit    tensor and power: 2 k n FLOP of a row and term. At 98,304 rows of 58 experts of 4096 x 1024, 825 GFLOP a product, 1.05 ms at
-//          788 TFLOP/s. Measured (NVIDIA H200, 2026-11-28): see the table in README.md.
-#include "experts_int8.cuh"
+//          788 TFLOP/s of bf16. Measured: docs/performance.md, "Routed experts".
+#include "experts_planes.cuh"
 
 constexpr int CLUSTER = 2, STAGES = 4;
 constexpr int EXPERTS_SMEM = STAGES * STAGE_BYTES + 8 * 32 * 128 + TABLE_BYTES + 2 * STAGES * 8;
@@ -245,17 +250,17 @@ experts_swiglu(MAP gate, MAP up, MAP left_gate, MAP left_up, const bf16* x, cons
                const i64* order, const i64* bounds, SWIGLU_OUT) {
     products<SWIGLU>(gate, up, left_gate, left_up, x, nullptr, low_gate, low_up, order, bounds, hidden, gated, lifted, run, P, experts, k, n);
 }
-extern "C" __global__ void __launch_bounds__(384, 1)
-experts_dot_int8(MAP w, MAP left, const bf16* x, const bf16* low, const float* scale, const i64* order, const i64* bounds, DOT) {
-    products_int8<PLAIN>(w, w, left, left, x, nullptr, low, nullptr, scale, nullptr, order, bounds, y, nullptr, nullptr, run, P, experts, k, n);
+extern "C" __global__ void __cluster_dims__(2) __launch_bounds__(384, 1)
+experts_dot_int8(MAP w, MAP left, const u8* planes, const float* units, const bf16* low, const float* scale, const i64* order, const i64* bounds, DOT) {
+    products_planes<PLAIN>({w, w, left, left, planes, units, low, nullptr, scale, nullptr}, order, bounds, y, nullptr, nullptr, run, 1, P, experts, k, n);
 }
-extern "C" __global__ void __launch_bounds__(384, 1)
-experts_dot_turned_int8(MAP w0, MAP w1, MAP right0, MAP right1, const bf16* x0, const bf16* x1, const bf16* low0, const bf16* low1,
-                        const float* scale0, const float* scale1, const i64* order, const i64* bounds, DOT) {
-    products_int8<TURNED>(w0, w1, right0, right1, x0, x1, low0, low1, scale0, scale1, order, bounds, y, nullptr, nullptr, run, P, experts, k, n);
+extern "C" __global__ void __cluster_dims__(2) __launch_bounds__(384, 1)
+experts_dot_turned_int8(MAP w0, MAP w1, MAP right0, MAP right1, const u8* planes, const float* units, const bf16* low0, const bf16* low1,
+                        const i64* order, const i64* bounds, bf16* y, int terms, int P, int experts, int k, int n) {
+    products_planes<TURNED>({w0, w1, right0, right1, planes, units, low0, low1, nullptr, nullptr}, order, bounds, y, nullptr, nullptr, 1, terms, P, experts, k, n);
 }
-extern "C" __global__ void __launch_bounds__(384, 1)
-experts_swiglu_int8(MAP gate, MAP up, MAP left_gate, MAP left_up, const bf16* x, const bf16* low_gate, const bf16* low_up,
+extern "C" __global__ void __cluster_dims__(2) __launch_bounds__(384, 1)
+experts_swiglu_int8(MAP gate, MAP up, MAP left_gate, MAP left_up, const u8* planes, const float* units, const bf16* low_gate, const bf16* low_up,
                     const float* scale_gate, const float* scale_up, const i64* order, const i64* bounds, SWIGLU_OUT) {
-    products_int8<SWIGLU>(gate, up, left_gate, left_up, x, nullptr, low_gate, low_up, scale_gate, scale_up, order, bounds, hidden, gated, lifted, run, P, experts, k, n);
+    products_planes<SWIGLU>({gate, up, left_gate, left_up, planes, units, low_gate, low_up, scale_gate, scale_up}, order, bounds, hidden, gated, lifted, run, 1, P, experts, k, n);
 }

@@ -3,13 +3,20 @@
 // Shapes   x [rows, n] fp32 or bf16; codes [rows, n] i8; scale [rows] fp32; bad [1] i64, the first element that is not
 //          finite, or 2^63 - 1, which the caller sets before; left [experts, width, rank], right [experts, rank, n] fp32
 //          or bf16, rows = experts width; y [rows, n] bf16, n a multiple of 8 and rows n below 2^34.
+//          split_rows: x [rows, k] bf16, k a multiple of 64; planes [rows, 2, k rounded up to 128] i8, units [rows] fp32
+//          split_scaled: x0, x1 [places / run, k] bf16, scale0, scale1 [experts, k] fp32, order and bounds as places.cuh says; planes and
+//          units as of rows of both, one behind the other, for each place
 // Meaning  numerics/src/int8.rs, int8: scale = largest magnitude / 127 in fp32, code = x / scale in fp64, to the nearest, the
 //          even one of two; docs/ops.md, `merge_adapter`: x = scale code + sum over the rank of left right, in fp64, then fp32
 //          dequantize: y = scale code, in fp32, then bf16
+//          split_rows: x = unit (256 high + low) for planes high, low; beyond k zeros. The unit is a power of two, such that the
+//          row's largest magnitude is from 8192 to 16320 units: what is at least a 64th of it is exact, what is less is off by at most
+//          half a unit, 2^-14 of it. Magnitudes below 2^-113 count as that. A row that is not finite has a unit of NaN.
+//          split_scaled: the same of x scale, in fp32, and of sixteen neighbours in the order 0 1 8 9, 2 3 10 11, 4 5 12 13, 6 7 14 15
 // Numerics as there, bit for bit.
 // Outputs  codes, scale, y `=`; bad: the least of what stands there. In a row that is not finite codes and scale mean nothing.
 // Limit    memory: the row once from memory and once from the first cache; merge: fp64, 2 rank operations per element.
-#include "base.cuh"
+#include "places.cuh"
 
 constexpr int THREADS = 256;
 
@@ -136,5 +143,142 @@ extern "C" __global__ void __launch_bounds__(THREADS) dequantize_bf16(
             r[2 * h + 1] = pack_bf16(unit[j] * code_float<2>(four), unit[j] * code_float<3>(four));
         }
         *(uint4*)(y + i) = make_uint4(r[0], r[1], r[2], r[3]);
+    }
+}
+
+// ---- rows in 16 bits, for products with codes (experts_planes.cuh) ----
+
+/// Sixteen neighbours of a row as numbers.
+DEVICE void sixteen(float (&v)[16], const uint4 (&half)[2]) {
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        const u32 word[4] = {half[h].x, half[h].y, half[h].z, half[h].w};
+#pragma unroll
+        for (int i = 0; i < 4; i++) v[8 * h + 2 * i] = bf16_lo(word[i]), v[8 * h + 2 * i + 1] = bf16_hi(word[i]);
+    }
+}
+DEVICE void sixteen(float (&v)[16], const bf16* x) {
+    const uint4 half[2] = {load_early(x), load_early(x + 8)};
+    sixteen(v, half);
+}
+
+/// The largest magnitude, as bits: larger than those of infinity where one is not a number.
+DEVICE u32 largest(const float (&v)[16]) {
+    u32 most = 0;
+#pragma unroll
+    for (int i = 0; i < 16; i++) most = max(most, __float_as_uint(v[i]) & 0x7fffffffu);
+    return most;
+}
+
+/// Byte `I` of four words.
+template <int I> DEVICE u32 bytes_of(u32 a, u32 b, u32 c, u32 d) {
+    constexpr int PAIR = I | (4 + I) << 4;
+    return __byte_perm(__byte_perm(a, b, PAIR), __byte_perm(c, d, PAIR), 0x5410);
+}
+
+/// Sixteen numbers in units to both planes. PAIRED in the order 0 1 8 9, 2 3 10 11, ..
+template <bool PAIRED> DEVICE void put_sixteen(const float (&v)[16], float inverse, u8* high, u8* low) {
+    u32 lo[4], hi[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        u32 unit[4], up[4];
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+            // To the nearest, the even one of two, in the low 16 bits: the last place of the sum is 1.
+            unit[e] = __float_as_uint(__fmaf_rn(v[PAIRED ? 2 * i + e % 2 + e / 2 * 8 : 4 * i + e], inverse, 12582912.f));
+            up[e] = unit[e] + 128;  // the low byte is signed
+        }
+        lo[i] = bytes_of<0>(unit[0], unit[1], unit[2], unit[3]), hi[i] = bytes_of<1>(up[0], up[1], up[2], up[3]);
+    }
+    *(uint4*)high = make_uint4(hi[0], hi[1], hi[2], hi[3]);
+    *(uint4*)low = make_uint4(lo[0], lo[1], lo[2], lo[3]);
+}
+
+/// The largest of a row that `warps` warps have; all threads call it. Two calls one behind the other have two `part`s.
+DEVICE u32 largest_of_row(u32 most, u32* part, int warps) {
+    const int warp = threadIdx.x >> 5;
+#pragma unroll
+    for (int o = 16; o; o >>= 1) most = max(most, __shfl_xor_sync(~0u, most, o));
+    if (warps == 1) return most;
+    if ((threadIdx.x & 31) == 0) part[warp] = most;
+    __syncthreads();
+    for (int i = 0; i < warps; i++) most = max(most, part[warp / warps * warps + i]);
+    return most;
+}
+
+/// A row's unit, and what a number is multiplied by to have it in units.
+struct Unit {
+    float unit, inverse;
+    DEVICE Unit(u32 most) {
+        const u32 exponent = max(most >> 23, 14u);
+        inverse = __uint_as_float((267 - exponent) << 23);
+        unit = __uint_as_float(most >= 0x7f800000u ? 0x7fffffffu : (exponent - 13) << 23);
+    }
+};
+
+// A row is `warps` warps' (1, 2, 4, 8), best one for 512 elements. Grid: rows / (8 / warps); 256 threads.
+extern "C" __global__ void __launch_bounds__(THREADS) split_rows(const bf16* x, u8* planes, float* units, long long rows, int k, int warps)
+{
+    __shared__ u32 part[THREADS / 32];
+    const int warp = threadIdx.x >> 5, stride = 32 * warps, first = warp % warps * 32 + (threadIdx.x & 31), n = k / 16, total = (n + 7) / 8 * 8;
+    const u64 row = u64(blockIdx.x) * (THREADS / 32 / warps) + warp / warps;
+    const bool real = row < u64(rows);
+    const bf16* from = x + row * k;
+    u32 most = 0;
+    for (int c = first; real && c < n; c += stride) {
+        float v[16];
+        sixteen(v, from + 16 * c);
+        most = max(most, largest(v));
+    }
+    const Unit u(largest_of_row(most, part, warps));
+    if (!real) return;
+    if (first == 0) units[row] = u.unit;
+    u8 *high = planes + row * total * 32, *low = high + total * 16;
+    // Again from the first cache.
+    for (int c = first; c < total; c += stride) {
+        float v[16] = {};
+        if (c < n) sixteen(v, from + 16 * c);
+        put_sixteen<false>(v, u.inverse, high + c * 16, low + c * 16);
+    }
+}
+
+// The same for a row of one or two terms (x1 null), up to 4096 elements together, of each place that has an expert, times its scales. A block has
+// up to 32 places of one expert, and a thread sixteen columns with their scales. Grid: places / 32 + experts + 1; 256 threads.
+extern "C" __global__ void __launch_bounds__(THREADS, 4) split_scaled(
+    const bf16* x0, const bf16* x1, const float* scale0, const float* scale1, const long long* order, const long long* bounds, u8* planes,
+    float* units, int places, int experts, int k, int run, u32 inverse, int warps)
+{
+    constexpr int SIZE = 32;
+    __shared__ u32 part[2][THREADS / 32], table[SIZE];
+    Tile tile;
+    if (!tile_at(tile, bounds, SIZE, experts, places, blockIdx.x, false) || tile.expert == experts) return;
+    if (threadIdx.x < SIZE && int(threadIdx.x) < tile.rows) table[threadIdx.x] = place_at(order, tile.first + threadIdx.x, places);
+    __syncthreads();
+    const int warp = threadIdx.x >> 5, own = warp % warps * 32 + (threadIdx.x & 31), at_once = THREADS / 32 / warps;
+    const int term = k / 16, n = x1 ? 2 * term : term, total = (n + 7) / 8 * 8;
+    const bool inside = own < n;
+    const bf16* x = (own < term ? x0 : x1 - k) + own * 16;
+    float scale[16];
+    for (int i = 0; i < 16; i++) scale[i] = inside ? ((own < term ? scale0 : scale1 - k) + u64(tile.expert) * k + own * 16)[i] : 0.f;
+    uint4 next[2] = {};
+    const auto fetch = [&](int i) {
+        if (!inside || i >= tile.rows) return;
+        const bf16* from = x + u64(row_of(table[i], run, inverse)) * k;
+        next[0] = load_early(from), next[1] = load_early(from + 8);
+    };
+    fetch(warp / warps);
+    for (int base = 0; base < tile.rows; base += at_once) {
+        const int i = base + warp / warps;
+        float v[16];
+        sixteen(v, next);
+#pragma unroll
+        for (int e = 0; e < 16; e++) v[e] *= scale[e];
+        fetch(i + at_once);
+        const Unit u(largest_of_row(largest(v), part[base / at_once & 1], warps));
+        if (i >= tile.rows || own >= total) continue;
+        const u64 place = table[i];
+        if (own == 0) units[place] = u.unit;
+        u8* high = planes + (place * 2 * total + own) * 16;
+        put_sixteen<true>(v, u.inverse, high, high + total * 16);
     }
 }

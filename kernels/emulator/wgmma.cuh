@@ -70,3 +70,41 @@ template <int TB = 0, int N> DEVICE void wgmma_rs(float (&d)[N], const u32* a, u
     float* const to = d;
     emulator::issue_in(emulator::machine.now->products, [=] { lane_product<TB, N>(to, rows.at, b, accumulate, lane); });
 }
+/// Byte `k` of 32 of row or column `along` of an operand.
+DEVICE int operand_byte(u64 d, int along, int k) {
+    const u32 start = u32(d & 0x3fff) << 4, stride = u32(d >> 32 & 0x3fff) << 4, at = start + along / 8 * stride + along % 8 * 128 + k;
+    return *(const signed char*)shared_at(at ^ (at >> 7 & 7) << 4);
+}
+/// D (+)= A B for a lane: `rows` are its two rows of A, 32 bytes each.
+template <int N> DEVICE void lane_bytes(int* d, const int (*rows)[32], u64 b, int accumulate, int lane) {
+    for (int c = 0; c < N; c++) {
+        const int along = 8 * (c / 2) + lane % 4 * 2 + c % 2;
+        int column[32];
+        for (int k = 0; k < 32; k++) column[k] = operand_byte(b, along, k);
+        for (int r = 0; r < 2; r++) {
+            int& sum = d[c / 2 * 4 + 2 * r + c % 2];
+            if (!accumulate) sum = 0;
+            for (int k = 0; k < 32; k++) sum += rows[r][k] * column[k];
+        }
+    }
+}
+template <int N> DEVICE void wgmma_bytes(int (&d)[N], u64 a, u64 b, int accumulate) {
+    const int lane = emulator::lane(), first = emulator::machine.now->thread / 32 % 4 * 16 + lane / 4;
+    int* const to = d;
+    emulator::issue_in(emulator::machine.now->products, [=] {
+        int rows[2][32];
+        for (int r = 0; r < 2; r++)
+            for (int k = 0; k < 32; k++) rows[r][k] = operand_byte(a, first + 8 * r, k);
+        lane_bytes<N / 2>(to, rows, b, accumulate, lane);
+    });
+}
+template <int N> DEVICE void wgmma_bytes(int (&d)[N], const u32* a, u64 b, int accumulate) {
+    struct Rows { int at[2][32]; } rows;
+    const emulator::Meeting& all = emulator::meet(~0u, Fragments{{a[0], a[1], a[2], a[3]}, {}});
+    const int lane = emulator::lane();
+    for (int k = 0; k < 32; k++)
+        for (int r = 0; r < 2; r++)
+            rows.at[r][k] = (signed char)(emulator::given<Fragments>(all, lane / 4 * 4 + k % 16 / 4).a[r + k / 16 * 2] >> k % 4 * 8);
+    int* const to = d;
+    emulator::issue_in(emulator::machine.now->products, [=] { lane_bytes<N / 2>(to, rows.at, b, accumulate, lane); });
+}

@@ -5,6 +5,7 @@ HEAD = '''// Written by gen_wgmma.py; edit that.
 // B, and A unless it is in registers, are panels in shared memory (mma.cuh) named by a descriptor.
 // TA / TB = 0: the contraction runs along the 128 bytes of a panel row ("K-major");
 // TA / TB = 1: it runs down the rows of the panel ("MN-major").
+// `wgmma_bytes` contracts 32 signed bytes in place of 16 bf16, both operands K-major, and counts in 32 bits.
 #pragma once
 #include "base.cuh"
 
@@ -41,5 +42,23 @@ template <int TB = 0> DEVICE void wgmma_rs(float (&d)[{r}], const u32* a, u64 b,
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate), "n"(TB));
 }}
 '''
+def gen_bytes(n):
+    r = n // 2
+    regs = ", ".join(f"%{i}" for i in range(r))
+    outs = ", ".join(f'"+r"(d[{i}])' for i in range(r))
+    return f'''
+DEVICE void wgmma_bytes(int (&d)[{r}], u64 a, u64 b, int accumulate) {{
+    asm volatile("{{\\n.reg .pred p;\\nsetp.ne.b32 p, %{r+2}, 0;\\n"
+                 "wgmma.mma_async.sync.aligned.m64n{n}k32.s32.s8.s8 {{{regs}}}, %{r}, %{r+1}, p;\\n}}\\n"
+                 : {outs}
+                 : "l"(a), "l"(b), "r"(accumulate));
+}}
+DEVICE void wgmma_bytes(int (&d)[{r}], const u32* a, u64 b, int accumulate) {{
+    asm volatile("{{\\n.reg .pred p;\\nsetp.ne.b32 p, %{r+5}, 0;\\n"
+                 "wgmma.mma_async.sync.aligned.m64n{n}k32.s32.s8.s8 {{{regs}}}, {{%{r}, %{r+1}, %{r+2}, %{r+3}}}, %{r+4}, p;\\n}}\\n"
+                 : {outs}
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate));
+}}
+'''
 with open("wgmma.cuh", "w") as f:
-    f.write(HEAD + "".join(gen(n) for n in (32, 64, 128, 256)))
+    f.write(HEAD + "".join(gen(n) for n in (32, 64, 128, 256)) + gen_bytes(128))

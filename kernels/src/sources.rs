@@ -6,7 +6,7 @@ pub const HEADERS: &[(&str, &str)] = &[
     ("copy.cuh", include_str!("../include/copy.cuh")),
     ("elements.cuh", include_str!("../include/elements.cuh")),
     ("experts.cuh", include_str!("../include/experts.cuh")),
-    ("experts_int8.cuh", include_str!("../include/experts_int8.cuh")),
+    ("experts_planes.cuh", include_str!("../include/experts_planes.cuh")),
     ("experts_tiles.cuh", include_str!("../include/experts_tiles.cuh")),
     ("fixed.cuh", include_str!("../include/fixed.cuh")),
     ("mma.cuh", include_str!("../include/mma.cuh")),

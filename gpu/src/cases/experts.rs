@@ -24,7 +24,7 @@ const fn size(rows: i64, top: i64, experts: i64, d: i64, f: i64) -> Size {
     Size { rows, top, experts, d, f }
 }
 
-/// One place; an odd number; so many places of an expert that its codes are turned into bf16 first; both widths of a half tile;
+/// One place; an odd number; so many places of an expert that its turned codes are made bf16 first; both widths of a half tile;
 /// more experts than a warp has lanes.
 const SMALL: [Size; 5] = [
     size(1, 1, 1, 64, 64),
@@ -146,11 +146,15 @@ impl Mixture {
         let down = self.down.term(h, int8);
         let _ = ops::routed_dot(routing, &[down])?;
         let _ = ops::routed_dot(routing, &[down, Term::plain(low, &self.down_low.left)])?;
-        // A row for all its places, and gradients of inputs: of one product, and of two.
+        // A row for all its places, and gradients of inputs: of one product, whose cotangent has a row for each place
+        // or for all places of a token, and of two.
         let _ = ops::routed_dot(routing, &[gate])?;
         let back = self.down.turned(&self.dy, int8);
         let _ = ops::routed_dot(routing, &[back])?;
         let _ = ops::routed_dot(routing, &[back, Term::turned(low, &self.down_low.right)])?;
+        let shared = self.down.turned(&self.x, int8);
+        let _ = ops::routed_dot(routing, &[shared])?;
+        let _ = ops::routed_dot(routing, &[shared, Term::turned(low, &self.down_low.right)])?;
         let both = [self.gate.turned(h, int8), self.up.turned(u, int8)];
         let _ = ops::routed_dot(routing, &both)?;
         let lows =
@@ -167,6 +171,7 @@ impl Mixture {
         let _ = ops::routed_dot_pair(routing, gate, up)?;
         let _ = ops::routed_dot(routing, &[Term::plain(h, &self.down_low.right)])?;
         let _ = ops::routed_dot(routing, &[Term::turned(&self.dy, &self.down_low.left)])?;
+        let _ = ops::routed_dot(routing, &[Term::turned(&self.x, &self.down_low.left)])?;
         ops::routed_dot(routing, &[Term::turned(h, &self.gate_low.left)]).map(|_| ())
     }
 
@@ -181,6 +186,7 @@ impl Mixture {
         let (routing, e) = (&self.routing(), self.size.experts);
         let ([h, _], [low, other]) = (&self.hidden, &self.low);
         let _ = ops::routed_weight_grad(routing, low, &self.dy, e)?;
+        let _ = ops::routed_weight_grad(routing, low, &self.x, e)?;
         let _ = ops::routed_weight_grad(routing, low, h, e)?;
         let _ = ops::routed_weight_grad(routing, &self.x, low, e)?;
         let _ = ops::routed_weight_grad_pair(routing, &self.x, [low, other], e)?;
@@ -280,7 +286,9 @@ fn not_a_number(gpu: &Gpu, part: Part) -> Result<Vec<Verdict>> {
         let (gate, up) = (m.gate.term(x, int8), m.up.term(x, int8));
         let (gated, lifted, hidden) = ops::routed_swiglu(routing, &[gate], &[up])?;
         let y = ops::routed_dot(routing, &[gate])?;
-        add(name, &[&gated, &lifted, &hidden, &y], places)?;
+        // Both ways round: as many columns as the rows have.
+        let back = ops::routed_dot(routing, &[m.down.turned(x, int8)])?;
+        add(name, &[&gated, &lifted, &hidden, &y, &back], places)?;
     }
     add("gradient", &[&ops::routed_weight_grad(routing, x, h, 7)?], experts)?;
     Ok(verdicts)
@@ -309,6 +317,29 @@ fn nobody_reads(gpu: &Gpu, part: Part) -> Result<Verdict> {
     Ok(within("NaN in places of no expert", "largest", largest, 0.0))
 }
 
+/// Rows of small whole numbers and one of a hundred, and codes of -1, 0 and 1: every sum is a number of bf16, so a product that
+/// has a row's numbers in fewer than 16 bits shows.
+fn whole_numbers(gpu: &Gpu) -> Result<Vec<Verdict>> {
+    let m = Mixture::draw(gpu, size(40, 2, 6, 192, 320), "some none")?;
+    let on = |kind| (kind, gpu.device());
+    let whole = |shape: &[i64], kind| Tensor::f_randint_low(-1, 2, shape, on(kind));
+    let mut verdicts = Vec::new();
+    for (turned, shape) in [(false, [6, 320, 192]), (true, [6, 192, 320])] {
+        let codes = whole(&shape, Kind::Int8)?;
+        let scale = Tensor::f_ones([6, shape[1]], on(Kind::Float))?;
+        let x = whole(&[40, 2, 192], Kind::BFloat16)?;
+        let _ = x.f_narrow(2, 17, 1)?.f_fill_(100)?;
+        let (wide, w) = (x.f_to_kind(Kind::Double)?, codes.f_to_kind(Kind::Double)?);
+        let term = Term { turned, ..Term::plain(&x, &codes).scaled(&scale) };
+        let y = ops::routed_dot(&m.routing(), &[term])?;
+        let exact = ops::routed_dot(&m.routing(), &[Term { turned, ..Term::plain(&wide, &w) }])?;
+        let gap = y.f_to_kind(Kind::Double)?.f_sub(&exact)?.f_abs()?.f_max()?;
+        let name = format!("whole numbers{}", if turned { ", turned" } else { "" });
+        verdicts.push(within(name, "off by", gap.f_double_value(&[])?, 0.0));
+    }
+    Ok(verdicts)
+}
+
 /// Sums that have no kernel run on libtorch, and give the same.
 fn without_a_kernel(gpu: &Gpu) -> Result<Verdict> {
     let m = Mixture::draw(gpu, size(50, 2, 6, 64, 128), "some none")?;
@@ -331,6 +362,8 @@ impl Case for Experts {
 
     fn check(&self, gpu: &Gpu) -> Result<Vec<Verdict>> {
         let mut verdicts = vec![without_a_kernel(gpu)?, nobody_reads(gpu, Part::Wide)?];
+        verdicts.extend(whole_numbers(gpu)?);
+        verdicts.extend(super::mixture::check(gpu)?);
         verdicts.extend(not_a_number(gpu, Part::Wide)?);
         verdicts.extend(all_sizes(gpu, Part::Wide)?);
         Ok(verdicts)

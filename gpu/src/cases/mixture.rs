@@ -1,57 +1,69 @@
 //! Times of routed products, and of whole mixtures composed of them.
 //!
-//! What stands between the products in a compiled stage (the weighted sum over the experts of a row and its
-//! gradient, and the gradient of silu) are row kernels, which the compiler writes. The ones below do the
-//! same reads and writes.
+//! What stands between the products in a compiled stage without an exchange (weights of the choices times rows, their
+//! gradient, and the gradient of silu) are row kernels, which the compiler writes. The ones below do the same
+//! reads and writes, and whole mixtures launch what `lightc inspect --emit schedule` lists for a stage's.
 
 use lightc_runtime::cuda::{self, Arg, Kernel, Module};
 use lightc_runtime::ops::{self, Term};
 use lightc_runtime::{Kind, Result, Tensor};
 
-use super::experts::{Mixture, REAL, Size};
+use super::experts::{Adapter, Mixture, REAL, Size};
 use crate::bench::time;
-use crate::{Gpu, Measured};
+use crate::check::within;
+use crate::{Gpu, Measured, Verdict};
 
 static MODULE: Module = Module {
     name: "mixture.cu",
     source: r#"#include "base.cuh"
-// y[row] = sum over places of weight each
-extern "C" __global__ void combine(const bf16* each, const float* weight, bf16* y, int top, int d) {
+// y[row] = sum over places of each
+extern "C" __global__ void add_places(const bf16* each, bf16* y, int top, int d) {
     const u64 row = blockIdx.x;
     for (int c = threadIdx.x * 8; c < d; c += 2048) {
         float sum[8] = {};
         for (int p = 0; p < top; p++) {
             const uint4 v = load_early(each + (row * top + p) * d + c);
-            const float w = weight ? weight[row * top + p] : 1.f;
             const u32 word[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
-            for (int i = 0; i < 4; i++) sum[2 * i] += w * bf16_lo(word[i]), sum[2 * i + 1] += w * bf16_hi(word[i]);
+            for (int i = 0; i < 4; i++) sum[2 * i] += bf16_lo(word[i]), sum[2 * i + 1] += bf16_hi(word[i]);
         }
         *(uint4*)(y + row * d + c) = make_uint4(pack_bf16(sum[0], sum[1]), pack_bf16(sum[2], sum[3]), pack_bf16(sum[4], sum[5]), pack_bf16(sum[6], sum[7]));
     }
 }
-// deach = weight dy, dweight = dy each; a block for a place
-extern "C" __global__ void spread(const bf16* dy, const bf16* each, const float* weight, bf16* deach, float* dweight, int top, int d) {
-    const u64 place = blockIdx.x, row = place / top;
+// y = weight x, of rows of 16
+extern "C" __global__ void weigh_low(const bf16* x, const float* weight, bf16* y, long long n) {
+    const u64 i = (u64(blockIdx.x) * 256 + threadIdx.x) * 8;
+    if (i >= n) return;
+    const float w = weight[i / 16];
+    const uint4 v = load_early(x + i);
+    const u32 word[4] = {v.x, v.y, v.z, v.w};
+    u32 out[4];
+#pragma unroll
+    for (int j = 0; j < 4; j++) out[j] = pack_bf16(w * bf16_lo(word[j]), w * bf16_hi(word[j]));
+    *(uint4*)(y + i) = make_uint4(out[0], out[1], out[2], out[3]);
+}
+// dx = weight z, dweight = sum of z x; a block for a place
+extern "C" __global__ void weigh_back(const bf16* z, const bf16* x, const float* weight, bf16* dx, float* dweight, int f) {
+    const u64 place = blockIdx.x;
     const float w = weight[place];
     float dot = 0.f;
-    for (int c = threadIdx.x * 8; c < d; c += 2048) {
-        const uint4 g = load_early(dy + row * d + c), e = load_early(each + place * d + c);
-        const u32 a[4] = {g.x, g.y, g.z, g.w}, b[4] = {e.x, e.y, e.z, e.w};
+    for (int c = threadIdx.x * 8; c < f; c += 1024) {
+        const uint4 g = load_early(z + place * f + c), h = load_early(x + place * f + c);
+        const u32 a[4] = {g.x, g.y, g.z, g.w}, b[4] = {h.x, h.y, h.z, h.w};
         u32 out[4];
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             dot += bf16_lo(a[i]) * bf16_lo(b[i]) + bf16_hi(a[i]) * bf16_hi(b[i]);
             out[i] = pack_bf16(w * bf16_lo(a[i]), w * bf16_hi(a[i]));
         }
-        *(uint4*)(deach + place * d + c) = make_uint4(out[0], out[1], out[2], out[3]);
+        *(uint4*)(dx + place * f + c) = make_uint4(out[0], out[1], out[2], out[3]);
     }
-    __shared__ float part[8];
+    __shared__ float part[4];
     dot = warp_sum(dot);
     if ((threadIdx.x & 31) == 0) part[threadIdx.x >> 5] = dot;
     __syncthreads();
     if (threadIdx.x == 0) {
-        for (int i = 1; i < 8; i++) dot += part[i];
+        for (int i = 1; i < 4; i++) dot += part[i];
         dweight[place] = dot;
     }
 }
@@ -89,33 +101,44 @@ const fn kernel(entry: &'static str) -> Kernel {
     }
 }
 
-static COMBINE: Kernel = kernel("combine");
-static SPREAD: Kernel = kernel("spread");
+static ADD_PLACES: Kernel = kernel("add_places");
+static WEIGH_LOW: Kernel = kernel("weigh_low");
+static WEIGH_BACK: Kernel = Kernel { threads: 128, ..kernel("weigh_back") };
 static SWIGLU_BACK: Kernel = kernel("swiglu_back");
 
 fn half(shape: &[i64], like: &Tensor) -> Result<Tensor> {
     cuda::empty(shape, Kind::BFloat16, like)
 }
 
-/// The sum over the places of each row, weighted where there are weights.
-fn combine(each: &Tensor, weights: Option<&Tensor>) -> Result<Tensor> {
+/// The sum over the places of each row.
+fn add_places(each: &Tensor) -> Result<Tensor> {
     let (rows, top, d) = each.size3()?;
     let y = half(&[rows, d], each)?;
-    let weights = weights.map_or(Arg::I64(0), Arg::Tensor);
-    let sizes = [Arg::I32(top as i32), Arg::I32(d as i32)];
-    let args = [&[Arg::Tensor(each), weights, Arg::Tensor(&y)][..], &sizes].concat();
-    cuda::launch(&COMBINE, [rows as u32, 1, 1], &args)?;
+    let tensors = [each, &y].map(Arg::Tensor);
+    let args = [&tensors[..], &[Arg::I32(top as i32), Arg::I32(d as i32)]].concat();
+    cuda::launch(&ADD_PLACES, [rows as u32, 1, 1], &args)?;
     Ok(y)
 }
 
-fn spread(dy: &Tensor, each: &Tensor, weights: &Tensor) -> Result<Tensor> {
-    let (rows, top, d) = each.size3()?;
-    let deach = half(&[rows, top, d], each)?;
-    let dweight = cuda::empty(&[rows, top], Kind::Float, each)?;
-    let tensors = [dy, each, weights, &deach, &dweight].map(Arg::Tensor);
-    let args = [&tensors[..], &[Arg::I32(top as i32), Arg::I32(d as i32)]].concat();
-    cuda::launch(&SPREAD, [(rows * top) as u32, 1, 1], &args)?;
-    Ok(deach)
+/// Rows of an adapter, each times the weight of its place.
+fn weigh_low(x: &Tensor, weights: &Tensor) -> Result<Tensor> {
+    let y = half(&x.size(), x)?;
+    let n = x.numel() as i64;
+    let tensors = [x, weights, &y].map(Arg::Tensor);
+    let grid = [(n as u64).div_ceil(2048) as u32, 1, 1];
+    cuda::launch(&WEIGH_LOW, grid, &[&tensors[..], &[Arg::I64(n)]].concat())?;
+    Ok(y)
+}
+
+/// From the unweighed gradient of the rows of places their own gradient, and that of the weights.
+fn weigh_back(z: &Tensor, x: &Tensor, weights: &Tensor) -> Result<[Tensor; 2]> {
+    let (rows, top, f) = z.size3()?;
+    let dx = half(&[rows, top, f], z)?;
+    let dweight = cuda::empty(&[rows, top], Kind::Float, z)?;
+    let tensors = [z, x, weights, &dx, &dweight].map(Arg::Tensor);
+    let args = [&tensors[..], &[Arg::I32(f as i32)]].concat();
+    cuda::launch(&WEIGH_BACK, [(rows * top) as u32, 1, 1], &args)?;
+    Ok([dx, dweight])
 }
 
 fn swiglu_back(dh: &Tensor, gated: &Tensor, lifted: &Tensor) -> Result<[Tensor; 2]> {
@@ -136,7 +159,6 @@ struct Kept {
     lifted: Tensor,
     hidden: Tensor,
     down_low: Tensor,
-    each: Tensor,
 }
 
 /// A mixture with bf16 weights, forward: order, gate and up, down, sum.
@@ -145,7 +167,7 @@ fn plain_forward(m: &Mixture, weights: &Tensor) -> Result<Tensor> {
     let routing = &ops::Routing { ids: &m.ids, order: &order, bounds: &bounds };
     let (gate, up) = (m.gate.term(&m.x, false), m.up.term(&m.x, false));
     let hidden = ops::routed_swiglu_hidden(routing, &[gate], &[up])?;
-    combine(&ops::routed_dot(routing, &[m.down.term(&hidden, false)])?, Some(weights))
+    ops::routed_combine(weights, routing, &[m.down.term(&hidden, false)])
 }
 
 /// The whole of a mixture of int8 weights with adapters, forward.
@@ -153,46 +175,84 @@ fn forward(m: &Mixture, weights: &Tensor) -> Result<(Tensor, Kept)> {
     let (order, bounds) = ops::expert_order(&m.ids, m.size.experts)?;
     let routing = &ops::Routing { ids: &m.ids, order: &order, bounds: &bounds };
     let turned = ops::hadamard(&m.x, 42, false)?;
-    let (gate_low, up_low) = ops::routed_dot_pair(
-        routing,
-        Term::plain(&turned, &m.gate_low.right),
-        Term::plain(&turned, &m.up_low.right),
-    )?;
+    let right = [&m.gate_low, &m.up_low].map(|low| Term::plain(&turned, &low.right));
+    let (gate_low, up_low) = ops::routed_dot_pair(routing, right[0], right[1])?;
     let gate = [m.gate.term(&turned, true), Term::plain(&gate_low, &m.gate_low.left)];
     let up = [m.up.term(&turned, true), Term::plain(&up_low, &m.up_low.left)];
     let (gated, lifted, hidden) = ops::routed_swiglu(routing, &gate, &up)?;
     let hidden = ops::hadamard(&hidden, 242, false)?;
     let down_low = ops::routed_dot(routing, &[Term::plain(&hidden, &m.down_low.right)])?;
     let down = [m.down.term(&hidden, true), Term::plain(&down_low, &m.down_low.left)];
-    let each = ops::routed_dot(routing, &down)?;
-    let y = combine(&each, Some(weights))?;
+    let y = ops::routed_combine(weights, routing, &down)?;
     let low = [gate_low, up_low];
-    Ok((y, Kept { turned, low, gated, lifted, hidden, down_low, each }))
+    Ok((y, Kept { turned, low, gated, lifted, hidden, down_low }))
 }
 
-/// Its gradient for the rows, the weights of the sum, and the six adapters.
-fn backward(m: &Mixture, weights: &Tensor, dy: &Tensor, kept: &Kept) -> Result<Tensor> {
+/// Its gradient for the rows, the weights of the sum, and the six adapters, from that of a row for all its places.
+fn backward(m: &Mixture, weights: &Tensor, dy: &Tensor, kept: &Kept) -> Result<[Tensor; 2]> {
     let (routing, e) = (&m.routing(), m.size.experts);
-    let deach = spread(dy, &kept.each, weights)?;
-    let ddown_low = ops::routed_dot(routing, &[Term::turned(&deach, &m.down_low.left)])?;
-    let _ = ops::routed_weight_grad(routing, &kept.down_low, &deach, e)?;
+    let weighed_low = weigh_low(&kept.down_low, weights)?;
+    let z_low = ops::routed_dot(routing, &[Term::turned(dy, &m.down_low.left)])?;
+    let ddown_low = weigh_low(&z_low, weights)?;
+    let _ = ops::routed_weight_grad(routing, &weighed_low, dy, e)?;
+    let down = [m.down.turned(dy, true), Term::turned(&z_low, &m.down_low.right)];
+    let z = ops::routed_dot(routing, &down)?;
     let _ = ops::routed_weight_grad(routing, &kept.hidden, &ddown_low, e)?;
-    let down = [m.down.turned(&deach, true), Term::turned(&ddown_low, &m.down_low.right)];
-    let dhidden = ops::hadamard(&ops::routed_dot(routing, &down)?, 242, true)?;
+    let [dhidden, dweights] = weigh_back(&z, &kept.hidden, weights)?;
+    let dhidden = ops::hadamard(&dhidden, 242, true)?;
     let [dgated, dlifted] = &swiglu_back(&dhidden, &kept.gated, &kept.lifted)?;
     let dgate_low = ops::routed_dot(routing, &[Term::turned(dgated, &m.gate_low.left)])?;
     let dup_low = ops::routed_dot(routing, &[Term::turned(dlifted, &m.up_low.left)])?;
     let [gate_low, up_low] = &kept.low;
     let _ = ops::routed_weight_grad(routing, gate_low, dgated, e)?;
     let _ = ops::routed_weight_grad(routing, up_low, dlifted, e)?;
-    let _ = ops::routed_weight_grad_pair(routing, &kept.turned, [&dgate_low, &dup_low], e)?;
+    let _ = ops::routed_weight_grad_pair(routing, &kept.turned, [&dup_low, &dgate_low], e)?;
     let both = [
         m.gate.turned(dgated, true),
         m.up.turned(dlifted, true),
         Term::turned(&dgate_low, &m.gate_low.right),
         Term::turned(&dup_low, &m.up_low.right),
     ];
-    ops::hadamard(&combine(&ops::routed_dot(routing, &both)?, None)?, 42, true)
+    let dx = ops::hadamard(&add_places(&ops::routed_dot(routing, &both)?)?, 42, true)?;
+    Ok([dx, dweights])
+}
+
+/// The same gradients of the rows and of the weights by libtorch, in f64.
+fn exact(m: Mixture, weights: &Tensor, dy: &Tensor) -> Result<[Tensor; 2]> {
+    let wide = |x: &Tensor| x.f_to_kind(Kind::Double);
+    let adapter = |low: &Adapter| -> Result<Adapter> {
+        Ok(Adapter { left: wide(&low.left)?, right: wide(&low.right)? })
+    };
+    let lows = [adapter(&m.gate_low)?, adapter(&m.up_low)?, adapter(&m.down_low)?];
+    let [gate_low, up_low, down_low] = lows;
+    let (x, weights) =
+        (wide(&m.x)?.set_requires_grad(true), wide(weights)?.set_requires_grad(true));
+    let m = Mixture { x: x.shallow_clone(), gate_low, up_low, down_low, ..m };
+    let (y, _) = forward(&m, &weights)?;
+    y.f_mul(&wide(dy)?)?.f_sum(Kind::Double)?.f_backward()?;
+    Ok([x.f_grad()?, weights.f_grad()?])
+}
+
+/// Whether what is timed is the gradient.
+pub(super) fn check(gpu: &Gpu) -> Result<Vec<Verdict>> {
+    let size = Size { rows: 150, top: 3, experts: 7, d: 128, f: 64 };
+    let m = Mixture::draw(gpu, size, "some none")?;
+    let weights = gpu.uniform(&[size.rows, size.top])?;
+    let dy = gpu.normal_bf16(&[size.rows, size.d])?;
+    let (_, kept) = forward(&m, &weights)?;
+    let found = backward(&m, &weights, &dy, &kept)?;
+    let wanted = exact(m, &weights, &dy)?;
+    let row = |what: &str, found: &Tensor, wanted: &Tensor| -> Result<Verdict> {
+        let gap = found.f_to_kind(Kind::Double)?.f_sub(wanted)?.f_norm()?.f_double_value(&[])?;
+        let error = gap / wanted.f_norm()?.f_double_value(&[])?;
+        Ok(within("a mixture as it is timed", what, error, 3e-2))
+    };
+    let [dx, dweights] = &found;
+    let [exact_dx, exact_dweights] = &wanted;
+    Ok(vec![
+        row("gradient of rows off by", dx, exact_dx)?,
+        row("gradient of weights off by", dweights, exact_dweights)?,
+    ])
 }
 
 /// Rows of the table. FLOPs are those of the products; bytes what must come from memory or go there.
@@ -301,7 +361,7 @@ pub(super) fn wide(gpu: &Gpu) -> Result<Vec<Measured>> {
         x + 2.0 * weight + 3.0 * narrow,
         &mut || ops::routed_swiglu(routing, &gate, &up),
     )?;
-    // What a compiled stage does for a peer's whole op: both narrow products too.
+    // A peer's whole op: both narrow products too, by one kernel as in a compiled stage.
     let right = (Term::plain(&m.x, &m.gate_low.right), Term::plain(&m.x, &m.up_low.right));
     t.add(
         "gate+up fwd int8 + adapters, from x",
@@ -375,11 +435,13 @@ pub(super) fn wide(gpu: &Gpu) -> Result<Vec<Measured>> {
         &mut || forward(m, &weights).map(|(y, _)| y),
     )?;
     let dy = gpu.normal_bf16(&[REAL.rows, REAL.d])?;
+    // Between products what is wide or narrow is written once and read once: the products of down and the gradients
+    // of the places' rows; gated, lifted, hidden and its gradient. The gradient of y is read as the rows that it is.
     t.add(
         "routed MoE fwd+bwd int8 + adapters, frozen base",
         &[],
         6.0 * one + 3.0 * lows,
-        6.0 * weight + 4.0 * x + 8.0 * narrow + 6.0 * wide,
+        6.0 * weight + 4.0 * x + 8.0 * narrow + 4.0 * wide,
         &mut || {
             let (_, kept) = forward(m, &weights)?;
             backward(m, &weights, &dy, &kept)

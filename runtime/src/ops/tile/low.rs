@@ -28,15 +28,16 @@ const RANK: i64 = 16;
 /// Places of a block.
 const ROWS: i64 = 64;
 /// Places that a block of a gradient adds up, at most. The pieces of an expert are added in a second step;
-/// of narrow gradients there would be fewer blocks than run at one time.
+/// of narrow gradients there would be few blocks beside those that run at one time: 0.086 ms in place of 0.092 with 1024, of
+/// 98,304 places of 1024 columns on an H200.
 const fn piece(columns: i64) -> i64 {
-    if columns <= 2048 { 1024 } else { 2048 }
+    if columns <= 2048 { 512 } else { 2048 }
 }
 /// Columns of a block of a gradient.
 const COLUMNS: i64 = 128;
 
 /// How many places read a row of `x`, and what the kernels divide by it with.
-fn run(op: &'static str, x: &Tensor, ids: &Tensor) -> Result<[Arg<'static>; 2]> {
+pub(super) fn run(op: &'static str, x: &Tensor, ids: &Tensor) -> Result<[Arg<'static>; 2]> {
     let run = run_of(x, ids);
     let inverse = ((1i64 << 32) + run - 1) / run.max(1);
     // Of a run of one the kernels do not use it, and it would not fit.

@@ -1,5 +1,6 @@
 //! Weights in 8 bits on `quantize.cu`.
 
+use super::low::run;
 use super::{aligned, at, ceil, contiguous, exact, int, take};
 use crate::cuda::{self, Arg, Kernel, Module};
 use crate::error::Result;
@@ -20,8 +21,13 @@ const MERGE_SHARED: u32 = 4 * MOST_MERGED as u32;
 static FLOAT: Kernel = kernel("quantize_float", 0);
 static HALF: Kernel = kernel("quantize_bf16", 0);
 static DEQUANTIZE: Kernel = kernel("dequantize_bf16", 0);
+static SPLIT: Kernel = kernel("split_rows", 0);
+static SPLIT_SCALED: Kernel = kernel("split_scaled", 0);
 static MERGE_FLOAT: Kernel = kernel("merge_float", MERGE_SHARED);
 static MERGE_HALF: Kernel = kernel("merge_bf16", MERGE_SHARED);
+
+/// Places of a block of `split_scaled`.
+const SPLIT_PLACES: i64 = 32;
 
 /// Where no element is at fault.
 const NONE: i64 = i64::MAX;
@@ -113,6 +119,70 @@ pub(super) fn unpacked(op: &'static str, codes: &Tensor, scale: &Tensor) -> Resu
     let grid = [int(op, ceil(total, 8192))?, 1, 1];
     cuda::launch(&DEQUANTIZE, grid, &[&tensors[..], &sizes].concat())?;
     Ok(y)
+}
+
+/// Planes and units of `rows` rows of `k` elements, the warps of a row, and the grid of a kernel that writes them.
+struct Split {
+    planes: Tensor,
+    units: Tensor,
+    warps: Arg<'static>,
+    grid: [u32; 3],
+}
+
+impl Split {
+    fn of(op: &'static str, rows: i64, k: i64, like: &Tensor) -> Result<Split> {
+        let warps = ceil(k, 512).clamp(1, 8).cast_unsigned().next_power_of_two().cast_signed();
+        Ok(Split {
+            planes: cuda::empty(&[rows, 2, ceil(k, 128) * 128], Kind::Int8, like)?,
+            units: cuda::empty(&[rows], Kind::Float, like)?,
+            warps: Arg::I32(int(op, warps)?),
+            grid: [int(op, ceil(rows, 8 / warps))?, 1, 1],
+        })
+    }
+}
+
+/// Rows `[.., k]` of bf16 as two planes of bytes `[rows, 2, k rounded up to 128]`, and the unit of each row, by the kernel
+/// alone: a part of another op.
+pub(super) fn split(op: &'static str, x: &Tensor) -> Result<[Tensor; 2]> {
+    let x = aligned(x)?;
+    let k = x.size().last().copied().unwrap_or(1).max(1);
+    let rows = x.numel() as i64 / k;
+    let split = Split::of(op, rows, k, &x)?;
+    let tensors = [&x, &split.planes, &split.units].map(Arg::Tensor);
+    let sizes = [Arg::I64(rows), Arg::I32(int(op, k)?), split.warps];
+    cuda::launch(&SPLIT, split.grid, &[&tensors[..], &sizes].concat())?;
+    Ok([split.planes, split.units])
+}
+
+/// The same of one or two terms as one row for each place: rows `[.., k]` times the scales `[experts, k]` of the place's expert.
+pub(super) fn split_scaled(
+    op: &'static str,
+    order: &Tensor,
+    bounds: &Tensor,
+    terms: &[(&Tensor, &Tensor)],
+) -> Result<[Tensor; 2]> {
+    let x = terms.iter().map(|(x, _)| aligned(x)).collect::<Result<Vec<_>>>()?;
+    let scale = terms.iter().map(|(_, scale)| aligned(scale)).collect::<Result<Vec<_>>>()?;
+    let [first, ..] = x.as_slice() else {
+        return Err(crate::Error::Op { op, detail: "no terms".to_owned() });
+    };
+    let k = first.size().last().copied().unwrap_or(1).max(1);
+    let (places, experts) = (order.numel() as i64, bounds.numel() as i64 - 1);
+    let split = Split::of(op, places, k * x.len() as i64, first)?;
+    let mut all: Vec<Arg<'_>> = Vec::new();
+    for tensors in [&x, &scale] {
+        all.extend([0, 1].map(|index| tensors.get(index).map_or(Arg::I64(0), Arg::Tensor)));
+    }
+    all.extend([order, bounds, &split.planes, &split.units].map(Arg::Tensor));
+    for number in [places, experts, k] {
+        all.push(Arg::I32(int(op, number)?));
+    }
+    all.extend(run(op, first, order)?);
+    all.push(split.warps);
+    let grid = int(op, ceil(places, SPLIT_PLACES) + experts + 1)?;
+    cuda::launch(&SPLIT_SCALED, [grid, 1, 1], &all)?;
+    drop(all);
+    Ok([split.planes, split.units])
 }
 
 /// Codes on a GPU with adapters of one kind, f32 or bf16, and rows that fit in shared memory.

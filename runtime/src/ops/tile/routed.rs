@@ -7,7 +7,7 @@
 //! terms plain or all turned. [`super::super::routed_swiglu`] takes one where gate and up are such sums of one
 //! wide term, plain, of one storage and of the same rows, and either both have a low term or none.
 
-use super::quantize::unpacked;
+use super::quantize::{split, split_scaled, unpacked};
 use super::{aligned, at, int, take};
 use crate::cuda::{self, Arg, Kernel, Module, TensorMap};
 use crate::error::Result;
@@ -22,7 +22,7 @@ static WEIGHT_GRAD: Module =
 
 /// What the files call `EXPERTS_SMEM`, `EXPERTS_INT8_SMEM` and `EXPERTS_GRAD_SMEM`.
 const BF16_SHARED: u32 = 231_504;
-const INT8_SHARED: u32 = 200_032;
+const INT8_SHARED: u32 = 215_632;
 const GRAD_SHARED: u32 = 229_440;
 
 const fn kernel(entry: &'static str, shared_bytes: u32) -> Kernel {
@@ -47,16 +47,19 @@ static GRAD: Kernel = Kernel {
 /// Columns of an adapter.
 const RANK: i64 = 16;
 
-/// Places for each expert from which on codes are turned into bf16 once, and the kernels of bf16 weights read those:
-/// kernels that read codes turn them for every tile of rows. On one H200 a weight of 58 x 1024 x 4096 takes 0.18 ms to
-/// turn, and at 98,304 places kernels that read codes take 0.25 to 0.33 ms more per weight than those of bf16. Gate and up,
-/// which share their rows, take 0.14 ms more per weight by themselves, and 0.30 to 0.45 where power limits the GPU, as in
-/// a step of training.
-const MANY_PLACES: i64 = 1024;
+/// Columns that a product with codes sums, at most: products of bytes are counted in 32 bits.
+const MOST_SUMMED: i64 = 1 << 16;
 
-fn unpacks(layout: Layout, routing: &Routing<'_>) -> bool {
-    let experts = routing.bounds.numel() as i64 - 1;
-    layout.int8 && routing.ids.numel() as i64 >= MANY_PLACES * experts
+/// Columns that rows times scales have together, at most: what a block of `split_scaled` holds.
+const MOST_SCALED: i64 = 4096;
+
+/// Whether turned codes are made bf16 for terms of `k` columns and `n` results, and the kernel of bf16 weights reads those.
+/// Their scales go along the contraction, so rows in bytes are rows times scales, one for each place and not
+/// for each row: two bytes read and two written an element, where a code takes one and two.
+fn unpacks(layout: Layout, routing: &Routing<'_>, (k, n): (i64, i64)) -> bool {
+    let (experts, places) = (routing.bounds.numel() as i64 - 1, routing.ids.numel() as i64);
+    let wide = k * layout.n_wide as i64 > MOST_SCALED;
+    layout.int8 && layout.turned && (wide || 4 * places > 3 * experts * n)
 }
 
 /// What a sum is made of, as far as it decides on a kernel.
@@ -99,9 +102,10 @@ fn is_wide(term: &Term<'_>) -> bool {
         _ => false,
     };
     let fits = |width: i64| width > 0 && width % 64 == 0 && width < 1 << 31;
+    let most = if term.scale.is_some() { MOST_SUMMED } else { i64::MAX };
     stored
         && term.x.kind() == Kind::BFloat16
-        && widths(term).is_some_and(|(summed, given)| fits(summed) && fits(given))
+        && widths(term).is_some_and(|(summed, given)| fits(summed) && fits(given) && summed <= most)
 }
 
 /// The terms in the order of a kernel, where one has such a sum; the device is not looked at.
@@ -161,8 +165,12 @@ fn terms_at<'a>(args: &[&'a Tensor], position: &mut usize, layout: Layout) -> Re
 }
 
 /// What a launch reads, kept alive until it is made.
+#[derive(Default)]
 struct Held {
+    /// Rows; of codes there are planes in place of the wide ones.
     x: Vec<Tensor>,
+    /// Planes of the wide rows, and their units.
+    planes: Vec<Tensor>,
     scale: Vec<Tensor>,
     /// Weights are read through their maps; these keep the addresses.
     weights: Vec<Tensor>,
@@ -171,10 +179,25 @@ struct Held {
 
 impl Held {
     /// With `unpack` codes are given as bf16.
-    fn of(terms: &[Term<'_>], unpack: bool) -> Result<Held> {
-        let mut held = Held { x: vec![], scale: vec![], weights: vec![], maps: vec![] };
+    fn of(terms: &[Term<'_>], [order, bounds]: [&Tensor; 2], unpack: bool) -> Result<Held> {
+        let mut held = Held::beside(terms, unpack)?;
+        let wide = terms.iter().filter_map(|term| Some((term.x, term.scale?)));
+        let wide: Vec<_> = wide.filter(|_| !unpack).collect();
+        held.planes = match (terms.first(), wide.as_slice()) {
+            (_, []) => vec![],
+            (Some(Term { turned: true, .. }), wide) => {
+                split_scaled("routed_dot", order, bounds, wide)?.into()
+            }
+            (_, [(x, _), ..]) => split("routed_dot", x)?.into(),
+        };
+        Ok(held)
+    }
+
+    /// The same without planes: those of another sum serve.
+    fn beside(terms: &[Term<'_>], unpack: bool) -> Result<Held> {
+        let mut held = Held::default();
+        let codes = !unpack && terms.iter().any(|term| term.scale.is_some());
         for term in terms {
-            held.x.push(aligned(term.x)?);
             let w = match term.scale {
                 Some(scale) if unpack => unpacked("routed_dot", term.w, scale)?,
                 Some(scale) => {
@@ -183,7 +206,8 @@ impl Held {
                 }
                 None => aligned(term.w)?,
             };
-            held.maps.push(map(&w, term.turned)?);
+            held.x.push(aligned(term.x)?);
+            held.maps.push(map(&w, term, codes)?);
             held.weights.push(w);
         }
         Ok(held)
@@ -200,14 +224,25 @@ impl Held {
         self.x.get(index).map_or(Arg::I64(0), Arg::Tensor)
     }
 
+    /// Rows as a kernel of codes takes them.
+    fn split_rows(&self) -> Vec<Arg<'_>> {
+        self.planes.iter().map(Arg::Tensor).collect()
+    }
+
     fn scale(&self, index: usize) -> Arg<'_> {
         self.scale.get(index).map_or(Arg::I64(0), Arg::Tensor)
     }
 }
 
-/// Tiles of a weight: 128 rows or, turned, 64, of 64 columns.
-fn map(w: &Tensor, turned: bool) -> Result<TensorMap> {
-    cuda::weight_map(w, [64, if turned { 64 } else { 128 }])
+/// Tiles of a weight, of rows of 128 bytes: 128 rows, or turned 64; turned beside codes an adapter's 16.
+fn map(w: &Tensor, term: &Term<'_>, codes: bool) -> Result<TensorMap> {
+    let columns = if w.kind() == Kind::Int8 { 128 } else { 64 };
+    let rows = match (term.turned, codes && term.scale.is_none()) {
+        (true, true) => RANK as u32,
+        (true, false) => 64,
+        (false, _) => 128,
+    };
+    cuda::weight_map(w, [columns, rows])
 }
 
 /// Blocks of a kernel whose blocks stay: one for each multiprocessor, in pairs.
@@ -229,13 +264,13 @@ pub(crate) fn dot(routing: &Routing<'_>, terms: &[Term<'_>]) -> Option<Result<Te
 fn dot_by(routing: &Routing<'_>, layout: Layout, terms: &[Term<'_>]) -> Result<Tensor> {
     const OP: &str = "routed_dot";
     let [bf16, int8] = if layout.turned { &DOT_TURNED } else { &DOT };
-    let unpack = unpacks(layout, routing);
+    let unpack = unpacks(layout, routing, terms.first().and_then(widths).unwrap_or((0, 0)));
     let codes = layout.int8 && !unpack;
     let kernel = if codes { int8 } else { bf16 };
     let fused: cuda::Way<'_> = &|args, _| {
         let terms = terms_at(args, &mut 3, layout)?;
-        let held = Held::of(&terms, unpack)?;
         let (ids, order, bounds) = (at(args, 0)?, aligned(at(args, 1)?)?, aligned(at(args, 2)?)?);
+        let held = Held::of(&terms, [&order, &bounds], unpack)?;
         let (places, experts) = (order.numel() as i64, bounds.numel() as i64 - 1);
         let (k, n) = terms.first().and_then(widths).unwrap_or((0, 0));
         let run = terms.first().map_or(1, |term| run_of(term.x, places));
@@ -248,19 +283,27 @@ fn dot_by(routing: &Routing<'_>, layout: Layout, terms: &[Term<'_>]) -> Result<T
             let second = n_wide - 1;
             all.extend([held.map(0)?, held.map(second)?, held.map(n_wide)?]);
             all.push(held.map(n_wide + second)?);
-            all.extend([held.x(0), if n_wide == 2 { held.x(1) } else { Arg::I64(0) }]);
-            all.extend([low(0), low(1)]);
-            if codes {
-                all.extend([held.scale(0), held.scale(second)]);
-            }
         } else {
-            all.extend([held.map(0)?, held.map(1)?, held.x(0), low(0)]);
-            if codes {
-                all.push(held.scale(0));
+            all.extend([held.map(0)?, held.map(1)?]);
+        }
+        if codes {
+            all.extend(held.split_rows());
+        } else {
+            all.push(held.x(0));
+        }
+        match (layout.turned, codes) {
+            (true, true) => all.extend([low(0), low(1)]),
+            (true, false) => {
+                all.push(if n_wide == 2 { held.x(1) } else { Arg::I64(0) });
+                all.extend([low(0), low(1)]);
             }
+            (false, true) => all.extend([low(0), held.scale(0)]),
+            (false, false) => all.push(low(0)),
         }
         all.extend([&order, &bounds, &y].map(Arg::Tensor));
-        all.extend(sizes(OP, [run, places, experts, k, n])?);
+        // Of turned codes there is a row for each place; their kernel takes how many terms it has.
+        let runs = if layout.turned && codes { n_wide as i64 } else { run };
+        all.extend(sizes(OP, [runs, places, experts, k, n])?);
         cuda::launch(kernel, pairs_of_blocks(&y)?, &all)?;
         Ok(vec![y])
     };
@@ -317,15 +360,13 @@ fn swiglu_by(
 ) -> Result<Swiglu> {
     const OP: &str = "routed_swiglu";
     let [bf16, int8] = &SWIGLU;
-    let unpack = unpacks(layout, routing);
-    let codes = layout.int8 && !unpack;
-    let kernel = if codes { int8 } else { bf16 };
+    let kernel = if layout.int8 { int8 } else { bf16 };
     let fused: cuda::Way<'_> = &|args, _| {
         let position = &mut 3;
         let gate = terms_at(args, position, layout)?;
         let up = terms_at(args, position, layout)?;
-        let (a, b) = (Held::of(&gate, unpack)?, Held::of(&up, unpack)?);
         let (ids, order, bounds) = (at(args, 0)?, aligned(at(args, 1)?)?, aligned(at(args, 2)?)?);
+        let (a, b) = (Held::of(&gate, [&order, &bounds], false)?, Held::beside(&up, false)?);
         let (places, experts) = (order.numel() as i64, bounds.numel() as i64 - 1);
         let (k, n) = gate.first().and_then(widths).unwrap_or((0, 0));
         let run = gate.first().map_or(1, |term| run_of(term.x, places));
@@ -333,8 +374,14 @@ fn swiglu_by(
         let result = || cuda::empty(&shape, Kind::BFloat16, &order);
         let hidden = result()?;
         let others = if all_wanted { Some((result()?, result()?)) } else { None };
-        let mut all = vec![a.map(0)?, b.map(0)?, a.map(1)?, b.map(1)?, a.x(0), a.x(1), b.x(1)];
-        if codes {
+        let mut all = vec![a.map(0)?, b.map(0)?, a.map(1)?, b.map(1)?];
+        if layout.int8 {
+            all.extend(a.split_rows());
+        } else {
+            all.push(a.x(0));
+        }
+        all.extend([a.x(1), b.x(1)]);
+        if layout.int8 {
             all.extend([a.scale(0), b.scale(0)]);
         }
         all.extend([&order, &bounds, &hidden].map(Arg::Tensor));

@@ -88,15 +88,23 @@ fn sums_that_have_none() {
 }
 
 #[test]
-fn codes_are_turned_where_experts_have_many_places() {
-    let found = |places: i64, int8: bool| {
+fn turned_codes_are_unpacked_where_rows_are_more_than_they() {
+    let found = |places: i64, int8: bool, turned: bool| {
         let (ids, bounds) = (of(&[places], Kind::Int64), of(&[4], Kind::Int64));
         let routing = Routing { ids: &ids, order: &ids, bounds: &bounds };
-        unpacks(Layout { int8, turned: false, n_wide: 1, n_low: 0 }, &routing)
+        unpacks(Layout { int8, turned, n_wide: 1, n_low: 0 }, &routing, (4096, 64))
     };
-    assert!(found(3 * MANY_PLACES, true));
-    assert!(!found(3 * MANY_PLACES - 1, true));
-    assert!(!found(3 * MANY_PLACES, false));
+    // 3 of 4 bytes: 3 experts with 64 results each.
+    assert!(found(145, true, true));
+    assert!(!found(144, true, true));
+    assert!(!found(145, false, true));
+    assert!(!found(145, true, false));
+    let (ids, bounds) = (of(&[6], Kind::Int64), of(&[4], Kind::Int64));
+    let routing = Routing { ids: &ids, order: &ids, bounds: &bounds };
+    let of_two =
+        |k| unpacks(Layout { int8: true, turned: true, n_wide: 2, n_low: 0 }, &routing, (k, 64));
+    assert!(!of_two(2048));
+    assert!(of_two(2112), "wider than a block holds");
 }
 
 #[test]
