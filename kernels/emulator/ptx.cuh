@@ -34,17 +34,6 @@ DEVICE float flushed(float x) { return fabsf(x) < 1.17549435e-38f ? copysignf(0.
 DEVICE float exp2_fast(float x) { return flushed(exp2f(flushed(x))); }
 DEVICE float rcp_fast(float x) { return flushed(1.f / flushed(x)); }
 DEVICE u32 to_tf32(float x) { return x != x ? 0x7fffffffu : (__float_as_uint(x) + 0x1000u) & 0xffffe000u; }
-DEVICE u32 multiply_add(u32 a, u32 b, u32 c) {
-    // A product of two bf16 has 16 bits and the sum with a third is exact in fp64 here, so it is rounded once.
-    const auto once = [](double x) {
-        float y = float(x);  // to odd, so that rounding again to bf16 is rounding once
-        u32 bits = __float_as_uint(y);
-        if (double(y) != x && !(bits & 1)) bits = (fabs(double(y)) > fabs(x)) ? bits - 1 : bits | 1;
-        return bf16_of(__uint_as_float(bits));
-    };
-    return once(double(low_half(a)) * low_half(b) + low_half(c)) | once(double(high_half(a)) * high_half(b) + high_half(c)) << 16;
-}
-DEVICE u32 multiply(u32 a, u32 b) { return multiply_add(a, b, 0x80008000u); }
 DEVICE void keep_packed(uint4&) {}
 
 // ---- loads and stores ----
@@ -58,9 +47,7 @@ DEVICE void store_global(bf16* to, const uint2& v) { *(uint2*)to = v; }
 DEVICE void store_if(bool yes, void* to, const uint4& v) {
     if (yes) *(uint4*)to = v;
 }
-DEVICE u32 load_shared_half(u32 at) { return *(const u16*)shared_at(at); }
 DEVICE u32 load_shared(u32 at) { return *(const u32*)shared_at(at); }
-DEVICE uint2 load_shared_pair(u32 at) { return *(const uint2*)shared_at(at); }
 DEVICE void store_shared(u32 at, u32 x) { *(u32*)shared_at(at) = x; }
 
 // ---- fragments of a warp ----
@@ -153,8 +140,6 @@ DEVICE void barrier_wait(u64* bar, u32 parity) {
 DEVICE void bulk_load(void* to, const void* from, u32 bytes, u64* bar) {
     emulator::issue([=] { memcpy(to, from, bytes), phase_bytes((Phase*)bar, -int(bytes)); });
 }
-DEVICE void bulk_prefetch(const void*, u32) {}
-DEVICE void line_prefetch(const void*) {}
 DEVICE void bulk_store(void* to, const void* from, u32 bytes) {
     emulator::issue_in(emulator::machine.now->stores, [=] { memcpy(to, from, bytes); });
 }

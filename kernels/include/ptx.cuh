@@ -43,17 +43,6 @@ DEVICE u32 to_tf32(float x) {
     asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(r) : "f"(x));
     return r;
 }
-/// r = a b + c and a b of two bf16 each, rounded once.
-DEVICE u32 multiply_add(u32 a, u32 b, u32 c) {
-    u32 r;
-    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(c));
-    return r;
-}
-DEVICE u32 multiply(u32 a, u32 b) {
-    u32 r;
-    asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
-    return r;
-}
 /// From here on the compiler holds these four as they are: it does not unpack them early.
 DEVICE void keep_packed(uint4& x) { asm volatile("" : "+r"(x.x), "+r"(x.y), "+r"(x.z), "+r"(x.w)); }
 
@@ -96,19 +85,9 @@ DEVICE void store_if(bool yes, void* to, const uint4& v) {
     asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %0, 0;\n@p st.global.v4.u32 [%1], {%2, %3, %4, %5};\n}" ::"r"(int(yes)), "l"(to),
                  "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
 }
-DEVICE u32 load_shared_half(u32 at) {
-    u32 r;
-    asm volatile("ld.shared.u16 %0, [%1];" : "=r"(r) : "r"(at) : "memory");
-    return r;
-}
 DEVICE u32 load_shared(u32 at) {
     u32 r;
     asm volatile("ld.shared.u32 %0, [%1];" : "=r"(r) : "r"(at) : "memory");
-    return r;
-}
-DEVICE uint2 load_shared_pair(u32 at) {
-    uint2 r;
-    asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(r.x), "=r"(r.y) : "r"(at) : "memory");
     return r;
 }
 DEVICE void store_shared(u32 at, u32 x) { asm volatile("st.shared.u32 [%0], %1;" ::"r"(at), "r"(x) : "memory"); }
@@ -169,11 +148,6 @@ DEVICE void bulk_load(void* to, const void* from, u32 bytes, u64* bar) {
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(smem_u32(to)),
                  "l"(from), "r"(bytes), "r"(smem_u32(bar)) : "memory");
 }
-/// Brings a range to L2 only; a hint, so that a later ordinary load does not wait for memory.
-DEVICE void bulk_prefetch(const void* from, u32 bytes) {
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
-}
-DEVICE void line_prefetch(const void* from) { asm volatile("prefetch.global.L2 [%0];" ::"l"(from)); }
 DEVICE void bulk_store(void* to, const void* from, u32 bytes) {
     asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to), "r"(smem_u32(from)), "r"(bytes) : "memory");
 }
