@@ -9,7 +9,7 @@
 //          Low terms, optional: low [P,16] bf16 with left [experts,n,16] (plain) or right [experts,16,n] (turned), bf16.
 //          Outputs [P,n] bf16.
 // Sizes    k and n multiples of 64, for codes terms k below 2^17; experts 1..512; P 1..2^31 - 1, P n up to 2^45, rows of x times k up to
-//          2^35; every pointer 16-byte aligned. Any imbalance.
+//          2^35, of planes (turned, P of them) times their width too; every pointer 16-byte aligned. Any imbalance.
 // Meaning  experts_dot            y[p,n] = sum_k x[p / run,k] w[e,n,k] (scale[e,n]) + sum_r low[p,r] left[e,n,r]
 //          experts_dot_turned     y[p,n] = sum over one or two terms of sum_k x[p / run,k] (scale[e,k]) w[e,k,n]
 //                                 + sum_r low[p,r] right[e,r,n]

@@ -246,13 +246,16 @@ extern "C" __global__ void __launch_bounds__(THREADS) split_rows(const bf16* x, 
 // up to 32 places of one expert, and a thread sixteen columns with their scales. Grid: places / 32 + experts + 1; 256 threads.
 extern "C" __global__ void __launch_bounds__(THREADS, 4) split_scaled(
     const bf16* x0, const bf16* x1, const float* scale0, const float* scale1, const long long* order, const long long* bounds, u8* planes,
-    float* units, int places, int experts, int k, int run, u32 inverse, int warps)
+    float* units, int places, int experts, int k, int run, int warps)
 {
     constexpr int SIZE = 32;
-    __shared__ u32 part[2][THREADS / 32], table[SIZE];
+    __shared__ u32 part[2][THREADS / 32], table[SIZE], rows[SIZE];
     Tile tile;
     if (!tile_at(tile, bounds, SIZE, experts, places, blockIdx.x, false) || tile.expert == experts) return;
-    if (threadIdx.x < SIZE && int(threadIdx.x) < tile.rows) table[threadIdx.x] = place_at(order, tile.first + threadIdx.x, places);
+    if (int(threadIdx.x) < tile.rows) {
+        const u32 place = place_at(order, tile.first + threadIdx.x, places);
+        table[threadIdx.x] = place, rows[threadIdx.x] = place / u32(run);
+    }
     __syncthreads();
     const int warp = threadIdx.x >> 5, own = warp % warps * 32 + (threadIdx.x & 31), at_once = THREADS / 32 / warps;
     const int term = k / 16, n = x1 ? 2 * term : term, total = (n + 7) / 8 * 8;
@@ -263,7 +266,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 4) split_scaled(
     uint4 next[2] = {};
     const auto fetch = [&](int i) {
         if (!inside || i >= tile.rows) return;
-        const bf16* from = x + u64(row_of(table[i], run, inverse)) * k;
+        const bf16* from = x + u64(rows[i]) * k;
         next[0] = load_early(from), next[1] = load_early(from + 8);
     };
     fetch(warp / warps);

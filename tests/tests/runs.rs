@@ -193,6 +193,7 @@ fn same_in_all_blocks(case: &Case, under_way: u64) {
     let arrays: Vec<Array> = drawn.into_iter().map(|(x, _)| x).collect();
     let defined = run(&module, &arrays, &Store::default()).unwrap().outputs;
     let (rows, sums) = launch.run(&tensors, 1);
+    assert_eq!(rows.len() + sums.len(), defined.len());
     for (found, wanted) in rows.iter().chain(&sums).zip(&defined) {
         let found = to_array(&found.to_kind(Kind::Double));
         let found = found.into_shape_with_order(wanted.shape()).unwrap();

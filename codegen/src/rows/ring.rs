@@ -15,8 +15,9 @@ use lightc_dsl::ast::DType;
 /// Bytes that a multiprocessor should have on their way: what an H200 gives one in the 1.1 us that a read takes under load.
 const WANTED: i64 = 32 << 10;
 
-/// Shared memory that a block may take, of which four must fit beside each other.
-const MOST: i64 = 48 << 10;
+/// Shared memory that a block may take: four must fit beside each other, and with what sums of a block take it is what a launch gives
+/// without being asked, 48 KB.
+const MOST: i64 = 40 << 10;
 
 /// An input of which rows are under way.
 pub(super) struct UnderWay {

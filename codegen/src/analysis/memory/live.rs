@@ -442,7 +442,8 @@ impl Walk<'_> {
             | Op::RoutedDotPair(_)
             | Op::RoutedSwiglu(_)
             | Op::RoutedCombine(_) => {
-                sum(read_by_products(body, declared, node).map(|x| bytes_of(body.ty(x), sizes)))
+                let read = read_by_products(body, declared, node).into_iter();
+                sum(read.map(|(x, over)| bytes_of(&in_panels(body.ty(x), &over), sizes)))
             }
             Op::MaskedAttentionGrad(op) => {
                 let (q, mask) = (node.args.first()?, node.args.get(3)?);
@@ -495,21 +496,39 @@ impl Walk<'_> {
     }
 }
 
-/// What products with codes have a copy of, as many bytes as it has in bf16: their rows, or the codes where the rows'
-/// contraction does not lie innermost.
+/// What products with codes have a copy of, as many bytes as it has in bf16, and the axis they sum: their rows, or the codes where the
+/// rows' contraction does not lie innermost in these.
 fn read_by_products(
     body: &Function,
     declared: &Function,
     node: &crate::ir::Node,
-) -> impl Iterator<Item = ValueId> {
+) -> BTreeSet<(ValueId, String)> {
     let pairs = node.args.iter().zip(node.args.iter().skip(1));
     let pairs = pairs.filter(|(_, w)| is_quantized(body, declared, **w));
-    let read = pairs.map(|(x, w)| {
+    let read = pairs.filter_map(|(x, w)| {
         let [x_axis, w_axis] = [x, w].map(|value| body.ty(*value).axes.last());
-        if x_axis.map(|axis| &axis.name) == w_axis.map(|axis| &axis.name) { *x } else { *w }
+        let over = x_axis?.name.clone();
+        // Two weights of the same rows stand beside each other in a pair.
+        let rows =
+            !is_quantized(body, declared, *x) && Some(&over) == w_axis.map(|axis| &axis.name);
+        Some((if rows { *x } else { *w }, over))
     });
     // Gate and up read the same rows.
-    read.collect::<BTreeSet<_>>().into_iter()
+    read.collect()
+}
+
+/// Columns of a panel of bytes.
+const PANEL: i64 = 128;
+
+/// A type with an axis rounded up to whole panels.
+fn in_panels(ty: &Type, over: &str) -> Type {
+    let mut ty = ty.clone();
+    for axis in ty.axes.iter_mut().filter(|axis| axis.name == over) {
+        if let Some(size) = axis.size.as_constant() {
+            axis.size = Size::constant((size + PANEL - 1) / PANEL * PANEL);
+        }
+    }
+    ty
 }
 
 /// Bytes an element that the backward of a reversible stack holds beside two states, what its layers read and give:

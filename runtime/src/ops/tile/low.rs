@@ -37,7 +37,7 @@ const fn piece(columns: i64) -> i64 {
 const COLUMNS: i64 = 128;
 
 /// How many places read a row of `x`, and what the kernels divide by it with.
-pub(super) fn run(op: &'static str, x: &Tensor, ids: &Tensor) -> Result<[Arg<'static>; 2]> {
+fn run(op: &'static str, x: &Tensor, ids: &Tensor) -> Result<[Arg<'static>; 2]> {
     let run = run_of(x, ids);
     let inverse = ((1i64 << 32) + run - 1) / run.max(1);
     // Of a run of one the kernels do not use it, and it would not fit.

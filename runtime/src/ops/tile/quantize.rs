@@ -1,6 +1,5 @@
 //! Weights in 8 bits on `quantize.cu`.
 
-use super::low::run;
 use super::{aligned, at, ceil, contiguous, exact, int, take};
 use crate::cuda::{self, Arg, Kernel, Module};
 use crate::error::Result;
@@ -174,10 +173,10 @@ pub(super) fn split_scaled(
         all.extend([0, 1].map(|index| tensors.get(index).map_or(Arg::I64(0), Arg::Tensor)));
     }
     all.extend([order, bounds, &split.planes, &split.units].map(Arg::Tensor));
-    for number in [places, experts, k] {
+    let run = places / (first.numel() as i64 / k).max(1);
+    for number in [places, experts, k, run] {
         all.push(Arg::I32(int(op, number)?));
     }
-    all.extend(run(op, first, order)?);
     all.push(split.warps);
     let grid = int(op, ceil(places, SPLIT_PLACES) + experts + 1)?;
     cuda::launch(&SPLIT_SCALED, [grid, 1, 1], &all)?;

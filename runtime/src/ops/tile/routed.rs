@@ -47,7 +47,7 @@ static GRAD: Kernel = Kernel {
 /// Columns of an adapter.
 const RANK: i64 = 16;
 
-/// Columns that a product with codes sums, at most: products of bytes are counted in 32 bits.
+/// Columns that a product with plain codes sums, at most: products of bytes are counted in 32 bits.
 const MOST_SUMMED: i64 = 1 << 16;
 
 /// Columns that rows times scales have together, at most: what a block of `split_scaled` holds.
@@ -102,7 +102,7 @@ fn is_wide(term: &Term<'_>) -> bool {
         _ => false,
     };
     let fits = |width: i64| width > 0 && width % 64 == 0 && width < 1 << 31;
-    let most = if term.scale.is_some() { MOST_SUMMED } else { i64::MAX };
+    let most = if term.scale.is_some() && !term.turned { MOST_SUMMED } else { i64::MAX };
     stored
         && term.x.kind() == Kind::BFloat16
         && widths(term).is_some_and(|(summed, given)| fits(summed) && fits(given) && summed <= most)
@@ -167,7 +167,7 @@ fn terms_at<'a>(args: &[&'a Tensor], position: &mut usize, layout: Layout) -> Re
 /// What a launch reads, kept alive until it is made.
 #[derive(Default)]
 struct Held {
-    /// Rows; of codes there are planes in place of the wide ones.
+    /// Rows. Of wide ones with codes the planes are read.
     x: Vec<Tensor>,
     /// Planes of the wide rows, and their units.
     planes: Vec<Tensor>,
@@ -206,7 +206,8 @@ impl Held {
                 }
                 None => aligned(term.w)?,
             };
-            held.x.push(aligned(term.x)?);
+            let in_planes = codes && term.scale.is_some();
+            held.x.push(if in_planes { term.x.shallow_clone() } else { aligned(term.x)? });
             held.maps.push(map(&w, term, codes)?);
             held.weights.push(w);
         }
