@@ -64,6 +64,17 @@ fn every_relative_link_leads_to_a_file() {
 }
 
 #[test]
+fn no_document_holds_two_sides_of_a_merge() {
+    let is_mark = |line: &str| line.starts_with("<<<<<<< ") || line.starts_with(">>>>>>> ");
+    assert!(is_mark("<<<<<<< one") && is_mark(">>>>>>> other") && !is_mark("======="));
+    let undecided: Vec<PathBuf> = documents()
+        .into_iter()
+        .filter(|path| fs::read_to_string(path).unwrap().lines().any(is_mark))
+        .collect();
+    assert!(undecided.is_empty(), "{undecided:?}");
+}
+
+#[test]
 fn the_book_lists_every_chapter() {
     let docs = root().join("docs");
     let listed: Vec<PathBuf> = links(&fs::read_to_string(docs.join("SUMMARY.md")).unwrap())
