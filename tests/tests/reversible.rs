@@ -42,6 +42,17 @@ impl Example {
         Example { params, states: start_states(stage.states()), tokens }
     }
 
+    /// With other tokens, none of which stands twice in a sequence: two that are the same have scores that tie where a layer selects by
+    /// what tokens are alone, and roundings choose between them.
+    fn without_ties(mut self, stage: &dyn Stage, seed: u64) -> Example {
+        let (mut random, vocab) = (Random::new(seed), stage.vocab() as usize);
+        for mut sequence in self.tokens.outer_iter_mut() {
+            let mut left: Vec<usize> = (0..vocab).collect();
+            sequence.mapv_inplace(|_| left.swap_remove(random.below(left.len())) as f64);
+        }
+        self
+    }
+
     /// Multiplies the parameters whose path ends so.
     fn scaled(mut self, end: &str, factor: f64) -> Example {
         let scaled = self.params.iter_mut().filter(|(path, _)| path.ends_with(end));
@@ -305,27 +316,14 @@ fn library() -> MapLoader {
     loader
 }
 
-/// Loss, gradients and next states of emitted code are those of the interpreter. Of stage `one`, whose one layer selects keys, 2 of 60
-/// draws have another selection (gradients of its queries and keys are off by a tenth): as it seems, where a token stands twice and two
-/// scores tie, so that roundings choose. So one of three draws has to agree; what is wrong is wrong in all. In f32 that is more often, and
-/// the one seed is fixed.
+/// Loss, gradients and next states of emitted code are those of the interpreter, up to what a
+/// rounding to the other side makes of it.
 fn check_against_interp(stage: &dyn Stage, kind: Kind, tolerance: f64) {
-    let mut failures = Vec::new();
-    while failures.len() < 3 {
-        let seed = if kind == Kind::Double { Random::fresh_seed() } else { 11 };
-        match against_interp(stage, kind, seed, tolerance) {
-            Ok(()) => return,
-            Err(off) => failures.push(off),
-        }
-    }
-    panic!("{}: {failures:?}", stage.name());
-}
-
-/// What is off in one draw.
-fn against_interp(stage: &dyn Stage, kind: Kind, seed: u64, tolerance: f64) -> Result<(), String> {
     let compiled = compile_stage(&library(), "reversible.llm", stage.name());
     let Ok(compiled) = compiled else { panic!("{} compiles", stage.name()) };
-    let example = Example::new(stage, seed);
+    // In f32 a selection can fall to the other side of a tie: there the seed is fixed.
+    let seed = if kind == Kind::Double { Random::fresh_seed() } else { 11 };
+    let example = Example::new(stage, seed).without_ties(stage, seed);
     let pass = run(stage, &example, RECONSTRUCT, kind, |_| ());
     let pass = pass.unwrap_or_else(|e| panic!("{e}"));
     let (params, states) = (example.params.clone(), example.states.clone());
@@ -336,7 +334,7 @@ fn against_interp(stage: &dyn Stage, kind: Kind, seed: u64, tolerance: f64) -> R
     let grads = interp::gradients(&compiled.module, compiled.backward, &run.trace, &[one], &store);
     let grads = grads.expect("interp differentiates");
     let (loss, expected) = (pass.loss.double_value(&[]), run.outputs[0][[]]);
-    let mut off = vec![("loss", (loss / expected - 1.0).abs())];
+    assert!((loss / expected - 1.0).abs() < tolerance, "loss {loss}, interp {expected}");
     let overall = grads.values().map(largest).fold(0.0, f64::max);
     for (spec, grad) in stage.params().iter().zip(&pass.grads) {
         let (grad, expected) = match (grad, grads.get(spec.path)) {
@@ -344,15 +342,14 @@ fn against_interp(stage: &dyn Stage, kind: Kind, seed: u64, tolerance: f64) -> R
             (None, None) => continue,
             _ => panic!("{}: only one of both has a gradient", spec.path),
         };
-        let size = largest(expected).max(1e-3 * overall);
-        off.push((spec.path, worst_difference(&grad, expected) / size));
+        let off = worst_difference(&grad, expected) / largest(expected).max(1e-3 * overall);
+        assert!(off < tolerance, "{}: gradient of {} is off by {off}", stage.name(), spec.path);
     }
     for (spec, state) in stage.states().iter().zip(&pass.next_states) {
         let expected = &run.updates[spec.path];
-        off.push((spec.path, worst_difference(&to_array(state), expected) / largest(expected)));
+        let off = worst_difference(&to_array(state), expected) / largest(expected);
+        assert!(off < tolerance, "{}: state {} is off by {off}", stage.name(), spec.path);
     }
-    off.retain(|(_, off)| *off >= tolerance || off.is_nan());
-    if off.is_empty() { Ok(()) } else { Err(format!("off: {off:?}")) }
 }
 
 #[test]
