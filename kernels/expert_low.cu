@@ -302,7 +302,7 @@ constexpr int BACK_WIDE_BYTES = BACK_STEP * BACK_COLUMNS * 2, BACK_STAGE = BACK_
 constexpr int PART_BYTES = BACK_WARPS * BACK_STEP * 16 * 4, BACK_TABLE_BYTES = BACK_PIECE * 4;
 constexpr int BACK_SMEM = BACK_TABLE_BYTES + PART_BYTES + STAGES * BACK_STAGE;
 static_assert(BACK_SMEM == 218112, "the launch states it");
-static_assert(16 * (BACK_COLUMNS + 1) * 4 <= STAGES * BACK_STAGE, "sums lie where the stages were");
+static_assert(16 * (BACK_COLUMNS + 1) * 4 <= BACK_STAGE && BACK_COLUMNS * 32 <= BACK_STAGE, "sums, and the weight, in a stage");
 
 /// What a warp has of a block's columns, in units of 16: `blocks` of them, at most BACK_BLOCKS.
 constexpr int BACK_BLOCKS = BACK_COLUMNS / 16 / BACK_WARPS;
@@ -467,8 +467,7 @@ extern "C" __global__ void __launch_bounds__(BACK_THREADS, 1) expert_low_back(
         if (++at == STAGES) at = 0;
         if (++next == STAGES) next = 0;
     }
-    // Without a step the weight may still be read where the sums go.
-    __syncthreads();
+    // Sums lie in the first stage, which all have read.
     put_back_gradient(g, acc, grad + u64(tile.expert) * columns * 16,
                       tile.tiles == 1 ? nullptr : partial + u64(blockIdx.x) * 16 * columns,
                       (float*)(smem + BACK_TABLE_BYTES + PART_BYTES));
