@@ -5,7 +5,8 @@
 //          bf16, small [places / small_run, 16] bf16; gradients [experts, 16, columns], or [experts, columns, 16] where
 //          `tall`, bf16. k and columns are multiples of 64, rows 16-byte aligned, places to 2^20, run to 4096, k to 2^15.
 // Meaning  docs/ops.md, `routed_dot`: y[p] = w[expert of p] x[row of p], 0 for no expert; `routed_weight_grad`:
-//          grad[e, s, c] = sum over places p of e of small[p, s] wide[p, c]. The pair forms do two at once from one x.
+//          grad[e, s, c] = sum over places p of e of small[p, s] wide[p, c]. The pair forms do two at once from one x,
+//          `expert_low_back` a product with w [experts, columns, 16] and a tall gradient, from one wide.
 // Numerics bf16 products, fp32 sums in a fixed order, rounded once. Gradients are summed over pieces of `piece` places (to
 //          2048), and the pieces one after the other.
 // Outputs  `=`. An expert without places has gradients of zero.
@@ -292,4 +293,182 @@ extern "C" __global__ void __launch_bounds__(128) expert_low_grad_sum(
         __syncthreads();
         put_gradient(g, set ? grad1 : grad0, expert, sums);
     }
+}
+
+// ---- a product and a gradient ----
+
+constexpr int BACK_WARPS = 8, BACK_THREADS = 32 * BACK_WARPS, BACK_PIECE = 512, BACK_STEP = 32, BACK_COLUMNS = 1024;
+constexpr int BACK_WIDE_BYTES = BACK_STEP * BACK_COLUMNS * 2, BACK_STAGE = BACK_WIDE_BYTES + BACK_STEP * 32;
+constexpr int PART_BYTES = BACK_WARPS * BACK_STEP * 16 * 4, BACK_TABLE_BYTES = BACK_PIECE * 4;
+constexpr int BACK_SMEM = BACK_TABLE_BYTES + PART_BYTES + STAGES * BACK_STAGE;
+static_assert(BACK_SMEM == 218112, "the launch states it");
+static_assert(16 * (BACK_COLUMNS + 1) * 4 <= BACK_STAGE && BACK_COLUMNS * 32 <= BACK_STAGE, "sums, and the weight, in a stage");
+
+/// What a warp has of a block's columns, in units of 16: `blocks` of them, at most BACK_BLOCKS.
+constexpr int BACK_BLOCKS = BACK_COLUMNS / 16 / BACK_WARPS;
+
+struct Back {
+    const bf16 *x, *small;
+    bf16* y;
+    const u32* table;
+    int rows, columns, blocks;
+    /// As `wide_chunk`, of rows of all columns.
+    DEVICE u32 chunk(int row, int chunk) const { return row * columns * 2 + ((chunk ^ (row & 7)) << 4); }
+    DEVICE void load(int step, u32 stage) const {
+        const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+#pragma unroll
+        for (int row = warp; row < BACK_STEP; row += BACK_WARPS) {
+            const int at = step * BACK_STEP + row;
+            const bool real = at < rows;
+            const bf16* from = real ? x + u64(table[at]) * columns : x;
+            for (int i = lane; i < columns >> 3; i += 32) copy_async(stage + chunk(row, i), from + i * 8, real);
+        }
+        if (threadIdx.x >= 2 * BACK_STEP) return;
+        const int row = threadIdx.x >> 1, half = threadIdx.x & 1, at = step * BACK_STEP + row;
+        const bf16* from = small;
+        if (at < rows) from += u64(table[at]) * 16 + half * 8;
+        copy_async(stage + BACK_WIDE_BYTES + small_chunk(row, half), from, at < rows);
+    }
+};
+
+/// This warp's part of w [columns, 16], which lies in shared memory, as right operands: 16 columns by 16 results each.
+DEVICE void hold_weight(u32 (&w)[BACK_BLOCKS][4], int blocks, u32 from) {
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+#pragma unroll
+    for (int i = 0; i < BACK_BLOCKS; i++)
+        if (i < blocks) ldmatrix_trans(w[i], from + small_chunk((warp * blocks + i) * 16 + (lane & 15), lane >> 4));
+}
+
+/// What this warp's columns add to the product of a stage: 32 places by 16.
+DEVICE void part_of_step(const Back& g, const u32 (&w)[BACK_BLOCKS][4], u32 stage, float2* part) {
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+    float acc[2][2][4] = {};
+#pragma unroll
+    for (int i = 0; i < BACK_BLOCKS; i++) {
+        if (i >= g.blocks) continue;
+#pragma unroll
+        for (int m = 0; m < 2; m++) {
+            u32 a[4];
+            ldmatrix(a, stage + g.chunk(m * 16 + (lane & 15), (warp * g.blocks + i) * 2 + (lane >> 4)));
+#pragma unroll
+            for (int n = 0; n < 2; n++) mma_bf16(acc[m][n], a[0], a[1], a[2], a[3], w[i][2 * n], w[i][2 * n + 1]);
+        }
+    }
+#pragma unroll
+    for (int j = 0; j < 8; j++) {
+        const float* c = &acc[j >> 2][j >> 1 & 1][2 * (j & 1)];
+        part[(warp * 8 + j) * 32 + lane] = make_float2(c[0], c[1]);
+    }
+}
+
+/// Adds the gradient of a stage: 16 by this warp's columns.
+DEVICE void grad_of_step(const Back& g, float (&acc)[BACK_BLOCKS][2][4], u32 stage) {
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+#pragma unroll
+    for (int k = 0; k < BACK_STEP; k += 16) {
+        u32 a[4];
+        ldmatrix_trans(a, stage + BACK_WIDE_BYTES + small_chunk(k + (lane & 7) + (lane >> 4 << 3), lane >> 3 & 1));
+#pragma unroll
+        for (int i = 0; i < BACK_BLOCKS; i++) {
+            if (i >= g.blocks) continue;
+            u32 b[4];
+            ldmatrix_trans(b, stage + g.chunk(k + (lane & 15), (warp * g.blocks + i) * 2 + (lane >> 4)));
+#pragma unroll
+            for (int n = 0; n < 2; n++) mma_bf16(acc[i][n], a[0], a[1], a[2], a[3], b[2 * n], b[2 * n + 1]);
+        }
+    }
+}
+
+/// Adds the parts of a stage's product, in the order of the columns, and writes it: two neighbours a thread, which are
+/// those of lane and position that `part_of_step` has there.
+DEVICE void put_product(const Back& g, int step, const float2* part) {
+    const int lane = threadIdx.x & 31, j = threadIdx.x >> 5;
+    const int at = step * BACK_STEP + (j >> 2) * 16 + (j & 1) * 8 + (lane >> 2);
+    float2 sum = part[threadIdx.x];
+#pragma unroll
+    for (int warp = 1; warp < BACK_WARPS; warp++) {
+        const float2 more = part[warp * 256 + threadIdx.x];
+        sum.x += more.x, sum.y += more.y;
+    }
+    if (at < g.rows)
+        *(u32*)(g.y + u64(g.table[at]) * 16 + (j >> 1 & 1) * 8 + 2 * (lane & 3)) = pack_bf16(sum.x, sum.y);
+}
+
+/// The gradient of a block: to `grad` [columns, 16] by way of `sums`, or to `partial` [16, columns] where there are others to add.
+DEVICE void put_back_gradient(
+    const Back& g, const float (&acc)[BACK_BLOCKS][2][4], bf16* grad, float* partial, float* sums)
+{
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+    float* to = partial ? partial : sums;
+    const int pitch = partial ? g.columns : g.columns + 1;
+#pragma unroll
+    for (int i = 0; i < BACK_BLOCKS; i++) {
+        if (i >= g.blocks) continue;
+#pragma unroll
+        for (int n = 0; n < 2; n++)
+#pragma unroll
+            for (int j = 0; j < 4; j++)
+                to[((lane >> 2) + (j >> 1) * 8) * pitch + (warp * g.blocks + i) * 16 + n * 8 + 2 * (lane & 3) + (j & 1)] =
+                    acc[i][n][j];
+    }
+    if (partial) return;
+    __syncthreads();
+    for (int c = threadIdx.x; c < g.columns; c += BACK_THREADS) put_row(grad + u64(c) * 16, sums + c, pitch);
+}
+
+/// Zeros for places of no expert.
+DEVICE void put_zeros(const long long* order, bf16* y, const Tile& tile, int places) {
+    for (int i = threadIdx.x; i < 2 * tile.rows; i += BACK_THREADS)
+        ((uint4*)(y + u64(place_at(order, tile.first + (i >> 1), places)) * 16))[i & 1] = make_uint4(0, 0, 0, 0);
+}
+
+// y [places, 16] = x [places, columns] w [experts, columns, 16], and grad [experts, columns, 16]; columns a multiple of 128 to
+// 1024, piece to 512. Grid: pieces of each expert and of none, at most places / piece + experts + 1; 256 threads, BACK_SMEM.
+extern "C" __global__ void __launch_bounds__(BACK_THREADS, 1) expert_low_back(
+    const bf16* x, const bf16* small, const bf16* w, const long long* order, const long long* bounds, bf16* y, bf16* grad,
+    float* partial, int places, int experts, int piece, int columns)
+{
+    Tile tile;
+    if (!tile_at(tile, bounds, piece, experts, places, blockIdx.x, true)) return;
+    if (tile.expert == experts) return put_zeros(order, y, tile, places);
+    u32* table = (u32*)smem;
+    float2* part = (float2*)(smem + BACK_TABLE_BYTES);
+    const u32 stages = smem_u32(smem) + BACK_TABLE_BYTES + PART_BYTES;
+    // The weight lies in the last stage until that is filled.
+    const u32 weight = stages + (STAGES - 1) * BACK_STAGE;
+    for (int i = threadIdx.x; i < 2 * columns; i += BACK_THREADS)
+        copy_async(weight + small_chunk(i >> 1, i & 1), w + u64(tile.expert) * columns * 16 + i * 8, true);
+    copy_async_commit();
+    for (int i = threadIdx.x; i < tile.rows; i += BACK_THREADS) table[i] = place_at(order, tile.first + i, places);
+    __syncthreads();
+    const Back g{x, small, y, table, tile.rows, columns, columns / (16 * BACK_WARPS)};
+    const int steps = (tile.rows + BACK_STEP - 1) / BACK_STEP;
+#pragma unroll
+    for (int s = 0; s < STAGES - 1; s++) {
+        if (s < steps) g.load(s, stages + s * BACK_STAGE);
+        copy_async_commit();
+    }
+    copy_async_wait<STAGES - 1>();
+    __syncthreads();
+    u32 held[BACK_BLOCKS][4];
+    hold_weight(held, g.blocks, weight);
+    float acc[BACK_BLOCKS][2][4] = {};
+    int at = 0, next = STAGES - 1;
+#pragma unroll 1
+    for (int s = 0; s < steps; s++) {
+        copy_async_wait<STAGES - 2>();
+        __syncthreads();
+        if (s + STAGES - 1 < steps) g.load(s + STAGES - 1, stages + next * BACK_STAGE);
+        copy_async_commit();
+        part_of_step(g, held, stages + at * BACK_STAGE, part);
+        grad_of_step(g, acc, stages + at * BACK_STAGE);
+        __syncthreads();
+        put_product(g, s, part);
+        if (++at == STAGES) at = 0;
+        if (++next == STAGES) next = 0;
+    }
+    // Sums lie in the first stage, which all have read.
+    put_back_gradient(g, acc, grad + u64(tile.expert) * columns * 16,
+                      tile.tiles == 1 ? nullptr : partial + u64(blockIdx.x) * 16 * columns,
+                      (float*)(smem + BACK_TABLE_BYTES + PART_BYTES));
 }

@@ -1,4 +1,4 @@
-//! The rewrite that has two narrow products of the same rows from one op: where it does, where it must not, and that
+//! The rewrite that has two narrow products of the same rows, or a product and a gradient, from one op: where it does, where it must not, and that
 //! nothing changes.
 
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
@@ -75,6 +75,17 @@ fn products(nodes: &[Node]) -> [usize; 2] {
 fn found(module: &Module) -> ([usize; 2], usize) {
     let [backward] = module.backward.as_slice() else { panic!("one function") };
     (products(&module.entry_function().nodes), products(&backward.body.nodes)[0])
+}
+
+/// Products with a gradient.
+fn low_backs(nodes: &[Node]) -> usize {
+    nodes.iter().filter(|node| matches!(node.op, Op::RoutedLowBack(_))).count()
+}
+
+/// The same of what the rewrite makes of a backward.
+fn low_backs_behind(source: &str) -> usize {
+    let after = paired(&differentiated(source).0);
+    after.backward.iter().map(|backward| low_backs(&backward.body.nodes)).sum()
 }
 
 fn inputs(random: &mut Random) -> [Array; 3] {
@@ -190,4 +201,94 @@ fn other_products_stay() {
         ("up=[rank]", "up=[wide]"),
     ];
     assert_eq!(check(&changed(WRITTEN, &wider)), ([0, 2], 0));
+}
+
+/// The cotangents of gate and up are read for that of the adapter's narrow rows, and for the gradient of its other side.
+#[test]
+fn a_product_and_a_gradient_of_the_same_rows_become_one() {
+    let _ = check(WRITTEN);
+    assert_eq!(low_backs_behind(WRITTEN), 2);
+    for columns in ["8", "17", "32"] {
+        assert_eq!(low_backs_behind(&WRITTEN.replace("rank=16", &format!("rank={columns}"))), 0);
+    }
+    // A weight that has its 16 columns outside.
+    let plain = WRITTEN
+        .replace("gate_left: act[e=3, f=4, rank=16]", "gate_left: act[e=3, rank=16, f=4]")
+        .replace("index=1 () : act[e=3, f=4, rank=16]", "index=1 () : act[e=3, rank=16, f=4]");
+    let _ = check(&plain);
+    assert_eq!(low_backs_behind(&plain), 1);
+}
+
+/// A product and a gradient that a forward has, which no stage has.
+const BESIDE: &str = "\
+module main entry @Main
+
+func @Main {
+  param w: act[e=3, f=4, rank=16] ~ normal(1.0) trained
+  param other: act[e=3, f=4, rank=16] ~ normal(1.0) trained
+  param shared: act[b=2, t=5, f=4] ~ normal(1.0) trained
+  param some: act[b=2, t=5, rank=16] ~ normal(1.0) trained
+  param own: act[b=2, t=5, k=3, rank=16] ~ normal(1.0) trained
+  %0.ids = input name=\"ids\" () : index[b=2, t=5, k=3]
+  %1.others = input name=\"others\" () : index[b=2, t=5, k=3]
+  %2.rows = input name=\"wanted\" () : act[b=2, t=5, k=3, f=4]
+  %3, %4 = expert_order expert=<e=3> (%0) : index[places=30], index[bounds=4]
+  %5, %6 = expert_order expert=<e=3> (%1) : index[places=30], index[bounds=4]
+  %7 = affine mul=2.0 add=0.0 (%2) : act[b=2, t=5, k=3, f=4]
+  %8 = param index=0 () : act[e=3, f=4, rank=16]
+  %9 = param index=2 () : act[b=2, t=5, f=4]
+  %10.y = routed_dot expert=e over=[f] (%0, %3, %4, %2, %8) : act[b=2, t=5, k=3, rank=16]
+  %11 = param index=1 () : act[e=3, f=4, rank=16]
+  %12 = param index=3 () : act[b=2, t=5, rank=16]
+  %13 = param index=4 () : act[b=2, t=5, k=3, rank=16]
+  %14.late = affine mul=2.0 add=0.0 (%13) : act[b=2, t=5, k=3, rank=16]
+  %15.grad = routed_weight_grad expert=<e=3> (%0, %3, %4, %2, %13) : act[e=3, f=4, rank=16]
+  %16.z = routed_dot expert=e over=[f] (%1, %5, %6, %7, %11) : act[b=2, t=5, k=3, rank=16]
+  %17 = mean over=[e, f, rank] (%15) : act[]
+  %18 = mean over=[b, t, k, rank] (%10) : act[]
+  %19 = mean over=[b, t, k, rank] (%16) : act[]
+  %20 = mean over=[b, t, k, rank] (%14) : act[]
+  %21 = add (%17, %18) : act[]
+  %22 = add (%19, %20) : act[]
+  %23 = add (%21, %22) : act[]
+  return loss: %23, grad: %15, y: %10, z: %16
+}
+";
+
+/// How many pairs and how many products with a gradient a forward has then, which gives what it gave.
+fn beside(edits: &[(&str, &str)]) -> [usize; 2] {
+    let before = parsed(&changed(BESIDE, edits));
+    let after = paired(&before);
+    assert_eq!(paired(&after), after, "done once");
+    for seed in 0..3 {
+        let mut random = random(seed);
+        let (inputs, store) = (inputs(&mut random), store(&before, &mut random));
+        let [all, same] = [&before, &after].map(|m| run(m, &inputs, &store).unwrap().outputs);
+        assert_eq!(all, same, "{edits:?}");
+    }
+    let nodes = &after.entry_function().nodes;
+    [products(nodes)[0], low_backs(nodes)]
+}
+
+#[test]
+fn a_product_goes_with_a_gradient_where_both_read_single_places() {
+    assert_eq!(beside(&[]), [0, 1]);
+    let (gradient, product) = ("(%0, %3, %4, %2, %13)", "(%0, %3, %4, %2, %8)");
+    let others = [
+        ("(%1, %5, %6, %2, %13)", product),
+        ("(%0, %3, %4, %7, %13)", product),
+        ("(%0, %3, %4, %2, %12)", product),
+        ("(%0, %3, %4, %2, %14)", product),
+        ("(%0, %3, %4, %9, %13)", "(%0, %3, %4, %9, %8)"),
+    ];
+    for (other_gradient, other_product) in others {
+        let found = beside(&[(gradient, other_gradient), (product, other_product)]);
+        assert_eq!(found, [0, 0], "{other_gradient} {other_product}");
+    }
+    // The gradient comes first.
+    let behind =
+        [(product, "(%1, %5, %6, %7, %8)"), ("(%1, %5, %6, %7, %11)", "(%0, %3, %4, %2, %11)")];
+    assert_eq!(beside(&behind), [0, 1]);
+    // Two products are a pair, wherever the gradient stands.
+    assert_eq!(beside(&[("(%1, %5, %6, %7, %11)", "(%0, %3, %4, %2, %11)")]), [1, 0]);
 }

@@ -36,7 +36,8 @@ func @Root {
 }
 "#;
 
-/// Gate and up of adapters alone, whose products with x are a pair, and the gradients of their weights another.
+/// Gate and up of adapters alone, whose products with x are a pair, and the gradients of their weights another; the
+/// cotangents of gate and up are read for a product and a gradient each.
 const PAIRED: &str = r#"
 module pairs entry @Root
 

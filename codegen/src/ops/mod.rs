@@ -45,8 +45,8 @@ pub use pointwise::{
 pub use ranks::SumRanks;
 pub use reduce::{LogSumExp, Mean, Sum};
 pub use routed::{
-    ExpertOrder, RoutedCombine, RoutedDot, RoutedDotPair, RoutedSwiglu, RoutedWeightGrad,
-    RoutedWeightGradPair,
+    ExpertOrder, RoutedCombine, RoutedDot, RoutedDotPair, RoutedLowBack, RoutedSwiglu,
+    RoutedWeightGrad, RoutedWeightGradPair,
 };
 pub use sequence::{
     Causal, CausalConv, CausalConvInputGrad, CausalConvWeightGrad, Position, Rotary,
@@ -312,6 +312,7 @@ ops! {
     IndexAffine, IndexBinary, Below, Count, Top,
     ExpertDot, ExpertDotWeightGrad, Hadamard, SumRanks,
     ExpertOrder, RoutedDot, RoutedDotPair, RoutedSwiglu, RoutedCombine, RoutedWeightGrad, RoutedWeightGradPair,
+    RoutedLowBack,
     Exchange, LocalExpert,
 }
 

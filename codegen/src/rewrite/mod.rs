@@ -11,7 +11,7 @@
 //! | [`bounds`](mod@bounds) | the same | writes at each attention what its mask can hold |
 //! | [`loss`](mod@loss) | differentiated module | has the gradients of a fused loss from its forward |
 //! | [`adapters`](mod@adapters) | the same | joins the cotangents of rows that a weight and its adapter read |
-//! | [`pairs`](mod@pairs) | the same | has two narrow products of the same rows from one pass over these |
+//! | [`pairs`](mod@pairs) | the same | has two narrow products of the same rows, or one and a gradient, from one pass over these |
 //! | [`recompute`](mod@recompute) | the same | has cheap values again in the backward instead of keeping them |
 
 pub mod adapters;

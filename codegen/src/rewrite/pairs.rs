@@ -6,15 +6,22 @@
 //! and those on the other side have 16 columns: they are the gradients of such weights. Others stay: kernels take pairs of
 //! 16 columns alone, and wider products take more time for arithmetic than for their rows.
 //!
+//! A product and a gradient become a [`RoutedLowBack`] where both read the same rows, one for each place, and what stands
+//! beside them has 16 columns: the cotangents of gate and up are read so, for the cotangent of an adapter's narrow
+//! rows and for the gradient of its other side. What is in a pair stays there: that saves as much.
+//!
 //! A pair stands where the first of the two stood. So what the second alone reads must be there by then: made before,
-//! or a parameter, which is named earlier. Values keep their names and, of a forward, what backward functions keep
+//! or a parameter or a kept value, which is named earlier. Values keep their names and, of a forward, what backward functions keep
 //! are the same ones; each is rounded as before.
 
 use super::{Copy, Result, declarations, renumber_saved};
 use crate::ir::{FuncId, Function, Module, Node, ValueId};
-use crate::ops::{Op, RoutedDot, RoutedDotPair, RoutedWeightGrad, RoutedWeightGradPair};
+use crate::ops::{
+    Op, RoutedDot, RoutedDotPair, RoutedLowBack, RoutedWeightGrad, RoutedWeightGradPair,
+};
+use lightc_dsl::model::Axis;
 use lightc_dsl::source::Span;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Columns that the kernels of pairs take (`runtime/src/ops/tile/low.rs`).
 const COLUMNS: i64 = 16;
@@ -112,15 +119,100 @@ fn pairs(function: &Function) -> BTreeMap<usize, Node> {
     pairs
 }
 
-/// Whether a node at position `at` can read a value: it is made before, or a parameter.
+/// What one of a product and a gradient has.
+enum Role {
+    Product { over: String },
+    Gradient { expert: Axis },
+}
+
+/// A narrow product, or the gradient of the other side of an adapter, whose rows are of single places.
+struct Side {
+    role: Role,
+    /// Ids, order, bounds and the rows that the other must have too.
+    shared: [ValueId; 4],
+    /// What it reads alone.
+    own: ValueId,
+    result: ValueId,
+    span: Option<Span>,
+}
+
+fn side(function: &Function, node: &Node) -> Option<Side> {
+    let ([ids, order, bounds, rows, own], [result]) =
+        (node.args.as_slice(), node.results.as_slice())
+    else {
+        return None;
+    };
+    let of_places = |rows| function.ty(rows).axes.len() == function.ty(*ids).axes.len() + 1;
+    let columns = function.ty(*result).axes.last()?.size.as_constant();
+    let role = match &node.op {
+        Op::RoutedDot(RoutedDot { over, .. }) => {
+            let over = over.first()?.clone();
+            // As the kernel reads it, the weight has its 16 columns innermost.
+            let turned = function.ty(*own).axes.last()?.name != over;
+            turned.then_some(Role::Product { over })?
+        }
+        Op::RoutedWeightGrad(RoutedWeightGrad { expert }) => {
+            of_places(*own).then_some(Role::Gradient { expert: expert.clone() })?
+        }
+        _ => return None,
+    };
+    let shared = [*ids, *order, *bounds, *rows];
+    let found = Side { role, shared, own: *own, result: *result, span: node.span };
+    (columns == Some(COLUMNS) && of_places(*rows)).then_some(found)
+}
+
+impl Side {
+    /// The node of both, of which `self` comes first; none where they do not go together.
+    fn with(&self, second: &Side) -> Option<Node> {
+        let (product, gradient) = match self.role {
+            Role::Product { .. } => (self, second),
+            Role::Gradient { .. } => (second, self),
+        };
+        let (Role::Product { over }, Role::Gradient { expert }) = (&product.role, &gradient.role)
+        else {
+            return None;
+        };
+        let op = RoutedLowBack { expert: expert.clone(), over: over.clone() };
+        let args = self.shared.into_iter().chain([gradient.own, product.own]).collect();
+        let results = vec![product.result, gradient.result];
+        let node = Node { op: op.into(), args, results, span: self.span };
+        (self.shared == second.shared).then_some(node)
+    }
+}
+
+/// Adds to pairs the nodes of a product and a gradient, as [`pairs`] gives them.
+fn add_low_backs(function: &Function, pairs: &mut BTreeMap<usize, Node>) {
+    let taken: BTreeSet<ValueId> =
+        pairs.values().flat_map(|node| node.results.iter().copied()).collect();
+    let mut alone: Vec<(usize, Side)> = Vec::new();
+    for (at, node) in function.nodes.iter().enumerate() {
+        let Some(second) = side(function, node) else { continue };
+        if taken.contains(&second.result) {
+            continue;
+        }
+        let both = alone.iter().enumerate().find_map(|(position, (first_at, first))| {
+            let readable = can_be_read(function, second.own, *first_at);
+            Some((position, *first_at, first.with(&second).filter(|_| readable)?))
+        });
+        match both {
+            Some((position, first_at, node)) => {
+                let _ = (alone.remove(position), pairs.insert(first_at, node));
+            }
+            None => alone.push((at, second)),
+        }
+    }
+}
+
+/// Whether a node at position `at` can read a value: it is made before, or a parameter or a kept value.
 fn can_be_read(function: &Function, value: ValueId, at: usize) -> bool {
     let made_at = function.value(value).node.0 as usize;
-    made_at < at || matches!(function.definition(value).op, Op::ParamRef(_))
+    made_at < at || matches!(function.definition(value).op, Op::ParamRef(_) | Op::Saved(_))
 }
 
 /// The function with its pairs; none where it has none.
 fn paired(function: &Function) -> Result<Option<Copy>> {
-    let pairs = pairs(function);
+    let mut pairs = pairs(function);
+    add_low_backs(function, &mut pairs);
     if pairs.is_empty() {
         return Ok(None);
     }

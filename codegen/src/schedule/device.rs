@@ -417,7 +417,8 @@ fn work(op: &Op) -> Work {
         | Op::RoutedSwiglu(_)
         | Op::RoutedCombine(_)
         | Op::RoutedWeightGrad(_)
-        | Op::RoutedWeightGradPair(_) => Work::Tile,
+        | Op::RoutedWeightGradPair(_)
+        | Op::RoutedLowBack(_) => Work::Tile,
         _ => Work::Library,
     }
 }

@@ -4,7 +4,8 @@ use super::*;
 use lightc_codegen::ops::{
     Below, Count, Exchange, ExpertDot, ExpertDotWeightGrad, ExpertOrder, Hadamard, IndexAffine,
     IndexBinary, IndexFn, LocalExpert, LogSumExp, RoutedCombine, RoutedDot, RoutedDotPair,
-    RoutedSwiglu, RoutedWeightGrad, RoutedWeightGradPair, SumRanks, Take, TakeGrad, Top,
+    RoutedLowBack, RoutedSwiglu, RoutedWeightGrad, RoutedWeightGradPair, SumRanks, Take, TakeGrad,
+    Top,
 };
 
 const F32: DType = DType::F32;
@@ -20,6 +21,10 @@ fn routed_dot(over: &[&str]) -> RoutedDot {
 
 fn routed_dot_pair() -> RoutedDotPair {
     RoutedDotPair { expert: word("e"), over: word("d") }
+}
+
+fn routed_low_back() -> RoutedLowBack {
+    RoutedLowBack { expert: constant("e", 3), over: word("f") }
 }
 
 fn take() -> Take {
@@ -50,7 +55,8 @@ pub(crate) fn one_of_each() -> Vec<Op> {
         RoutedCombine { expert: word("e"), over: words(&["f"]), slots: word("p") }.into(),
         RoutedWeightGrad { expert: sized.clone() }.into(),
         routed_dot_pair().into(),
-        RoutedWeightGradPair { expert: sized }.into(),
+        RoutedWeightGradPair { expert: sized.clone() }.into(),
+        RoutedLowBack { expert: sized, over: word("f") }.into(),
         Exchange { experts: 460 }.into(),
         LocalExpert { experts: 58 }.into(),
         Hadamard { axis: word("d"), seed: 42, inverse: false }.into(),
@@ -384,6 +390,22 @@ fn a_pair_is_two_products_of_the_same_rows() {
 }
 
 #[test]
+fn a_product_and_a_gradient_are_those_of_the_same_rows() {
+    let mut case = Case::new(12);
+    let mut draw = |shape: &[usize]| case.array(shape, Draw::Normal);
+    let (x, small, w) = (draw(&[2, 5, 3, 4]), draw(&[2, 5, 3, 6]), draw(&[3, 4, 2]));
+    let ids = case.array(&[2, 5, 3], Draw::Index(-1, 3));
+    let (order, bounds) = (Array::zeros(vec![30]), Array::zeros(vec![4]));
+    let routing = [("b t p", INDEX, &ids), ("places", INDEX, &order), ("bounds", INDEX, &bounds)];
+    let of = |op: Op, args: &[(&str, DType, &Array)]| eval(op, &[&routing, args].concat()).unwrap();
+    let (x, small, w) = (("b t p f", ACT, &x), ("b t p r", ACT, &small), ("e f s", ACT, &w));
+    let found = of(routed_low_back().into(), &[x, small, w]);
+    let product = of(routed_dot(&["f"]).into(), &[x, w]);
+    let gradient = of(RoutedWeightGrad { expert: constant("e", 3) }.into(), &[x, small]);
+    assert_eq!(found, [product, gradient].concat());
+}
+
+#[test]
 fn a_pair_reads_its_rows_once() {
     let types = types(
         "index t=5 p=2; index places=10; index bounds=4; act t=5 d=8; act e=3 r=2 d=8; act e=3 r=2 d=8",
@@ -401,6 +423,24 @@ fn a_pair_reads_its_rows_once() {
     // Operations and results of two, and one more weight to read.
     let [flops, read, written] = numbers(&alone);
     assert_eq!(numbers(&both), [2 * flops, read + 3 * 2 * 8, 2 * written]);
+}
+
+#[test]
+fn a_product_and_a_gradient_cost_what_both_do() {
+    let types = types(
+        "index t=5 p=2; index places=10; index bounds=4; act t=5 p=2 f=8; act t=5 p=2 r=2; act e=3 f=8 r=2",
+    );
+    let args: Vec<&Type> = types.iter().collect();
+    let op = Op::from(routed_low_back());
+    let results = op.def().infer(&args).unwrap();
+    let results: Vec<&Type> = results.iter().collect();
+    let cost = op.def().cost(&args, &results);
+    let numbers = [cost.flops, cost.elements_read, cost.elements_written];
+    let [places, experts] = [10 * 8 * 2, 3 * 8 * 2];
+    // Ids, order and bounds, wide rows, narrow ones and a weight; operations of two.
+    let read = 10 + 10 + 4 + 10 * 8 + 10 * 2 + experts;
+    let wanted = [2 * 2 * places, read, 10 * 2 + experts];
+    assert_eq!(numbers.map(|size| size.as_constant().unwrap()), wanted);
 }
 
 #[test]
@@ -452,6 +492,9 @@ fn emitted_calls_are_positional() {
     let wanted = "ops::routed_weight_grad_pair(&ops::Routing{ids:a0, order:a1, bounds:a2}, a3, \
                   [a4, a5], 3)?";
     check_emitted(RoutedWeightGradPair { expert: constant("e", 3) }, &args, wanted);
+    let args = format!("{routing}; act t=5 p=2 f=4; act t=5 p=2 r=2; act e=3 f=4 s=6");
+    let wanted = "ops::routed_low_back(&ops::Routing{ids:a0, order:a1, bounds:a2}, a3, a4, a5, 3)?";
+    check_emitted(routed_low_back(), &args, wanted);
     let turn = Hadamard { axis: word("d"), seed: 42, inverse: true };
     check_emitted(turn, "act t=t d=4", "ops::hadamard(a0, 42, true)?");
     check_emitted(SumRanks, "f32 e=4", "ops::sum_ranks(a0)?");
@@ -494,6 +537,11 @@ fn shape_rules_say_what_disagrees() {
     let grad = RoutedWeightGradPair { expert: constant("e", 3) };
     let other = format!("{routing}; act t=5 d=4; act t=5 p=2 r=2; act t=5 p=3 r=2");
     check_error(grad, &other, "E0402", "size 3");
+    let rows = format!("{routing}; act t=5 p=2 f=4; act t=5 p=2 r=2");
+    check_error(routed_low_back(), &rows, "E0405", "routed_low_back");
+    let plain = format!("{rows}; act e=3 s=6 f=4");
+    check_error(routed_low_back(), &plain, "E0401", "its argument 5 in the order [e, f, s]");
+    check_error(routed_low_back(), &format!("{rows}; act e=3 f=8 s=6"), "E0402", "size 8");
     let turn = Hadamard { axis: word("d"), seed: 42, inverse: false };
     check_error(turn, "act t=3 d=6", "E0402", "size 6, which is not a power of two");
     check_error(SumRanks, "act e=3", "E0404", "its value as f32");

@@ -190,7 +190,16 @@ impl Mixture {
         let _ = ops::routed_weight_grad(routing, low, h, e)?;
         let _ = ops::routed_weight_grad(routing, &self.x, low, e)?;
         let _ = ops::routed_weight_grad_pair(routing, &self.x, [low, other], e)?;
-        ops::routed_weight_grad(routing, h, low, e).map(|_| ())
+        let _ = ops::routed_weight_grad(routing, h, low, e)?;
+        self.low_backs()
+    }
+
+    /// Products and gradients of both widths from one pass over the rows.
+    fn low_backs(&self) -> Result<()> {
+        let (routing, e) = (&self.routing(), self.size.experts);
+        let ([h, _], [low, other]) = (&self.hidden, &self.low);
+        let _ = ops::routed_low_back(routing, h, low, &self.gate_low.left, e)?;
+        ops::routed_low_back(routing, &self.dy, other, &self.down_low.left, e).map(|_| ())
     }
 }
 
@@ -280,6 +289,10 @@ fn not_a_number(gpu: &Gpu, part: Part) -> Result<Vec<Verdict>> {
         let y = ops::routed_dot(routing, &[Term::plain(x, &m.gate_low.right)])?;
         add("narrow", &[&y], places)?;
         add("narrow gradient", &[&ops::routed_weight_grad(routing, x, low, 7)?], experts)?;
+        let _ = m.dy.f_narrow(0, 137, 1)?.f_fill_(f64::NAN)?;
+        let (y, grad) = ops::routed_low_back(routing, &m.dy, low, &m.down_low.left, 7)?;
+        add("narrow of places", &[&y], places)?;
+        add("its gradient", &[&grad], experts)?;
         return Ok(verdicts);
     }
     for (name, int8) in [("bf16", false), ("int8", true)] {
@@ -305,16 +318,32 @@ fn nobody_reads(gpu: &Gpu, part: Part) -> Result<Verdict> {
             ops::routed_dot(routing, &[m.down.term(&h, false)])?,
             ops::routed_weight_grad(routing, &h, &dy, 7)?,
         ],
-        Part::Narrow => vec![
-            ops::routed_dot(routing, &[Term::plain(&h, &m.down_low.right)])?,
-            ops::routed_weight_grad(routing, low, &dy, 7)?,
-        ],
+        Part::Narrow => {
+            let (y, grad) = ops::routed_low_back(routing, &dy, low, &m.down_low.left, 7)?;
+            vec![
+                ops::routed_dot(routing, &[Term::plain(&h, &m.down_low.right)])?,
+                ops::routed_weight_grad(routing, low, &dy, 7)?,
+                y,
+                grad,
+            ]
+        }
     };
     let mut largest = 0.0;
     for x in &all {
         largest += x.f_abs()?.f_max()?.f_double_value(&[])?;
     }
     Ok(within("NaN in places of no expert", "largest", largest, 0.0))
+}
+
+/// A product with a gradient at the most columns, and at a number of them that is no power of two.
+fn widths_of_a_pass(gpu: &Gpu) -> Result<Vec<Verdict>> {
+    let mut verdicts = Vec::new();
+    for spread in ["some none", "skewed"] {
+        let m = Mixture::draw(gpu, size(450, 2, 5, 384, 1024), spread)?;
+        let label = format!("one pass of 384 and 1024 columns, {spread}");
+        verdicts.extend(compared(&label, 1.0, &mut || m.low_backs())?);
+    }
+    Ok(verdicts)
 }
 
 /// Rows of small whole numbers and one of a hundred, and codes of -1, 0 and 1: every sum is a number of bf16, so a product that
@@ -385,6 +414,7 @@ impl Case for Adapters {
     fn check(&self, gpu: &Gpu) -> Result<Vec<Verdict>> {
         let mut verdicts = vec![nobody_reads(gpu, Part::Narrow)?];
         verdicts.extend(not_a_number(gpu, Part::Narrow)?);
+        verdicts.extend(widths_of_a_pass(gpu)?);
         verdicts.extend(all_sizes(gpu, Part::Narrow)?);
         Ok(verdicts)
     }

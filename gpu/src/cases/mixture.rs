@@ -201,11 +201,9 @@ fn backward(m: &Mixture, weights: &Tensor, dy: &Tensor, kept: &Kept) -> Result<[
     let [dhidden, dweights] = weigh_back(&z, &kept.hidden, weights)?;
     let dhidden = ops::hadamard(&dhidden, 242, true)?;
     let [dgated, dlifted] = &swiglu_back(&dhidden, &kept.gated, &kept.lifted)?;
-    let dgate_low = ops::routed_dot(routing, &[Term::turned(dgated, &m.gate_low.left)])?;
-    let dup_low = ops::routed_dot(routing, &[Term::turned(dlifted, &m.up_low.left)])?;
     let [gate_low, up_low] = &kept.low;
-    let _ = ops::routed_weight_grad(routing, gate_low, dgated, e)?;
-    let _ = ops::routed_weight_grad(routing, up_low, dlifted, e)?;
+    let (dgate_low, _) = ops::routed_low_back(routing, dgated, gate_low, &m.gate_low.left, e)?;
+    let (dup_low, _) = ops::routed_low_back(routing, dlifted, up_low, &m.up_low.left, e)?;
     let _ = ops::routed_weight_grad_pair(routing, &kept.turned, [&dup_low, &dgate_low], e)?;
     let both = [
         m.gate.turned(dgated, true),
@@ -315,6 +313,9 @@ pub(super) fn narrow(gpu: &Gpu) -> Result<Vec<Measured>> {
     })?;
     t.add("adapter grad left, f wide", &[], low_one(f), narrow, &mut || {
         ops::routed_weight_grad(routing, low, h, e)
+    })?;
+    t.add("narrow and grad of dg, f wide", &[], 2.0 * low_one(f), narrow, &mut || {
+        ops::routed_low_back(routing, h, low, &m.gate_low.left, e)
     })?;
     Ok(t.rows)
 }

@@ -219,6 +219,28 @@ pub fn routed_weight_grad_pair(
     ))
 }
 
+/// [`routed_dot`] of `x[ids.., f]` with a turned `w[experts, f, 16]`, and [`routed_weight_grad`] of `small` with
+/// `x`: an adapter's product and the gradient of its other side. Where `x` has a row for each place, it is read once.
+///
+/// # Errors
+/// As [`routed_dot`] and [`routed_weight_grad`].
+pub fn routed_low_back(
+    routing: &Routing<'_>,
+    x: &Tensor,
+    small: &Tensor,
+    w: &Tensor,
+    experts: i64,
+) -> Result<(Tensor, Tensor)> {
+    const OP: &str = "routed_low_back";
+    let term = Term::turned(x, w);
+    if tile::takes_low_back(routing, x, small, w) {
+        let _ = fitting(OP, routing, &[term])?;
+        fitting_grad(OP, routing, small, &[x], experts)?;
+        return two_of(OP, tile::low_back(routing, x, small, w)?);
+    }
+    Ok((routed_dot(routing, &[term])?, routed_weight_grad(routing, small, x, experts)?))
+}
+
 fn first_of(op: &'static str, results: Vec<Tensor>) -> Result<Tensor> {
     results.into_iter().next().ok_or_else(|| op_error(op, "a kernel gave too little"))
 }

@@ -180,6 +180,10 @@ fn routed_products() {
     let pair = ops::routed_weight_grad_pair;
     let good_dy = of(&[2, 2, 5]);
     refused("routed_weight_grad", pair(&routing, &x, [&good_dy, &of(&[2, 3, 5])], 4));
+    let back =
+        |x: &Tensor, small: &Tensor, w: &Tensor| ops::routed_low_back(&routing, x, small, w, 4);
+    refused("routed_dot", back(&good_dy, &x, &of(&[4, 6, 3])));
+    refused("routed_weight_grad", back(&good_dy, &of(&[2, 3, 5]), &of(&[4, 5, 3])));
     refused("routed_dot", ops::routed_dot_pair(&routing, good, Term::plain(&x, &of(&[4, 5, 4]))));
 }
 

@@ -158,6 +158,7 @@ fn gradients_of_routed_weights() -> Outcome {
             let routing = Routing { ids: &t_ids, order: &order, bounds: &bounds };
             let dy = rng.normal(&[rows, choices, f], kind);
             let (x, own) = (rng.normal(&[rows, d], kind), rng.normal(&[rows, choices, d], kind));
+            let weight = rng.normal(&[e, f, 2], kind);
             let (mut shared, mut each) = (Array::zeros(&[e, f, d]), Array::zeros(&[e, f, d]));
             for at in indices(&[rows, choices, f, d]) {
                 let id = ids.at(&at[..2]);
@@ -176,6 +177,12 @@ fn gradients_of_routed_weights() -> Outcome {
             close("first of a pair", &a, &each);
             let square = ops::routed_weight_grad(&routing, &own, &own, experts)?;
             close("second of a pair", &b, &array_of(&square));
+            // An op of both, composed.
+            let w = rng.tensor(&weight, kind);
+            let (y, grad) = ops::routed_low_back(&routing, &dy, &own, &w, experts)?;
+            let alone = ops::routed_dot(&routing, &[Term::turned(&dy, &w)])?;
+            assert!(y.equal(&alone), "the product with a gradient");
+            close("the gradient with a product", &grad, &each);
             // The other side has a row for all places.
             let turned = ops::routed_weight_grad(&routing, &dy, &x, experts)?;
             close("turned", &turned.transpose(1, 2), &shared);

@@ -15,7 +15,7 @@ mod weight_grad;
 pub use combine::RoutedCombine;
 pub use dot::RoutedDot;
 pub use order::ExpertOrder;
-pub use pair::{RoutedDotPair, RoutedWeightGradPair};
+pub use pair::{RoutedDotPair, RoutedLowBack, RoutedWeightGradPair};
 pub use swiglu::RoutedSwiglu;
 pub use weight_grad::RoutedWeightGrad;
 

@@ -17,11 +17,14 @@ const fn kernel(entry: &'static str, shared_bytes: u32) -> Kernel {
 
 /// What the file calls `GRAD_SMEM` and `GRAD_PAIR_SMEM`.
 const GRAD_SHARED: [u32; 2] = [63488, 69632];
+/// What it calls `BACK_SMEM`.
+const BACK_SHARED: u32 = 218112;
 
 static LOW: [Kernel; 2] = [kernel("expert_low", 0), kernel("expert_low_pair", 0)];
 static GRAD: [Kernel; 2] =
     [kernel("expert_low_grad", GRAD_SHARED[0]), kernel("expert_low_grad_pair", GRAD_SHARED[1])];
 static GRAD_SUM: Kernel = kernel("expert_low_grad_sum", 0);
+static BACK: Kernel = Kernel { threads: 256, ..kernel("expert_low_back", BACK_SHARED) };
 
 /// Columns of an adapter.
 const RANK: i64 = 16;
@@ -35,6 +38,9 @@ const fn piece(columns: i64) -> i64 {
 }
 /// Columns of a block of a gradient.
 const COLUMNS: i64 = 128;
+/// Places of a block that has a product and a gradient, one of which fits on a multiprocessor. With 58 experts of about 1695 places
+/// each there are two long blocks for nearly each of 132 multiprocessors, and short ones for the rest.
+const BACK_PIECE: i64 = 416;
 
 /// How many places read a row of `x`, and what the kernels divide by it with.
 fn run(op: &'static str, x: &Tensor, ids: &Tensor) -> Result<[Arg<'static>; 2]> {
@@ -224,6 +230,71 @@ fn grad_run(kernel: &'static Kernel, args: &[&Tensor]) -> Result<Vec<Tensor>> {
     Ok(grads)
 }
 
+/// One row of a place on both sides, the wide ones of 128, 256, .. 1024 columns, and a bf16 weight of 16 columns.
+pub(crate) fn takes_low_back(
+    routing: &Routing<'_>,
+    x: &Tensor,
+    small: &Tensor,
+    w: &Tensor,
+) -> bool {
+    let own = |rows: &Tensor| takes_rows(rows, routing) && run_of(rows, routing.ids) == 1;
+    own(x) && own(small) && small.size().last() == Some(&RANK) && takes_tall(w)
+}
+
+/// A weight that stands as the kernel of a product and a gradient reads it.
+fn takes_tall(w: &Tensor) -> bool {
+    let size = w.size();
+    let [_, columns, rank] = size.as_slice() else { return false };
+    w.kind() == Kind::BFloat16
+        && *rank == RANK
+        && columns % COLUMNS == 0
+        && (COLUMNS..=1024).contains(columns)
+}
+
+/// `routed_dot` of `x` with `w[experts, columns, 16]` and `routed_weight_grad` of `small` with `x`, where
+/// [`takes_low_back`].
+pub(crate) fn low_back(
+    routing: &Routing<'_>,
+    x: &Tensor,
+    small: &Tensor,
+    w: &Tensor,
+) -> Result<Vec<Tensor>> {
+    let fused: cuda::Way<'_> = &|args, _| back_run(args);
+    let reference: cuda::Way<'_> = &|args, _| {
+        let routing = Routing { ids: at(args, 0)?, order: at(args, 1)?, bounds: at(args, 2)? };
+        let (x, experts) = (at(args, 3)?, routing.bounds.numel() as i64 - 1);
+        let product = sum_of(&routing, &[Term::turned(x, at(args, 5)?)])?;
+        Ok(vec![product, grad_of(at(args, 4)?, x, routing.ids, experts)?])
+    };
+    let inputs = [routing.ids, routing.order, routing.bounds, x, small, w];
+    cuda::either(&BACK, &inputs, x, fused, reference)
+}
+
+fn back_run(args: &[&Tensor]) -> Result<Vec<Tensor>> {
+    const OP: &str = "routed_low_back";
+    let (order, bounds) = (aligned(at(args, 1)?)?, aligned(at(args, 2)?)?);
+    let [x, small, w] = [aligned(at(args, 3)?)?, aligned(at(args, 4)?)?, aligned(at(args, 5)?)?];
+    let columns = x.size().last().copied().unwrap_or(0);
+    let (places, experts) = (order.numel() as i64, bounds.numel() as i64 - 1);
+    let shape = [at(args, 0)?.size(), vec![RANK]].concat();
+    let y = cuda::empty(&shape, Kind::BFloat16, &x)?;
+    let grad = cuda::empty(&[experts, columns, RANK], Kind::BFloat16, &x)?;
+    let pieces = ceil(places, BACK_PIECE) + experts + 1;
+    let partial = cuda::empty(&[pieces * RANK * columns], Kind::Float, &x)?;
+    let sizes = [places, experts, BACK_PIECE, columns]
+        .into_iter()
+        .map(|size| Ok(Arg::I32(int(OP, size)?)))
+        .collect::<Result<Vec<_>>>()?;
+    let tensors = [&x, &small, &w, &order, &bounds, &y, &grad, &partial].map(Arg::Tensor);
+    cuda::launch(&BACK, [int(OP, pieces)?, 1, 1], &[&tensors[..], &sizes].concat())?;
+    let tensors = [&bounds, &partial, &grad, &grad].map(Arg::Tensor);
+    // One set, tall.
+    let all = [&tensors[..], &sizes, &[Arg::I32(1), Arg::I32(1)]].concat();
+    let across = int(OP, ceil(columns, COLUMNS))?;
+    cuda::launch(&GRAD_SUM, [across, int(OP, experts)?, 1], &all)?;
+    Ok(vec![y, grad])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -234,6 +305,16 @@ mod tests {
         let [one, two] = GRAD_SHARED;
         let stated = format!("static_assert(GRAD_SMEM == {one} && GRAD_PAIR_SMEM == {two},");
         assert!(MODULE.source.contains(&stated), "{stated}");
+        let stated = format!("static_assert(BACK_SMEM == {BACK_SHARED},");
+        assert!(MODULE.source.contains(&stated), "{stated}");
+    }
+
+    #[test]
+    fn weights_of_other_widths_have_no_product_with_a_gradient() {
+        let takes =
+            |shape: &[i64]| takes_tall(&Tensor::zeros(shape, (Kind::BFloat16, Device::Cpu)));
+        assert!(takes(&[3, 128, 16]) && takes(&[3, 384, 16]) && takes(&[3, 1024, 16]));
+        assert!(!takes(&[3, 64, 16]) && !takes(&[3, 1152, 16]) && !takes(&[3, 128, 8]));
     }
 
     /// 2^32 / run rounded up divides every place that the rule lets through.

@@ -32,7 +32,7 @@ pub(super) use gather::{gather, gather_grad, takes_gather};
 pub(super) use hadamard::{hadamard, takes_hadamard};
 pub(super) use indexer::{index, select, takes_index, takes_select};
 pub(super) use loss::{Loss, cross_entropy, takes_cross_entropy};
-pub(super) use low::{low, low_grad, takes_low, takes_low_grad};
+pub(super) use low::{low, low_back, low_grad, takes_low, takes_low_back, takes_low_grad};
 pub(super) use quantize::{
     dequantize, merge, quantize, takes_dequantize, takes_merge, takes_quantize,
 };
