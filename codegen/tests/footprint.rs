@@ -129,4 +129,10 @@ fn code_for_a_gpu_holds_the_counts_and_code_for_the_cpu_is_as_before() {
     assert!(main.contains("main_on(&tiny_2b::Tiny2b, lightc_runtime::Target::Sm90a)"), "{main}");
     let rest = at_rest(&compiled).expect("counts");
     assert!(library.contains(&format!("factor: {}", rest.optimizer)));
+    // A stage without reversible stacks has one count, one with them two.
+    assert!(library.contains("stored_bytes: &[],"), "{library}");
+    let compiled = stage_for("models/tiny/tiny.llm", "tiny_9b", Target::Sm90a);
+    let (library, _) = files(&program_for(&compiled, Target::Sm90a).expect("a program"));
+    let stored = library.split("stored_bytes: &[").nth(1).expect("is there");
+    assert!(stored.trim_start().starts_with('('), "{stored}");
 }

@@ -341,18 +341,36 @@ impl Walk<'_> {
         let function = self.module.function(id);
         let (_, state) = function.inputs().next()?;
         let saved = self.saved(id, sizes)?;
-        match saved_values(self.module, id).contains(&state) {
+        match self.kept(id).contains(&state) {
             true => plus(&saved, &bytes_of(function.ty(state), sizes)?),
             false => Some(saved),
         }
     }
 
+    /// Values whose memory the forward of a function keeps for its backward: those that this reads or reads a view
+    /// of, and what it calls keeps of its inputs.
+    fn kept(&self, id: FuncId) -> BTreeSet<ValueId> {
+        let function = self.module.function(id);
+        let mut kept: BTreeSet<ValueId> = saved_values(self.module, id).into_iter().collect();
+        for node in &function.nodes {
+            let Op::Call(op) = &node.op else { continue };
+            for callee in function.subs.get(op.sub).into_iter().flat_map(|sub| &sub.callees) {
+                let of_callee = self.kept(*callee);
+                let inputs = self.module.function(*callee).inputs().zip(&node.args);
+                kept.extend(
+                    inputs.filter(|((_, v), _)| of_callee.contains(v)).map(|(_, arg)| *arg),
+                );
+            }
+        }
+        kept.into_iter().map(|value| owner(function, value)).collect()
+    }
+
     /// Bytes that the forward of a function keeps for its backward, with what its callees keep.
-    /// What stacks hold is counted by [`Walk::held`].
+    /// What stacks hold is counted by [`Walk::held`], and inputs where they are made.
     fn saved(&self, id: FuncId, sizes: &Sizes) -> Option<Size> {
         let function = self.module.function(id);
         let mut total = Size::default();
-        for value in saved_values(self.module, id) {
+        for value in self.kept(id) {
             if occupies(function.definition(value)) {
                 total = plus(&total, &bytes_of(function.ty(value), sizes)?)?;
             }
@@ -391,7 +409,7 @@ impl Walk<'_> {
         }
         let module = self.module;
         let function = module.function(id);
-        let kept: BTreeSet<ValueId> = saved_values(module, id).into_iter().collect();
+        let kept = self.kept(id);
         let plan = self.plans.and_then(|plans| plans.forward.get(id.0 as usize));
         let moments = moments(function, plan, &kept, &BTreeSet::new());
         let (mut live, mut peak) = (Size::default(), Peaks::default());
@@ -596,7 +614,7 @@ fn kept_bits(op: &Stack) -> Option<Vec<i64>> {
 /// Whether a node's results take memory of their own: leaves are counted elsewhere, and views share
 /// the memory of what they are made of.
 pub(crate) fn occupies(node: &crate::ir::Node) -> bool {
-    !matches!(
+    let is_leaf = matches!(
         node.op,
         Op::Input(_)
             | Op::ParamRef(_)
@@ -605,7 +623,15 @@ pub(crate) fn occupies(node: &crate::ir::Node) -> bool {
             | Op::Saved(_)
             | Op::Const(_)
             | Op::SizeValue(_)
-            | Op::StopGradient(_)
+    );
+    !is_leaf && !is_view(node)
+}
+
+/// Whether a node's result shares the memory of its first argument.
+fn is_view(node: &crate::ir::Node) -> bool {
+    matches!(
+        node.op,
+        Op::StopGradient(_)
             | Op::Broadcast(_)
             | Op::Permute(_)
             | Op::Rename(_)
@@ -614,6 +640,15 @@ pub(crate) fn occupies(node: &crate::ir::Node) -> bool {
             | Op::Slice(_)
             | Op::Pick(_)
     )
+}
+
+/// The value whose memory a value shares: itself, or what it is a view of.
+fn owner(function: &Function, value: ValueId) -> ValueId {
+    let node = function.definition(value);
+    match node.args.first() {
+        Some(arg) if is_view(node) => owner(function, *arg),
+        _ => value,
+    }
 }
 
 /// Whether a value of `body` is a quantized parameter of `declared`.
@@ -652,8 +687,6 @@ fn moments<'f>(
         Some(steps) => steps.clone(),
         None => function.nodes().map(|(id, _)| Step::Node(id)).collect(),
     };
-    // The value whose memory a value shares.
-    let mut owner: BTreeMap<ValueId, ValueId> = BTreeMap::new();
     let mut last: BTreeMap<ValueId, usize> = BTreeMap::new();
     let mut moments = Vec::new();
     for (position, step) in all.iter().enumerate() {
@@ -662,24 +695,18 @@ fn moments<'f>(
             Step::Kernel(_) => None,
         };
         let makes = step.makes(function);
-        let is_view = node.is_some_and(|node| !occupies(node));
-        let of = |owner: &BTreeMap<ValueId, ValueId>, value: ValueId| {
-            owner.get(&value).copied().unwrap_or(value)
-        };
-        if let (true, Some(arg)) = (is_view, node.and_then(|node| node.args.first())) {
-            let of_arg = of(&owner, *arg);
-            owner.extend(makes.iter().map(|result| (*result, of_arg)));
-        }
+        let is_counted_elsewhere = node.is_some_and(|node| !occupies(node));
         for value in step.reads(function).into_iter().chain(makes.iter().copied()) {
-            let _ = last.insert(of(&owner, value), position);
+            let _ = last.insert(owner(function, value), position);
         }
-        let counted = makes.into_iter().filter(|value| !is_view && !uncounted.contains(value));
+        let counted =
+            makes.into_iter().filter(|value| !is_counted_elsewhere && !uncounted.contains(value));
         moments.push(Moment { node, made: counted.collect(), done: Vec::new() });
     }
     let outputs = function.outputs.iter().map(|output| output.value);
     let updates = function.updates.iter().map(|(_, value)| *value);
     for value in kept.iter().copied().chain(outputs).chain(updates) {
-        let _ = last.remove(&owner.get(&value).copied().unwrap_or(value));
+        let _ = last.remove(&owner(function, value));
     }
     let made: BTreeSet<ValueId> =
         moments.iter().flat_map(|moment| moment.made.iter().copied()).collect();
