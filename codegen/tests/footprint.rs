@@ -4,7 +4,7 @@
 #![allow(clippy::expect_used, reason = "a failed step is a failed test")]
 
 use lightc_codegen::analysis::{
-    BATCH, Live, MemorySetup, SEQUENCE, at_rest, contraction_flops, live_for, memory,
+    BATCH, Live, MemorySetup, SEQUENCE, States, at_rest, contraction_flops, live_for, memory,
 };
 use lightc_codegen::emit::{Origin, emit_crate};
 use lightc_codegen::pipeline::{Compiled, compile_for, program, program_for};
@@ -56,22 +56,26 @@ fn polynomials_give_the_numbers_of_the_ledger() {
     // A plain stack, and a reversible one with experts.
     for name in ["tiny_2b", "tiny_9b"] {
         let compiled = stage("models/tiny/tiny.llm", name);
-        let live = live_for(&compiled, Target::Cpu).expect("counts");
-        for (micro_batch, seq) in [(1, 3), (1, 130), (7, 66), (2, 4096), (64, 9)] {
-            let setup = MemorySetup { gpus: 1, micro_batch, seq };
-            let ledger = memory(&compiled.module, compiled.backward, setup).expect("counts");
-            let (b, t) =
-                (i64::try_from(micro_batch).expect("small"), i64::try_from(seq).expect("small"));
-            let found = evaluated(&live, b, t);
-            for (class, bytes) in ledger.layouts[0].bytes.rows() {
-                let Some(found) = found.get(class) else { continue };
-                let bytes = i64::try_from(bytes).expect("small");
-                // Bits of a step are whole bytes in the ledger.
-                let slack = if class == "kept bits" { 64 } else { 0 };
-                assert!(
-                    (found - bytes).abs() <= slack,
-                    "{name} {class} at {b} x {t}: {found} {bytes}"
+        for states in [States::HadBack, States::Stored] {
+            let live = live_for(&compiled, Target::Cpu, states).expect("counts");
+            for (micro_batch, seq) in [(1, 3), (1, 130), (7, 66), (2, 4096), (64, 9)] {
+                let setup = MemorySetup { gpus: 1, micro_batch, seq, states };
+                let ledger = memory(&compiled.module, compiled.backward, setup).expect("counts");
+                let (b, t) = (
+                    i64::try_from(micro_batch).expect("small"),
+                    i64::try_from(seq).expect("small"),
                 );
+                let found = evaluated(&live, b, t);
+                for (class, bytes) in ledger.layouts[0].bytes.rows() {
+                    let Some(found) = found.get(class) else { continue };
+                    let bytes = i64::try_from(bytes).expect("small");
+                    // Bits of a step are whole bytes in the ledger.
+                    let slack = if class == "kept bits" { 64 } else { 0 };
+                    assert!(
+                        (found - bytes).abs() <= slack,
+                        "{name} {class} at {b} x {t}: {found} {bytes}"
+                    );
+                }
             }
         }
     }
@@ -125,4 +129,10 @@ fn code_for_a_gpu_holds_the_counts_and_code_for_the_cpu_is_as_before() {
     assert!(main.contains("main_on(&tiny_2b::Tiny2b, lightc_runtime::Target::Sm90a)"), "{main}");
     let rest = at_rest(&compiled).expect("counts");
     assert!(library.contains(&format!("factor: {}", rest.optimizer)));
+    // A stage without reversible stacks has one count, one with them two.
+    assert!(library.contains("stored_bytes: &[],"), "{library}");
+    let compiled = stage_for("models/tiny/tiny.llm", "tiny_9b", Target::Sm90a);
+    let (library, _) = files(&program_for(&compiled, Target::Sm90a).expect("a program"));
+    let stored = library.split("stored_bytes: &[").nth(1).expect("is there");
+    assert!(stored.trim_start().starts_with('('), "{stored}");
 }

@@ -518,7 +518,7 @@ impl Error {
         match self {
             Error::Torch(error) if is_of_memory(error) => {
                 "lower `data.micro_batch`, `data.batch` or `data.sequence_length`; `lightc memory` lists what \
-                 a run holds, with `--target sm_90a` on a GPU, where `--store-states` takes more"
+                 a run holds, with `--target sm_90a` on a GPU"
                     .to_owned()
             }
             Error::Torch(_) | Error::Op { .. } => {

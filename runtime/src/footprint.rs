@@ -6,7 +6,7 @@
 
 use crate::config::Config;
 use crate::stage::{Precision, Stage};
-use crate::{Kind, cuda, error::Result};
+use crate::{Kind, cuda, error::Result, reversible};
 
 /// `factor micro_batch^batch sequence^sequence`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +28,9 @@ pub struct Footprint {
     /// Bytes per class, in the order of a ledger. Of several polynomials the largest counts: they
     /// are the moments of a step that can hold most.
     pub bytes: &'static [(&'static str, &'static [Polynomial])],
+    /// The same for a run that stores the states of reversible stacks; of a stage without such stacks
+    /// nothing.
+    pub stored_bytes: &'static [(&'static str, &'static [Polynomial])],
     /// Floating-point operations of the contractions of one forward pass over a micro-batch.
     pub forward_flops: Polynomial,
 }
@@ -52,12 +55,17 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// The ledger of a stage under a configuration; nothing for code that has no counts.
-    pub fn of(stage: &dyn Stage, config: &Config) -> Option<Ledger> {
+    /// The ledger of a stage under a configuration, with its reversible stacks run in one of their ways; nothing
+    /// for code that has no counts.
+    pub fn of(stage: &dyn Stage, config: &Config, ways: &reversible::Options) -> Option<Ledger> {
         let footprint = stage.footprint()?;
+        let bytes = match (ways.store_everything, footprint.stored_bytes) {
+            (false, _) | (true, []) => footprint.bytes,
+            (true, stored) => stored,
+        };
         let (lanes, sequence) = (config.data.micro_batch(), config.data.sequence_length);
         let mut rows: Vec<(&'static str, u64)> = Vec::new();
-        for (class, candidates) in footprint.bytes {
+        for (class, candidates) in bytes {
             let bytes = candidates.iter().map(|p| value(p, lanes, sequence)).fold(0.0, f64::max);
             rows.push((*class, bytes as u64));
         }

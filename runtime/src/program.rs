@@ -113,7 +113,7 @@ struct TrainArgs {
     #[arg(long)]
     no_checkpoints: bool,
     /// Keep all that the backward passes of reversible stacks read, in place of running layers again: for
-    /// measurements. The numbers are the same, the memory is not; the ledger does not count it.
+    /// measurements. The numbers are the same, the memory is not.
     #[arg(long)]
     store_states: bool,
     /// Resume a checkpoint that was written by another source of the stage.
@@ -285,7 +285,7 @@ fn print_summary(options: &RunOptions, summary: &Summary) {
 fn run_evaluation(stage: &dyn Stage, target: Target, args: &EvaluateArgs) -> Result<u8> {
     let _ = target.open()?;
     let config = Config::load(&args.config)?;
-    let session = Session::open_on(stage, &config, target)?;
+    let session = Session::open_on(stage, &config, target, &crate::reversible::Options::default())?;
     let checkpoint = checkpoint::open_any(&args.checkpoint)?;
     let strictness =
         Strictness { source: !args.accept_changed_source, run: false, settings: false };

@@ -128,18 +128,23 @@ impl<'a> Session<'a> {
     /// # Errors
     /// As there.
     pub fn open(stage: &'a dyn Stage, config: &'a Config) -> Result<Self> {
-        Session::open_on(stage, config, Target::Cpu)
+        Session::open_on(stage, config, Target::Cpu, &reversible::Options::default())
     }
 
-    /// Opens the device of a target, sees that what training takes fits in its memory, opens the
-    /// corpus, and checks that it fits the stage. Sets libtorch's number of threads.
+    /// Opens the device of a target, sees that what training takes fits in its memory with reversible stacks
+    /// run in one of their ways, opens the corpus, and checks that it fits the stage. Sets libtorch's number of threads.
     ///
     /// # Errors
     /// There is no such device (before anything is read), too little memory on it (before anything
     /// is allocated there), or the corpus is not the stage's.
-    pub fn open_on(stage: &'a dyn Stage, config: &'a Config, target: Target) -> Result<Self> {
+    pub fn open_on(
+        stage: &'a dyn Stage,
+        config: &'a Config,
+        target: Target,
+        ways: &reversible::Options,
+    ) -> Result<Self> {
         let device = target.open()?;
-        if let (Device::Cuda(gpu), Some(ledger)) = (device, Ledger::of(stage, config)) {
+        if let (Device::Cuda(gpu), Some(ledger)) = (device, Ledger::of(stage, config, ways)) {
             let what = format!("training `{}`", stage.name());
             cuda::ensure_memory(gpu, &what, ledger.total(), &ledger.text())?;
         }
@@ -218,7 +223,8 @@ pub fn train(
     stop: &AtomicBool,
 ) -> Result<Summary> {
     check_share(stage, options)?;
-    let session = Session::open_on(stage, config, options.target)?;
+    let ways = reversible::Options { store_everything: options.store_states, record_states: false };
+    let session = Session::open_on(stage, config, options.target, &ways)?;
     let _lock = lock(&options.out)?;
     let store = Store::new(options.out.join("checkpoints"));
     let (state, resumed_from) = begin(&session, options, &store)?;
@@ -235,7 +241,6 @@ pub fn train(
     let rate = rate(&session)?;
     let run =
         Run { session: &session, options, store, state, plan, metrics, progress, last_saved, rate };
-    let ways = reversible::Options { store_everything: options.store_states, record_states: false };
     reversible::with_options(ways, || run.drive(end, stop))
 }
 

@@ -5,7 +5,7 @@ use crate::source::Loaded;
 use crate::table::Table;
 use crate::target::Target;
 use crate::terminal::{self, Format};
-use lightc_codegen::analysis::{Ledger, MemorySetup, memory, memory_of_run};
+use lightc_codegen::analysis::{Ledger, MemorySetup, States, memory, memory_of_run};
 use lightc_codegen::rewrite::share::Share;
 use lightc_codegen::{pipeline, schedule};
 use lightc_dsl::diag::Diag;
@@ -39,6 +39,9 @@ pub(crate) struct Arguments {
     /// `lightc train --share` runs it for `sm_90a`.
     #[arg(long, value_name = "1/N")]
     share: Option<Share>,
+    /// Count a run that stores the states of reversible stacks, as `lightc train .. -- --store-states` does.
+    #[arg(long)]
+    store_states: bool,
     /// How to print the result.
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
@@ -50,6 +53,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         gpus: arguments.gpus,
         micro_batch: arguments.micro_batch,
         seq: arguments.seq,
+        states: if arguments.store_states { States::Stored } else { States::HadBack },
     };
     let ledger = match ledger(&model, setup, arguments) {
         Ok(ledger) => ledger,

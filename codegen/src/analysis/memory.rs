@@ -10,7 +10,7 @@ mod live;
 
 use live::live;
 pub(crate) use live::occupies;
-pub use live::{BATCH, Live, SEQUENCE};
+pub use live::{BATCH, Live, SEQUENCE, States};
 pub(super) use live::{bound, callee_sizes, root_sizes, unshifted};
 
 use crate::ir::paths::Placed;
@@ -32,6 +32,8 @@ pub struct Setup {
     pub micro_batch: u64,
     /// Tokens per sequence.
     pub seq: u64,
+    /// Whether states of reversible stacks are stored.
+    pub states: States,
 }
 
 /// Bytes per GPU by storage class.
@@ -121,7 +123,7 @@ pub struct Ledger {
 /// The ledger of a compiled stage whose parameters have bound sizes, as `cpu` computes it: nothing fused.
 /// `None` if a size is open that neither the batch nor the sequence binds, or a number overflows.
 pub fn memory(module: &Module, backward: BackwardId, setup: Setup) -> Option<Ledger> {
-    let live = live(module, backward, None)?;
+    let live = live(module, backward, None, setup.states)?;
     let mut layouts = Vec::new();
     for name in ["plain", "zero_1", "expert_parallel"] {
         let rest = parameters(module, name, setup.gpus.max(1))?;
@@ -132,19 +134,19 @@ pub fn memory(module: &Module, backward: BackwardId, setup: Setup) -> Option<Led
 }
 
 /// What is live within a step of a compiled stage, as its target computes it; `None` as for [`memory`].
-pub fn live_for(compiled: &Compiled, target: Target) -> Option<Live> {
+pub fn live_for(compiled: &Compiled, target: Target, states: States) -> Option<Live> {
     let plans = match target {
         Target::Cpu => None,
         Target::Sm90a => Some(Plans::of(&compiled.module)),
     };
-    live(&compiled.module, compiled.backward, plans.as_ref())
+    live(&compiled.module, compiled.backward, plans.as_ref(), states)
 }
 
 /// What the one GPU of a run of target `sm_90a` holds: of a whole stage, or of one rank's share. `None` as
 /// for [`memory`].
 pub fn of_run(compiled: &Compiled, setup: Setup) -> Option<Ledger> {
     let module = &compiled.module;
-    let live = live_for(compiled, Target::Sm90a)?;
+    let live = live_for(compiled, Target::Sm90a, setup.states)?;
     let bytes = Classes {
         reserve: RESERVE_BYTES,
         ..live.at(&at_rest(compiled)?, setup.micro_batch, setup.seq)?

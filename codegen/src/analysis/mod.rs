@@ -13,8 +13,8 @@ pub use liveness::{cut_layer, dead_parameters, gradient_paths};
 pub use flops::contraction_flops;
 pub(crate) use memory::occupies;
 pub use memory::{
-    BATCH, Classes as MemoryClasses, Layout, Ledger, Live, SEQUENCE, Setup as MemorySetup, at_rest,
-    live_for, memory, of_run as memory_of_run,
+    BATCH, Classes as MemoryClasses, Layout, Ledger, Live, SEQUENCE, Setup as MemorySetup, States,
+    at_rest, live_for, memory, of_run as memory_of_run,
 };
 pub use ranks::rank_dependent_states;
 pub use storage::{Classes, Count, ModuleRow, ParamRow, ParamTable, param_table};

@@ -7,6 +7,7 @@ use crate::rows::{Plans, Step};
 use crate::schedule::saved_values;
 use lightc_dsl::model::{Integrator, Storage};
 use lightc_dsl::size::{Monomial, Size};
+use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The name of the lanes of a micro-batch in a [`Live`].
@@ -29,13 +30,28 @@ pub struct Live {
     workspace: Peaks,
 }
 
+/// What a run does with the states of stacks whose steps have inverses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum States {
+    /// It has them back in the backward, and computes their layers again.
+    HadBack,
+    /// It keeps them, and what their layers save.
+    Stored,
+}
+
 /// What is live within a step of a differentiated module; `None` if a size is open that neither the
 /// batch nor the sequence binds, or a number overflows. With `plans`, values that live within one of
 /// their kernels take no memory, and the loss's product takes its workspace.
-pub(crate) fn live(module: &Module, backward: BackwardId, plans: Option<&Plans>) -> Option<Live> {
+pub(crate) fn live(
+    module: &Module,
+    backward: BackwardId,
+    plans: Option<&Plans>,
+    states: States,
+) -> Option<Live> {
     let root = module.entry_function();
     let sizes = root_sizes(root)?;
-    let mut walk = Walk { module, plans, known: BTreeMap::new() };
+    let mut walk = Walk { module, plans, states, known: BTreeMap::new() };
     let held = walk.stacks(module.entry, &sizes)?;
     let mut workspace = walk.forward(module.entry, &sizes)?;
     workspace.join(&walk.backward(backward, &sizes)?)?;
@@ -223,6 +239,7 @@ impl Held {
 struct Walk<'m> {
     module: &'m Module,
     plans: Option<&'m Plans>,
+    states: States,
     known: BTreeMap<(bool, u32, Sizes), Peaks>,
 }
 
@@ -280,8 +297,14 @@ impl Walk<'_> {
         Some(sum)
     }
 
+    /// Whether the backward has a stack's states back, and computes its layers again.
+    fn has_back(&self, op: &Stack) -> bool {
+        kept_bits(op).is_some() && self.states == States::HadBack
+    }
+
     /// What one stack holds: a plain one keeps what the backward of every layer reads; a reversible
-    /// one its last two states in 32 bits, the kept bits of its steps, and selections.
+    /// one its last two states in 32 bits, the kept bits of its steps, and selections; where states are
+    /// stored the kept bits and selections, what every layer gave and a plain stack keeps, and all states.
     fn held(
         &self,
         op: &Stack,
@@ -289,26 +312,65 @@ impl Walk<'_> {
         sizes: &Sizes,
         layers: &[(FuncId, Sizes)],
     ) -> Option<Held> {
+        let saved = match self.has_back(op) {
+            true => Size::default(),
+            false => sum(layers.iter().map(|(layer, sizes)| self.saved_by_layer(*layer, sizes)))?,
+        };
         let Some(bits) = kept_bits(op) else {
-            let saved = layers.iter().map(|(layer, sizes)| self.saved(*layer, sizes));
-            return Some(Held { states: self::sum(saved)?, ..Held::default() });
+            return Some(Held { states: saved, ..Held::default() });
         };
         let count = bound(&state.count()?, sizes)?;
         let replay = layers.iter().map(|(layer, sizes)| self.replay(*layer, sizes));
         let of_step = |bits: &i64| count.checked_mul(&Size::constant(*bits));
+        let n_layers = i64::try_from(layers.len()).ok()?;
+        let bytes_per_element = match self.states {
+            States::HadBack => 2 * STATE_BYTES,
+            // All states, and of every layer what it gave.
+            States::Stored => (n_layers + 1) * STATE_BYTES + n_layers * GIVEN_BYTES,
+        };
         Some(Held {
-            states: count.checked_mul(&Size::constant(2 * 4))?,
+            states: plus(&count.checked_mul(&Size::constant(bytes_per_element))?, &saved)?,
             kept_bits: bits.iter().map(of_step).collect::<Option<_>>()?,
             replay: self::sum(replay)?,
         })
     }
 
+    /// What the forward of a layer keeps, and the state that it reads: what the layer before it gave, which is
+    /// among the values of neither.
+    fn saved_by_layer(&self, id: FuncId, sizes: &Sizes) -> Option<Size> {
+        let function = self.module.function(id);
+        let (_, state) = function.inputs().next()?;
+        let saved = self.saved(id, sizes)?;
+        match self.kept(id).contains(&state) {
+            true => plus(&saved, &bytes_of(function.ty(state), sizes)?),
+            false => Some(saved),
+        }
+    }
+
+    /// Values whose memory the forward of a function keeps for its backward: those that this reads or reads a view
+    /// of, and what it calls keeps of its inputs.
+    fn kept(&self, id: FuncId) -> BTreeSet<ValueId> {
+        let function = self.module.function(id);
+        let mut kept: BTreeSet<ValueId> = saved_values(self.module, id).into_iter().collect();
+        for node in &function.nodes {
+            let Op::Call(op) = &node.op else { continue };
+            for callee in function.subs.get(op.sub).into_iter().flat_map(|sub| &sub.callees) {
+                let of_callee = self.kept(*callee);
+                let inputs = self.module.function(*callee).inputs().zip(&node.args);
+                kept.extend(
+                    inputs.filter(|((_, v), _)| of_callee.contains(v)).map(|(_, arg)| *arg),
+                );
+            }
+        }
+        kept.into_iter().map(|value| owner(function, value)).collect()
+    }
+
     /// Bytes that the forward of a function keeps for its backward, with what its callees keep.
-    /// What stacks hold is counted by [`Walk::held`].
+    /// What stacks hold is counted by [`Walk::held`], and inputs where they are made.
     fn saved(&self, id: FuncId, sizes: &Sizes) -> Option<Size> {
         let function = self.module.function(id);
         let mut total = Size::default();
-        for value in saved_values(self.module, id) {
+        for value in self.kept(id) {
             if occupies(function.definition(value)) {
                 total = plus(&total, &bytes_of(function.ty(value), sizes)?)?;
             }
@@ -347,7 +409,7 @@ impl Walk<'_> {
         }
         let module = self.module;
         let function = module.function(id);
-        let kept: BTreeSet<ValueId> = saved_values(module, id).into_iter().collect();
+        let kept = self.kept(id);
         let plan = self.plans.and_then(|plans| plans.forward.get(id.0 as usize));
         let moments = moments(function, plan, &kept, &BTreeSet::new());
         let (mut live, mut peak) = (Size::default(), Peaks::default());
@@ -360,12 +422,12 @@ impl Walk<'_> {
             };
             let callees = self.callees(function, node, sizes)?;
             let is_stack = matches!(node.op, Op::Stack(_));
-            let is_plain = matches!(&node.op, Op::Stack(op) if kept_bits(op).is_none());
+            let keeps = matches!(&node.op, Op::Stack(op) if !self.has_back(op));
             let mut inside = Peaks::one(Size::default());
             for (callee, below) in &callees {
                 let own = self.forward(*callee, below)?;
-                // What the layers of a plain stack keep is among its states.
-                let own = match is_plain {
+                // What the layers of a stack keep is among its states.
+                let own = match keeps {
                     true => own.subtract(&self.saved(*callee, below)?)?,
                     false => own,
                 };
@@ -473,23 +535,24 @@ impl Walk<'_> {
         };
         let node = forward.node(call);
         let callees = self.callees(forward, node, sizes)?;
-        let is_reversible = matches!(&node.op, Op::Stack(op) if kept_bits(op).is_some());
+        let has_back = matches!(&node.op, Op::Stack(op) if self.has_back(op));
         let mut inside = Peaks::one(Size::default());
-        let passing = match node.args.first() {
-            Some(state) if is_reversible => {
+        let passing = match (&node.op, node.args.first()) {
+            (Op::Stack(op), Some(state)) if kept_bits(op).is_some() => {
+                let bytes = if has_back { PASSING_BYTES } else { STORED_PASSING_BYTES };
                 let count = bound(&forward.ty(*state).count()?, sizes)?;
-                count.checked_mul(&Size::constant(PASSING_BYTES))?
+                count.checked_mul(&Size::constant(bytes))?
             }
             _ => Size::default(),
         };
         for (layer, (callee, below)) in layers.iter().zip(&callees) {
             let own = self.backward(*layer, below)?;
-            // A reversible stack runs the layer again first, and holds what that keeps only now.
-            if is_reversible {
+            // A stack that has its states back runs the layer again first, and holds what that keeps only now.
+            if has_back {
                 inside.join(&own.add(&passing)?)?;
                 inside.join(&self.forward(*callee, below)?.add(&passing)?)?;
             } else {
-                inside.join(&own.subtract(&self.saved(*callee, below)?)?)?;
+                inside.join(&own.subtract(&self.saved(*callee, below)?)?.add(&passing)?)?;
             }
         }
         Some(inside)
@@ -531,9 +594,15 @@ fn in_panels(ty: &Type, over: &str) -> Type {
     ty
 }
 
+/// Bytes an element of a state, a whole number; and of what a layer gives.
+const STATE_BYTES: i64 = 4;
+const GIVEN_BYTES: i64 = 2;
+
 /// Bytes an element that the backward of a reversible stack holds beside two states, what its layers read and give:
 /// the state before these (4), its value, the seed of the layer and the cotangent of the state after (2 each).
 const PASSING_BYTES: i64 = 10;
+/// The same where states are stored: the seed and the cotangent.
+const STORED_PASSING_BYTES: i64 = 4;
 
 /// Low bits kept per step of a reversible stack; `None` for a plain one.
 fn kept_bits(op: &Stack) -> Option<Vec<i64>> {
@@ -545,7 +614,7 @@ fn kept_bits(op: &Stack) -> Option<Vec<i64>> {
 /// Whether a node's results take memory of their own: leaves are counted elsewhere, and views share
 /// the memory of what they are made of.
 pub(crate) fn occupies(node: &crate::ir::Node) -> bool {
-    !matches!(
+    let is_leaf = matches!(
         node.op,
         Op::Input(_)
             | Op::ParamRef(_)
@@ -554,7 +623,15 @@ pub(crate) fn occupies(node: &crate::ir::Node) -> bool {
             | Op::Saved(_)
             | Op::Const(_)
             | Op::SizeValue(_)
-            | Op::StopGradient(_)
+    );
+    !is_leaf && !is_view(node)
+}
+
+/// Whether a node's result shares the memory of its first argument.
+fn is_view(node: &crate::ir::Node) -> bool {
+    matches!(
+        node.op,
+        Op::StopGradient(_)
             | Op::Broadcast(_)
             | Op::Permute(_)
             | Op::Rename(_)
@@ -563,6 +640,15 @@ pub(crate) fn occupies(node: &crate::ir::Node) -> bool {
             | Op::Slice(_)
             | Op::Pick(_)
     )
+}
+
+/// The value whose memory a value shares: itself, or what it is a view of.
+fn owner(function: &Function, value: ValueId) -> ValueId {
+    let node = function.definition(value);
+    match node.args.first() {
+        Some(arg) if is_view(node) => owner(function, *arg),
+        _ => value,
+    }
 }
 
 /// Whether a value of `body` is a quantized parameter of `declared`.
@@ -601,8 +687,6 @@ fn moments<'f>(
         Some(steps) => steps.clone(),
         None => function.nodes().map(|(id, _)| Step::Node(id)).collect(),
     };
-    // The value whose memory a value shares.
-    let mut owner: BTreeMap<ValueId, ValueId> = BTreeMap::new();
     let mut last: BTreeMap<ValueId, usize> = BTreeMap::new();
     let mut moments = Vec::new();
     for (position, step) in all.iter().enumerate() {
@@ -611,24 +695,18 @@ fn moments<'f>(
             Step::Kernel(_) => None,
         };
         let makes = step.makes(function);
-        let is_view = node.is_some_and(|node| !occupies(node));
-        let of = |owner: &BTreeMap<ValueId, ValueId>, value: ValueId| {
-            owner.get(&value).copied().unwrap_or(value)
-        };
-        if let (true, Some(arg)) = (is_view, node.and_then(|node| node.args.first())) {
-            let of_arg = of(&owner, *arg);
-            owner.extend(makes.iter().map(|result| (*result, of_arg)));
-        }
+        let is_counted_elsewhere = node.is_some_and(|node| !occupies(node));
         for value in step.reads(function).into_iter().chain(makes.iter().copied()) {
-            let _ = last.insert(of(&owner, value), position);
+            let _ = last.insert(owner(function, value), position);
         }
-        let counted = makes.into_iter().filter(|value| !is_view && !uncounted.contains(value));
+        let counted =
+            makes.into_iter().filter(|value| !is_counted_elsewhere && !uncounted.contains(value));
         moments.push(Moment { node, made: counted.collect(), done: Vec::new() });
     }
     let outputs = function.outputs.iter().map(|output| output.value);
     let updates = function.updates.iter().map(|(_, value)| *value);
     for value in kept.iter().copied().chain(outputs).chain(updates) {
-        let _ = last.remove(&owner.get(&value).copied().unwrap_or(value));
+        let _ = last.remove(&owner(function, value));
     }
     let made: BTreeSet<ValueId> =
         moments.iter().flat_map(|moment| moment.made.iter().copied()).collect();
