@@ -25,6 +25,9 @@ static SPLIT_SCALED: Kernel = kernel("split_scaled", 0);
 static MERGE_FLOAT: Kernel = kernel("merge_float", MERGE_SHARED);
 static MERGE_HALF: Kernel = kernel("merge_bf16", MERGE_SHARED);
 
+/// Warps of a block.
+const WARPS: i64 = 8;
+
 /// Places of a block of `split_scaled`.
 const SPLIT_PLACES: i64 = 32;
 
@@ -120,22 +123,20 @@ pub(super) fn unpacked(op: &'static str, codes: &Tensor, scale: &Tensor) -> Resu
     Ok(y)
 }
 
-/// Planes and units of `rows` rows of `k` elements, the warps of a row, and the grid of a kernel that writes them.
+/// Planes and units of `rows` rows of `k` elements, and the warps of a row.
 struct Split {
     planes: Tensor,
     units: Tensor,
-    warps: Arg<'static>,
-    grid: [u32; 3],
+    warps: i64,
 }
 
 impl Split {
-    fn of(op: &'static str, rows: i64, k: i64, like: &Tensor) -> Result<Split> {
-        let warps = ceil(k, 512).clamp(1, 8).cast_unsigned().next_power_of_two().cast_signed();
+    fn of(rows: i64, k: i64, like: &Tensor) -> Result<Split> {
+        let warps = ceil(k, 512).clamp(1, WARPS).cast_unsigned().next_power_of_two().cast_signed();
         Ok(Split {
             planes: cuda::empty(&[rows, 2, ceil(k, 128) * 128], Kind::Int8, like)?,
             units: cuda::empty(&[rows], Kind::Float, like)?,
-            warps: Arg::I32(int(op, warps)?),
-            grid: [int(op, ceil(rows, 8 / warps))?, 1, 1],
+            warps,
         })
     }
 }
@@ -146,10 +147,11 @@ pub(super) fn split(op: &'static str, x: &Tensor) -> Result<[Tensor; 2]> {
     let x = aligned(x)?;
     let k = x.size().last().copied().unwrap_or(1).max(1);
     let rows = x.numel() as i64 / k;
-    let split = Split::of(op, rows, k, &x)?;
+    let split = Split::of(rows, k, &x)?;
     let tensors = [&x, &split.planes, &split.units].map(Arg::Tensor);
-    let sizes = [Arg::I64(rows), Arg::I32(int(op, k)?), split.warps];
-    cuda::launch(&SPLIT, split.grid, &[&tensors[..], &sizes].concat())?;
+    let sizes = [Arg::I64(rows), Arg::I32(int(op, k)?), Arg::I32(int(op, split.warps)?)];
+    let grid = int(op, ceil(rows, WARPS / split.warps))?;
+    cuda::launch(&SPLIT, [grid, 1, 1], &[&tensors[..], &sizes].concat())?;
     Ok([split.planes, split.units])
 }
 
@@ -167,17 +169,16 @@ pub(super) fn split_scaled(
     };
     let k = first.size().last().copied().unwrap_or(1).max(1);
     let (places, experts) = (order.numel() as i64, bounds.numel() as i64 - 1);
-    let split = Split::of(op, places, k * x.len() as i64, first)?;
+    let split = Split::of(places, k * x.len() as i64, first)?;
     let mut all: Vec<Arg<'_>> = Vec::new();
     for tensors in [&x, &scale] {
         all.extend([0, 1].map(|index| tensors.get(index).map_or(Arg::I64(0), Arg::Tensor)));
     }
     all.extend([order, bounds, &split.planes, &split.units].map(Arg::Tensor));
     let run = places / (first.numel() as i64 / k).max(1);
-    for number in [places, experts, k, run] {
+    for number in [places, experts, k, run, split.warps] {
         all.push(Arg::I32(int(op, number)?));
     }
-    all.push(split.warps);
     let grid = int(op, ceil(places, SPLIT_PLACES) + experts + 1)?;
     cuda::launch(&SPLIT_SCALED, [grid, 1, 1], &all)?;
     drop(all);
