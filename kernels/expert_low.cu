@@ -3,7 +3,8 @@
 // Shapes   x [places / run, k] bf16, a row for each place or one for `run` of them; w0, w1 [experts, 16, k] bf16;
 //          y0, y1 [places, 16] bf16; order [places], bounds [experts + 1] i64 (places.cuh); wide [places / run, columns]
 //          bf16, small [places / small_run, 16] bf16; gradients [experts, 16, columns], or [experts, columns, 16] where
-//          `tall`, bf16. k and columns are multiples of 64, rows 16-byte aligned, places to 2^20, run to 4096, k to 2^15.
+//          `tall`, bf16. k and columns are multiples of 64, rows 16-byte aligned, places to 2^20, run to 4096, k to 2^15;
+//          of `expert_low_back` columns are a multiple of 128 up to 1024, and there is a row for each place.
 // Meaning  docs/ops.md, `routed_dot`: y[p] = w[expert of p] x[row of p], 0 for no expert; `routed_weight_grad`:
 //          grad[e, s, c] = sum over places p of e of small[p, s] wide[p, c]. The pair forms do two at once from one x,
 //          `expert_low_back` a product with w [experts, columns, 16] and a tall gradient, from one wide.
@@ -297,9 +298,9 @@ extern "C" __global__ void __launch_bounds__(128) expert_low_grad_sum(
 
 // ---- a product and a gradient ----
 
-constexpr int BACK_WARPS = 8, BACK_THREADS = 32 * BACK_WARPS, BACK_PIECE = 512, BACK_STEP = 32, BACK_COLUMNS = 1024;
+constexpr int BACK_WARPS = 8, BACK_THREADS = 32 * BACK_WARPS, BACK_MOST = 512, BACK_STEP = 32, BACK_COLUMNS = 1024;
 constexpr int BACK_WIDE_BYTES = BACK_STEP * BACK_COLUMNS * 2, BACK_STAGE = BACK_WIDE_BYTES + BACK_STEP * 32;
-constexpr int PART_BYTES = BACK_WARPS * BACK_STEP * 16 * 4, BACK_TABLE_BYTES = BACK_PIECE * 4;
+constexpr int PART_BYTES = BACK_WARPS * BACK_STEP * 16 * 4, BACK_TABLE_BYTES = BACK_MOST * 4;
 constexpr int BACK_SMEM = BACK_TABLE_BYTES + PART_BYTES + STAGES * BACK_STAGE;
 static_assert(BACK_SMEM == 218112, "the launch states it");
 static_assert(16 * (BACK_COLUMNS + 1) * 4 <= BACK_STAGE && BACK_COLUMNS * 32 <= BACK_STAGE, "sums, and the weight, in a stage");

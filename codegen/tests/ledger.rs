@@ -8,7 +8,7 @@ use lightc_dsl::diag;
 use lightc_dsl::resolve::load_program;
 use lightc_dsl::source::MapLoader;
 
-/// A layer whose backward reads its input, by itself or through a view, and its tangent; and stacks of four.
+/// Layers whose backward reads the input, by itself or through a view, and what the tangent is of; and stacks of four.
 const SOURCE: &str = "
 block Direct(d) {
     axis e = d
@@ -26,6 +26,16 @@ block Viewed(d) {
 
     forward(x[b, t, d]) -> [b, t, d] {
         x + tanh(rename(dot(rename(x, d -> k), weight, over k), e -> d))
+    }
+}
+
+block Given(d) {
+    axis e = d
+    param weight[e, d] ~ normal(0.5)
+    param scale[d] ~ ones
+
+    forward(x[b, t, d]) -> [b, t, d] {
+        tanh(rename(dot(x, weight, over d), e -> d)) / scale
     }
 }
 
@@ -64,8 +74,26 @@ block PlainInner(d) {
     }
 }
 
+block PlainGiven(d) {
+    stack layers = m for m in [Given()] * 4
+
+    forward(x[b, t, d]) -> (loss[]) {
+        y = layers(x)
+        mean(y * y, over (b, t, d))
+    }
+}
+
 block Midpoint(d) {
     stack layers = m for m in [Viewed()] * 4 integrate midpoint(h: 1/4, a: 1/2, fraction_bits: 20)
+
+    forward(x[b, t, d]) -> (loss[]) {
+        y = layers(x)
+        mean(y * y, over (b, t, d))
+    }
+}
+
+block MidpointGiven(d) {
+    stack layers = m for m in [Given()] * 4 integrate midpoint(h: 1/4, a: 1/2, fraction_bits: 20)
 
     forward(x[b, t, d]) -> (loss[]) {
         y = layers(x)
@@ -86,9 +114,17 @@ stage called extends direct {
     model = PlainInner()
 }
 
+stage given extends direct {
+    model = PlainGiven()
+}
+
 stage midpoint {
     d     = 16
     model = Midpoint()
+}
+
+stage midpoint_given extends midpoint {
+    model = MidpointGiven()
 }
 ";
 
@@ -107,7 +143,7 @@ fn classes(stage: &str, states: States) -> MemoryClasses {
     memory(&compiled.module, compiled.backward, setup).unwrap().layouts[0].bytes
 }
 
-/// The input and the tangent of each of four layers, in 16 bits: also where only a view of the input is read, and
+/// The input of each of four layers and what the tangent is of, in 16 bits: also where only a view of the input is read, and
 /// where a block within the layer reads it.
 #[test]
 fn a_plain_stack_keeps_the_states_that_its_layers_read() {
@@ -118,6 +154,16 @@ fn a_plain_stack_keeps_the_states_that_its_layers_read() {
     }
 }
 
+/// The gradient of a divisor reads the quotient, which is what the next layer reads: of each of four layers what it
+/// gives and what the tangent is of, and the first input.
+#[test]
+fn what_two_layers_read_is_kept_once() {
+    assert_eq!(classes("given", States::HadBack).states, (4 * 2 + 1) * 2 * ELEMENTS);
+    // In a reversible stack a layer reads the value of a state: four inputs more, and no copy of what it gives.
+    let stored = classes("midpoint_given", States::Stored);
+    assert_eq!(stored.states, (5 * 4 + 4 * 3 * 2) * ELEMENTS);
+}
+
 #[test]
 fn a_reversible_stack_keeps_two_states_or_all() {
     let back = classes("midpoint", States::HadBack);
@@ -125,7 +171,7 @@ fn a_reversible_stack_keeps_two_states_or_all() {
     // Of `a = 1/2` a bit an element for each step but the first.
     assert_eq!(back.kept_bits, 3 * ELEMENTS / 8);
     let stored = classes("midpoint", States::Stored);
-    // Five states in 32 bits; of each layer its result, its input and its tangent in 16.
+    // Five states in 32 bits; of each layer its result, its input and what the tangent is of in 16.
     assert_eq!(stored.states, (5 * 4 + 4 * 3 * 2) * ELEMENTS);
     assert_eq!((stored.kept_bits, stored.replay), (back.kept_bits, back.replay));
     // What is not run again has no second forward, and no state of its own on the way.

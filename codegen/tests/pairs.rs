@@ -1,5 +1,5 @@
-//! The rewrite that has two narrow products of the same rows, or a product and a gradient, from one op: where it does, where it must not, and that
-//! nothing changes.
+//! The rewrite that has two narrow products of the same rows, or a product and a gradient, from one op: where it does,
+//! where it must not, and that nothing changes.
 
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
@@ -203,7 +203,7 @@ fn other_products_stay() {
     assert_eq!(check(&changed(WRITTEN, &wider)), ([0, 2], 0));
 }
 
-/// The cotangents of gate and up are read for that of the adapter's narrow rows, and for the gradient of its other side.
+/// The cotangents of gate and up are read for that of the adapter's narrow rows, and for the gradient of its weight.
 #[test]
 fn a_product_and_a_gradient_of_the_same_rows_become_one() {
     let _ = check(WRITTEN);

@@ -113,8 +113,12 @@ fn text(ledger: &Ledger) -> String {
     total.extend(ledger.layouts.iter().map(|layout| gigabytes(layout.total)));
     table.row(total);
     let setup = ledger.setup;
+    let stored = match setup.states {
+        States::HadBack => "",
+        States::Stored => ", states of reversible stacks stored",
+    };
     format!(
-        "stage {}: {} GPUs, {} x {} tokens per GPU and step, bf16 with fp32 optimizer\n\n{}",
+        "stage {}: {} GPUs, {} x {} tokens per GPU and step, bf16 with fp32 optimizer{stored}\n\n{}",
         ledger.stage,
         setup.gpus,
         setup.micro_batch,

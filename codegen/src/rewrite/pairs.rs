@@ -7,12 +7,12 @@
 //! 16 columns alone, and wider products take more time for arithmetic than for their rows.
 //!
 //! A product and a gradient become a [`RoutedLowBack`] where both read the same rows, one for each place, and what stands
-//! beside them has 16 columns: the cotangents of gate and up are read so, for the cotangent of an adapter's narrow
-//! rows and for the gradient of its other side. What is in a pair stays there: that saves as much.
+//! beside them has 16 columns: the cotangents of gate and up are read so, with an adapter's weight for the cotangent of its narrow
+//! rows, and with these rows for the gradient of that weight. What is in a pair stays there: that saves as much.
 //!
 //! A pair stands where the first of the two stood. So what the second alone reads must be there by then: made before,
-//! or a parameter or a kept value, which is named earlier. Values keep their names and, of a forward, what backward functions keep
-//! are the same ones; each is rounded as before.
+//! or a parameter or a kept value, which is named earlier. Values keep their names and, of a forward, what backward
+//! functions keep are the same ones; each is rounded as before.
 
 use super::{Copy, Result, declarations, renumber_saved};
 use crate::ir::{FuncId, Function, Module, Node, ValueId};
@@ -121,11 +121,11 @@ fn pairs(function: &Function) -> BTreeMap<usize, Node> {
 
 /// What one of a product and a gradient has.
 enum Role {
-    Product { over: String },
+    Product { expert: String, over: String },
     Gradient { expert: Axis },
 }
 
-/// A narrow product, or the gradient of the other side of an adapter, whose rows are of single places.
+/// A product with an adapter's weight, or the gradient of such a weight, whose rows are of single places.
 struct Side {
     role: Role,
     /// Ids, order, bounds and the rows that the other must have too.
@@ -145,11 +145,11 @@ fn side(function: &Function, node: &Node) -> Option<Side> {
     let of_places = |rows| function.ty(rows).axes.len() == function.ty(*ids).axes.len() + 1;
     let columns = function.ty(*result).axes.last()?.size.as_constant();
     let role = match &node.op {
-        Op::RoutedDot(RoutedDot { over, .. }) => {
-            let over = over.first()?.clone();
+        Op::RoutedDot(RoutedDot { expert, over }) => {
+            let (expert, over) = (expert.clone(), over.first()?.clone());
             // As the kernel reads it, the weight has its 16 columns innermost.
             let turned = function.ty(*own).axes.last()?.name != over;
-            turned.then_some(Role::Product { over })?
+            turned.then_some(Role::Product { expert, over })?
         }
         Op::RoutedWeightGrad(RoutedWeightGrad { expert }) => {
             of_places(*own).then_some(Role::Gradient { expert: expert.clone() })?
@@ -168,7 +168,8 @@ impl Side {
             Role::Product { .. } => (self, second),
             Role::Gradient { .. } => (second, self),
         };
-        let (Role::Product { over }, Role::Gradient { expert }) = (&product.role, &gradient.role)
+        let (Role::Product { expert: of_product, over }, Role::Gradient { expert }) =
+            (&product.role, &gradient.role)
         else {
             return None;
         };
@@ -176,7 +177,7 @@ impl Side {
         let args = self.shared.into_iter().chain([gradient.own, product.own]).collect();
         let results = vec![product.result, gradient.result];
         let node = Node { op: op.into(), args, results, span: self.span };
-        (self.shared == second.shared).then_some(node)
+        (self.shared == second.shared && *of_product == expert.name).then_some(node)
     }
 }
 

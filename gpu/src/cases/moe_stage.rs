@@ -3,7 +3,7 @@
 
 use lightc_runtime::{Result, Stage};
 
-use super::stage::{Data, both_ways, had_back, kernel_rows, op_rows, same_bits};
+use super::stage::{Data, both_ways, had_back, kernel_rows, on_libtorch, op_rows, same_bits};
 use super::{chosen, of_size};
 use crate::check::{compared, finished};
 use crate::{Case, Gpu, Measured, Verdict, stages};
@@ -42,6 +42,7 @@ impl Case for Mixtures {
                 let label = format!("{} T={t}", stage.name());
                 verdicts.extend(compared(&label, 4.0, &mut || data.step(stage).map(|_| ()))?);
                 verdicts.push(had_back(stage, &data, &label)?);
+                verdicts.extend(on_libtorch(stage, &data, &label)?);
             }
         }
         if gpu.small {

@@ -158,6 +158,21 @@ fn against_f64(stage: &dyn Stage, data: &Data, label: &str, t: i64) -> Result<Ve
     ])
 }
 
+/// A step on libtorch, which stands in for every kernel: that it has all gradients, and the loss of the kernels but for
+/// roundings and what they change in selections.
+pub(super) fn on_libtorch(stage: &dyn Stage, data: &Data, label: &str) -> Result<Vec<Verdict>> {
+    let fused = data.step(stage)?;
+    cuda::set_mode(Mode::Reference(Names::All));
+    let plain = data.step(stage);
+    cuda::set_mode(Mode::Normal);
+    let plain = plain?;
+    let n = |step: &Step| step.gradients.iter().flatten().count() as f64;
+    Ok(vec![
+        within(label, "loss off libtorch's by", (plain.loss / fused.loss - 1.0).abs(), 2e-2),
+        within(label, "gradients more than libtorch's:", (n(&fused) - n(&plain)).abs(), 0.0),
+    ])
+}
+
 /// How much more than libtorch in bf16 kernels in bf16 may be off by. Vectors of gradients were at 0.69 to 1.03 of libtorch's in
 /// eleven draws of 190 and 63 positions, middle ratios at 0.81 to 1.0.
 const NOISE: f64 = 1.6;

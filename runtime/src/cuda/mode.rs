@@ -386,6 +386,13 @@ fn compare(
             });
             continue;
         }
+        // What stands in for a kernel gives what it gives.
+        if let Some(plain) = plain.get(at).filter(|plain| plain.kind() != x.kind()) {
+            let _ = mismatch.get_or_insert_with(|| {
+                let (own, other) = (x.kind(), plain.kind());
+                format!("output {at} is {own:?}, where libtorch stands in for it {other:?}")
+            });
+        }
         let noise = plain.get(at).map_or(Ok(0.0), |plain| difference(plain, want))?;
         let limit = limit(check, kernel.entry, precision).max(noise * noise_factor(want));
         errors.push((difference(x, want)?, limit));

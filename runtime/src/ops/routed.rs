@@ -220,7 +220,7 @@ pub fn routed_weight_grad_pair(
 }
 
 /// [`routed_dot`] of `x[ids.., f]` with a turned `w[experts, f, 16]`, and [`routed_weight_grad`] of `small` with
-/// `x`: an adapter's product and the gradient of its other side. Where `x` has a row for each place, it is read once.
+/// `x`: the product with an adapter's weight and the gradient of that. Where `x` has a row for each place, it is read once.
 ///
 /// # Errors
 /// As [`routed_dot`] and [`routed_weight_grad`].

@@ -288,7 +288,8 @@ impl Walk<'_> {
         for node in &function.nodes {
             let callees = self.callees(function, node, sizes)?;
             if let (Op::Stack(op), Some(state)) = (&node.op, node.args.first()) {
-                sum.add(self.held(op, function.ty(*state), sizes, &callees)?)?;
+                let of_caller = self.kept(id).contains(&self.memory(id).owner(*state));
+                sum.add(self.held(op, function.ty(*state), sizes, (&callees, of_caller))?)?;
             }
             for (callee, sizes) in callees {
                 sum.add(self.stacks(callee, &sizes)?)?;
@@ -305,46 +306,69 @@ impl Walk<'_> {
     /// What one stack holds: a plain one keeps what the backward of every layer reads; a reversible
     /// one its last two states in 32 bits, the kept bits of its steps, and selections; where states are
     /// stored the kept bits and selections, what every layer gave and a plain stack keeps, and all states.
+    /// Beside the layers it is said whether the caller keeps the stack's input.
     fn held(
         &self,
         op: &Stack,
         state: &Type,
         sizes: &Sizes,
-        layers: &[(FuncId, Sizes)],
+        (layers, of_caller): (&[(FuncId, Sizes)], bool),
     ) -> Option<Held> {
-        let saved = match self.has_back(op) {
-            true => Size::default(),
-            false => sum(layers.iter().map(|(layer, sizes)| self.saved_by_layer(*layer, sizes)))?,
-        };
+        let (count, value) = (bound(&state.count()?, sizes)?, bytes_of(state, sizes)?);
+        let times =
+            |bytes: &Size, n: usize| bytes.checked_mul(&Size::constant(i64::try_from(n).ok()?));
+        let saved = || sum(layers.iter().map(|(layer, sizes)| self.saved(*layer, sizes)));
         let Some(bits) = kept_bits(op) else {
-            return Some(Held { states: saved, ..Held::default() });
+            let read = times(&value, self.states_read(layers, of_caller))?;
+            return Some(Held { states: plus(&saved()?, &read)?, ..Held::default() });
         };
-        let count = bound(&state.count()?, sizes)?;
         let replay = layers.iter().map(|(layer, sizes)| self.replay(*layer, sizes));
         let of_step = |bits: &i64| count.checked_mul(&Size::constant(*bits));
-        let n_layers = i64::try_from(layers.len()).ok()?;
-        let bytes_per_element = match self.states {
-            States::HadBack => 2 * STATE_BYTES,
-            // All states, and of every layer what it gave.
-            States::Stored => (n_layers + 1) * STATE_BYTES + n_layers * GIVEN_BYTES,
+        let whole = count.checked_mul(&Size::constant(STATE_BYTES))?;
+        let states = match self.states {
+            States::HadBack => times(&whole, 2)?,
+            States::Stored => {
+                // All states; of every layer what it gave and the value that it read.
+                let given = layers.iter().filter(|(layer, _)| !self.keeps_result(*layer)).count();
+                let read = layers.iter().filter(|(layer, _)| self.keeps_state(*layer)).count();
+                let values = times(&value, given + read)?;
+                plus(&times(&whole, layers.len() + 1)?, &plus(&saved()?, &values)?)?
+            }
         };
         Some(Held {
-            states: plus(&count.checked_mul(&Size::constant(bytes_per_element))?, &saved)?,
+            states,
             kept_bits: bits.iter().map(of_step).collect::<Option<_>>()?,
             replay: self::sum(replay)?,
         })
     }
 
-    /// What the forward of a layer keeps, and the state that it reads: what the layer before it gave, which is
-    /// among the values of neither.
-    fn saved_by_layer(&self, id: FuncId, sizes: &Sizes) -> Option<Size> {
-        let function = self.module.function(id);
-        let (_, state) = function.inputs().next()?;
-        let saved = self.saved(id, sizes)?;
-        match self.kept(id).contains(&state) {
-            true => plus(&saved, &bytes_of(function.ty(state), sizes)?),
-            false => Some(saved),
-        }
+    /// How many of a plain stack's states are kept that no layer counts among its own values: those that a layer's
+    /// backward reads and that of the layer before it, which gave them, does not.
+    fn states_read(&self, layers: &[(FuncId, Sizes)], of_caller: bool) -> usize {
+        let given = layers.iter().map(|(layer, _)| self.keeps_result(*layer));
+        let counted = std::iter::once(of_caller).chain(given);
+        let read = layers.iter().map(|(layer, _)| self.keeps_state(*layer));
+        read.zip(counted).filter(|(read, counted)| *read && !counted).count()
+    }
+
+    /// Whether a layer's backward reads the state that the layer read.
+    fn keeps_state(&self, layer: FuncId) -> bool {
+        let state = self.module.function(layer).inputs().next();
+        state.is_some_and(|(_, state)| self.kept(layer).contains(&state))
+    }
+
+    /// Whether it reads what the layer gave.
+    fn keeps_result(&self, layer: FuncId) -> bool {
+        let result = self.module.function(layer).outputs.first();
+        result.is_some_and(|result| {
+            self.kept(layer).contains(&self.memory(layer).owner(result.value))
+        })
+    }
+
+    /// Which values of a function have memory of their own.
+    fn memory(&self, id: FuncId) -> Memory<'_> {
+        let plan = self.plans.and_then(|plans| plans.forward.get(id.0 as usize));
+        Memory::of(self.module.function(id), plan)
     }
 
     /// Values whose memory the forward of a function keeps for its backward: those that this reads or reads a view
@@ -362,16 +386,18 @@ impl Walk<'_> {
                 );
             }
         }
-        kept.into_iter().map(|value| owner(function, value)).collect()
+        let memory = self.memory(id);
+        kept.into_iter().map(|value| memory.owner(value)).collect()
     }
 
     /// Bytes that the forward of a function keeps for its backward, with what its callees keep.
     /// What stacks hold is counted by [`Walk::held`], and inputs where they are made.
     fn saved(&self, id: FuncId, sizes: &Sizes) -> Option<Size> {
         let function = self.module.function(id);
+        let memory = self.memory(id);
         let mut total = Size::default();
         for value in self.kept(id) {
-            if occupies(function.definition(value)) {
+            if memory.has(value) {
                 total = plus(&total, &bytes_of(function.ty(value), sizes)?)?;
             }
         }
@@ -539,9 +565,7 @@ impl Walk<'_> {
         let mut inside = Peaks::one(Size::default());
         let passing = match (&node.op, node.args.first()) {
             (Op::Stack(op), Some(state)) if kept_bits(op).is_some() => {
-                let bytes = if has_back { PASSING_BYTES } else { STORED_PASSING_BYTES };
-                let count = bound(&forward.ty(*state).count()?, sizes)?;
-                count.checked_mul(&Size::constant(bytes))?
+                passing(forward.ty(*state), sizes, self.states)?
             }
             _ => Size::default(),
         };
@@ -594,15 +618,21 @@ fn in_panels(ty: &Type, over: &str) -> Type {
     ty
 }
 
-/// Bytes an element of a state, a whole number; and of what a layer gives.
+/// Bytes an element of a state, a whole number.
 const STATE_BYTES: i64 = 4;
-const GIVEN_BYTES: i64 = 2;
 
-/// Bytes an element that the backward of a reversible stack holds beside two states, what its layers read and give:
-/// the state before these (4), its value, the seed of the layer and the cotangent of the state after (2 each).
-const PASSING_BYTES: i64 = 10;
-/// The same where states are stored: the seed and the cotangent.
-const STORED_PASSING_BYTES: i64 = 4;
+/// Bytes that the backward of a reversible stack holds beside two states, what its layers read and give: the seed of the
+/// layer and the cotangent of the state after; and where it has states back the state before these, and its value.
+fn passing(state: &Type, sizes: &Sizes, states: States) -> Option<Size> {
+    let (count, value) = (bound(&state.count()?, sizes)?, bytes_of(state, sizes)?);
+    let two = value.checked_mul(&Size::constant(2))?;
+    match states {
+        States::Stored => Some(two),
+        States::HadBack => {
+            plus(&plus(&two, &value)?, &count.checked_mul(&Size::constant(STATE_BYTES))?)
+        }
+    }
+}
 
 /// Low bits kept per step of a reversible stack; `None` for a plain one.
 fn kept_bits(op: &Stack) -> Option<Vec<i64>> {
@@ -642,12 +672,31 @@ fn is_view(node: &crate::ir::Node) -> bool {
     )
 }
 
-/// The value whose memory a value shares: itself, or what it is a view of.
-fn owner(function: &Function, value: ValueId) -> ValueId {
-    let node = function.definition(value);
-    match node.args.first() {
-        Some(arg) if is_view(node) => owner(function, *arg),
-        _ => value,
+/// Which values of a function have memory of their own, and which share that of others.
+struct Memory<'f> {
+    function: &'f Function,
+    /// What generated kernels write, also where that is a view of another value.
+    written: BTreeSet<ValueId>,
+}
+
+impl<'f> Memory<'f> {
+    fn of(function: &'f Function, plan: Option<&Vec<Step>>) -> Memory<'f> {
+        let kernels = plan.into_iter().flatten().filter(|step| matches!(step, Step::Kernel(_)));
+        Memory { function, written: kernels.flat_map(|step| step.makes(function)).collect() }
+    }
+
+    /// The value whose memory a value shares: itself, or what it is a view of.
+    fn owner(&self, value: ValueId) -> ValueId {
+        let node = self.function.definition(value);
+        match node.args.first() {
+            Some(arg) if is_view(node) && !self.written.contains(&value) => self.owner(*arg),
+            _ => value,
+        }
+    }
+
+    /// Whether a value has memory that is counted here.
+    fn has(&self, value: ValueId) -> bool {
+        self.written.contains(&value) || occupies(self.function.definition(value))
     }
 }
 
@@ -687,6 +736,7 @@ fn moments<'f>(
         Some(steps) => steps.clone(),
         None => function.nodes().map(|(id, _)| Step::Node(id)).collect(),
     };
+    let memory = Memory::of(function, plan);
     let mut last: BTreeMap<ValueId, usize> = BTreeMap::new();
     let mut moments = Vec::new();
     for (position, step) in all.iter().enumerate() {
@@ -695,18 +745,17 @@ fn moments<'f>(
             Step::Kernel(_) => None,
         };
         let makes = step.makes(function);
-        let is_counted_elsewhere = node.is_some_and(|node| !occupies(node));
         for value in step.reads(function).into_iter().chain(makes.iter().copied()) {
-            let _ = last.insert(owner(function, value), position);
+            let _ = last.insert(memory.owner(value), position);
         }
         let counted =
-            makes.into_iter().filter(|value| !is_counted_elsewhere && !uncounted.contains(value));
+            makes.into_iter().filter(|value| memory.has(*value) && !uncounted.contains(value));
         moments.push(Moment { node, made: counted.collect(), done: Vec::new() });
     }
     let outputs = function.outputs.iter().map(|output| output.value);
     let updates = function.updates.iter().map(|(_, value)| *value);
     for value in kept.iter().copied().chain(outputs).chain(updates) {
-        let _ = last.remove(&owner(function, value));
+        let _ = last.remove(&memory.owner(value));
     }
     let made: BTreeSet<ValueId> =
         moments.iter().flat_map(|moment| moment.made.iter().copied()).collect();

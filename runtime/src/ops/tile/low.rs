@@ -6,25 +6,30 @@ use crate::cuda::{self, Arg, Kernel, Module};
 use crate::error::Result;
 use crate::ops::Term;
 use crate::ops::routed::{Routing, grad_of, sum_of};
+use crate::ops::support::cast;
 use crate::{Kind, Tensor};
 
 static MODULE: Module = Module { name: "expert_low.cu", source: lightc_kernels::EXPERT_LOW };
 
-const fn kernel(entry: &'static str, shared_bytes: u32) -> Kernel {
-    let origin = "routed_dot, kernels/expert_low.cu";
+const fn kernel(entry: &'static str, origin: &'static str, shared_bytes: u32) -> Kernel {
     Kernel { module: &MODULE, entry, origin, threads: 128, shared_bytes }
 }
+const DOT: &str = "routed_dot, kernels/expert_low.cu";
+const WEIGHT_GRAD: &str = "routed_weight_grad, kernels/expert_low.cu";
+const LOW_BACK: &str = "routed_low_back, kernels/expert_low.cu";
 
 /// What the file calls `GRAD_SMEM` and `GRAD_PAIR_SMEM`.
 const GRAD_SHARED: [u32; 2] = [63488, 69632];
 /// What it calls `BACK_SMEM`.
 const BACK_SHARED: u32 = 218112;
 
-static LOW: [Kernel; 2] = [kernel("expert_low", 0), kernel("expert_low_pair", 0)];
-static GRAD: [Kernel; 2] =
-    [kernel("expert_low_grad", GRAD_SHARED[0]), kernel("expert_low_grad_pair", GRAD_SHARED[1])];
-static GRAD_SUM: Kernel = kernel("expert_low_grad_sum", 0);
-static BACK: Kernel = Kernel { threads: 256, ..kernel("expert_low_back", BACK_SHARED) };
+static LOW: [Kernel; 2] = [kernel("expert_low", DOT, 0), kernel("expert_low_pair", DOT, 0)];
+static GRAD: [Kernel; 2] = [
+    kernel("expert_low_grad", WEIGHT_GRAD, GRAD_SHARED[0]),
+    kernel("expert_low_grad_pair", WEIGHT_GRAD, GRAD_SHARED[1]),
+];
+static GRAD_SUM: Kernel = kernel("expert_low_grad_sum", WEIGHT_GRAD, 0);
+static BACK: Kernel = Kernel { threads: 256, ..kernel("expert_low_back", LOW_BACK, BACK_SHARED) };
 
 /// Columns of an adapter.
 const RANK: i64 = 16;
@@ -127,11 +132,12 @@ pub(crate) fn low(routing: &Routing<'_>, terms: &[Term<'_>]) -> Result<Vec<Tenso
         drop(all);
         Ok(results)
     };
-    let reference: cuda::Way<'_> = &|args, _| {
+    let reference: cuda::Way<'_> = &|args, like| {
         let routing = Routing { ids: at(args, 0)?, order: at(args, 1)?, bounds: at(args, 2)? };
         let x = at(args, 3)?;
         let product = |(position, term): (usize, &Term<'_>)| {
-            sum_of(&routing, &[Term { x, w: at(args, 4 + position)?, ..*term }])
+            let term = Term { x, w: at(args, 4 + position)?, ..*term };
+            cast(&sum_of(&routing, &[term])?, like.kind())
         };
         terms.iter().enumerate().map(product).collect()
     };
@@ -230,7 +236,7 @@ fn grad_run(kernel: &'static Kernel, args: &[&Tensor]) -> Result<Vec<Tensor>> {
     Ok(grads)
 }
 
-/// One row of a place on both sides, the wide ones of 128, 256, .. 1024 columns, and a bf16 weight of 16 columns.
+/// One row of a place on both sides, the wide ones of a multiple of 128 columns up to 1024, and a bf16 weight of 16 columns.
 pub(crate) fn takes_low_back(
     routing: &Routing<'_>,
     x: &Tensor,
@@ -260,10 +266,11 @@ pub(crate) fn low_back(
     w: &Tensor,
 ) -> Result<Vec<Tensor>> {
     let fused: cuda::Way<'_> = &|args, _| back_run(args);
-    let reference: cuda::Way<'_> = &|args, _| {
+    let reference: cuda::Way<'_> = &|args, like| {
         let routing = Routing { ids: at(args, 0)?, order: at(args, 1)?, bounds: at(args, 2)? };
         let (x, experts) = (at(args, 3)?, routing.bounds.numel() as i64 - 1);
         let product = sum_of(&routing, &[Term::turned(x, at(args, 5)?)])?;
+        let product = cast(&product, like.kind())?;
         Ok(vec![product, grad_of(at(args, 4)?, x, routing.ids, experts)?])
     };
     let inputs = [routing.ids, routing.order, routing.bounds, x, small, w];
@@ -307,6 +314,10 @@ mod tests {
         assert!(MODULE.source.contains(&stated), "{stated}");
         let stated = format!("static_assert(BACK_SMEM == {BACK_SHARED},");
         assert!(MODULE.source.contains(&stated), "{stated}");
+        let most =
+            MODULE.source.split("BACK_MOST = ").nth(1).and_then(|rest| rest.split(',').next());
+        let most = most.and_then(|most| most.parse::<i64>().ok());
+        assert!(most.is_some_and(|most| BACK_PIECE <= most), "a table of {most:?} places");
     }
 
     #[test]

@@ -13,6 +13,7 @@ use crate::cuda::{self, Arg, Kernel, Module, TensorMap};
 use crate::error::Result;
 use crate::ops::Term;
 use crate::ops::routed::{Routing, grad_of, sum_of, swiglu_of};
+use crate::ops::support::cast;
 use crate::{Kind, Tensor};
 
 static PRODUCTS: Module =
@@ -308,9 +309,10 @@ fn dot_by(routing: &Routing<'_>, layout: Layout, terms: &[Term<'_>]) -> Result<T
         cuda::launch(kernel, pairs_of_blocks(&y)?, &all)?;
         Ok(vec![y])
     };
-    let reference: cuda::Way<'_> = &|args, _| {
+    let reference: cuda::Way<'_> = &|args, like| {
         let routing = Routing { ids: at(args, 0)?, order: at(args, 1)?, bounds: at(args, 2)? };
-        Ok(vec![sum_of(&routing, &terms_at(args, &mut 3, layout)?)?])
+        let sum = sum_of(&routing, &terms_at(args, &mut 3, layout)?)?;
+        Ok(vec![cast(&sum, like.kind())?])
     };
     let inputs = [vec![routing.ids, routing.order, routing.bounds], flat(terms)].concat();
     let like = terms.first().map_or(routing.ids, |term| term.x);
@@ -398,13 +400,14 @@ fn swiglu_by(
             None => vec![hidden],
         })
     };
-    let reference: cuda::Way<'_> = &|args, _| {
+    let reference: cuda::Way<'_> = &|args, like| {
         let routing = Routing { ids: at(args, 0)?, order: at(args, 1)?, bounds: at(args, 2)? };
         let position = &mut 3;
         let gate = terms_at(args, position, layout)?;
         let up = terms_at(args, position, layout)?;
         let (gated, lifted, hidden) = swiglu_of(&routing, &gate, &up)?;
-        Ok(if all_wanted { vec![hidden, gated, lifted] } else { vec![hidden] })
+        let all = if all_wanted { vec![hidden, gated, lifted] } else { vec![hidden] };
+        all.iter().map(|value| cast(value, like.kind())).collect()
     };
     let inputs = [vec![routing.ids, routing.order, routing.bounds], flat(gate), flat(up)].concat();
     let like = gate.first().map_or(routing.ids, |term| term.x);
