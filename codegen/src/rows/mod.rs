@@ -79,6 +79,7 @@ mod shape;
 mod steps;
 mod sums;
 mod text;
+mod twos;
 
 pub(crate) use cuda::Kernel;
 pub use elements::{Number, element_function};
