@@ -141,7 +141,8 @@ impl Writer<'_> {
 
     /// Whether rows have sums over lanes and hand on what comes of them. Such a row is a chain of exchanges that takes longer than its bytes:
     /// 0.132 ms for the entrance's gradient of keys on an H200, and 0.153 with rows under way, since a copy and a wait then stand
-    /// between the instructions of two rows, which the compiler has beside each other otherwise.
+    /// between the instructions of two rows, which the compiler has beside each other otherwise. Where the text itself has two rows
+    /// beside each other, there is a wait for both and nothing between them.
     fn hands_on_sums(&self) -> bool {
         let sums = |id: &NodeId| {
             let over = over(self.layout, self.function.node(*id));

@@ -4,6 +4,9 @@
 //! waiting. So the text has two rows beside each other, cut into parts where sums are exchanged: the first part of both, the
 //! exchanges of both together, the next part of both. A row has the same bits beside another as alone. Everything that goes from
 //! row to row does so inside of a part, in the order of the rows.
+//!
+//! The first of an odd number of rows is alone. So the loop is left after two rows only, and what steps it has then is not
+//! moved for a last row that might follow.
 
 use super::cuda::Writer;
 use super::group::{Over, is_literal, over};
