@@ -215,8 +215,8 @@ INLINE unsigned sub_pair(unsigned a, unsigned b) { return pack_bf16(low_half(a) 
 INLINE unsigned mul_pair(unsigned a, unsigned b) { return pack_bf16(low_half(a) * low_half(b), high_half(a) * high_half(b)); }
 INLINE uint4 read_once(const uint4* from) { return *from; }
 INLINE uint4 read_here(const uint4* from) { return *from; }
-template <int N, int AT> INLINE void copy_words(unsigned char* own, const void* from, bool there) {
-    if (there) emulator::issue_in(emulator::machine.now->copies, [=] { memcpy(own + AT, from, N * 4); });
+template <int N, int AT, int FROM = 0> INLINE void copy_words(unsigned char* own, const void* from, bool there) {
+    if (there) emulator::issue_in(emulator::machine.now->copies, [=] { memcpy(own + AT, static_cast<const unsigned char*>(from) + FROM, N * 4); });
 }
 INLINE void commit_copies() { copy_async_commit(); }
 template <int N> INLINE void wait_for_copies() { copy_async_wait<N>(); }

@@ -5,11 +5,12 @@ use super::ends::End;
 use super::express::expression;
 use super::group::{Group, rows, summed, sums_blocks};
 use super::layout::{Layout, Role};
-use super::phases::{Item, Phases, seen_through};
+use super::phases::{Item, Phase, Phases, seen_through};
 use super::product::Product;
 use super::ring::UnderWay;
 use super::shape::{Shape, shape};
 use super::text::Text;
+use super::twos::Parts;
 use crate::ir::{Function, Node, NodeId, ValueId};
 use crate::ops::{BinaryFn, Op};
 use lightc_dsl::ast::DType;
@@ -92,6 +93,8 @@ pub(super) struct Writer<'a> {
     pub(super) under_way: Vec<UnderWay>,
     /// Whether a step is read a row ahead into registers.
     pub(super) step_ahead: bool,
+    /// The parts of a row, where the text has two rows beside each other.
+    pub(super) parts: Option<Parts>,
     /// What comes before the rows, or before the rows of each run.
     pub(super) before_rows: Text,
     /// What comes after the rows of a run.
@@ -153,6 +156,7 @@ impl<'a> Writer<'a> {
             ahead: BTreeSet::new(),
             under_way: Vec::new(),
             step_ahead: false,
+            parts: None,
             before_rows: Text::default(),
             after_rows: Text::default(),
             end: None,
@@ -260,8 +264,13 @@ impl<'a> Writer<'a> {
                 self.text.line(declared);
             }
         }
+        let in_twos = self.goes_in_twos();
         let phases = std::mem::take(&mut self.phases.all);
         for phase in &phases {
+            if in_twos {
+                self.parts(phase);
+                continue;
+            }
             for item in &phase.uniform {
                 self.item(*item);
             }
@@ -277,30 +286,10 @@ impl<'a> Writer<'a> {
             for id in phase.grows.iter().filter(|id| !lane_grows.contains(id)) {
                 self.grow(*id);
             }
-            let in_pass = early.iter().filter(|value| made_in_pass(self.function, phase, **value));
-            let in_pass: Vec<ValueId> = in_pass.copied().collect();
             if !phase.pass.is_empty() || !lane_grows.is_empty() || !late.is_empty() {
                 self.open_pass();
                 for item in &phase.pass {
-                    self.item(*item);
-                    if let Item::Read(value) = item
-                        && self.phases.kept.contains(value)
-                        && !self.packed(*value)
-                    {
-                        self.keep(*value);
-                    }
-                    if let Item::Compute(id) = item {
-                        let results = self.function.node(*id).results.clone();
-                        for result in results {
-                            if self.phases.kept.contains(&result) {
-                                self.keep(result);
-                            }
-                            let scattered = self.is_scattered(self.function.node(*id));
-                            if !scattered && (late.contains(&result) || in_pass.contains(&result)) {
-                                self.write(result);
-                            }
-                        }
-                    }
+                    self.pass_item(phase, *item);
                 }
                 // Values of earlier phases that are only written now do not exist: a value is
                 // written in the phase that computes it.
@@ -318,6 +307,27 @@ impl<'a> Writer<'a> {
         self.close_rows(opened);
         self.partials();
         self.text.depth_out();
+    }
+
+    /// Does one thing of a pass, and keeps and writes what comes of it.
+    pub(super) fn pass_item(&mut self, phase: &Phase, item: Item) {
+        self.item(item);
+        if let Item::Read(value) = item
+            && self.phases.kept.contains(&value)
+            && !self.packed(value)
+        {
+            self.keep(value);
+        }
+        let Item::Compute(id) = item else { return };
+        let scattered = self.is_scattered(self.function.node(id));
+        for result in self.function.node(id).results.clone() {
+            if self.phases.kept.contains(&result) {
+                self.keep(result);
+            }
+            if !scattered && phase.writes.contains(&result) {
+                self.write(result);
+            }
+        }
     }
 
     /// Whether a sum runs over threads of several warps, which meet in shared memory.
@@ -374,10 +384,15 @@ impl<'a> Writer<'a> {
         }
     }
 
-    pub(super) fn open_pass(&mut self) {
+    /// Forgets what another pass has read.
+    pub(super) fn begin_pass(&mut self) {
         self.steps_read.clear();
         self.turns_read.clear();
         self.pairs.clear();
+    }
+
+    pub(super) fn open_pass(&mut self) {
+        self.begin_pass();
         if self.shape.chunks > 1 {
             self.text.line("UNROLL");
             self.text.open(format!("for (int c = 0; c < {}; ++c)", self.shape.chunks));
@@ -498,13 +513,8 @@ impl<'a> Writer<'a> {
             self.text.line(format!("{described} is {shown}"));
             // A view that is kept or written has elements of its own.
             if self.group.outputs.contains(&result) || self.phases.kept.contains(&result) {
-                let declared = format!(
-                    "{} {}{};",
-                    self.element(result),
-                    self.own(result),
-                    self.extent(result)
-                );
-                self.text.line(declared);
+                let (own, extent) = (self.own(result), self.extent(result));
+                self.declare(result, self.element(result), &own, &extent);
                 let mut to = self.small_loops(result, &[]);
                 to.extend(self.lane_loop(result));
                 let n = self.text.loops(&to);
@@ -525,12 +535,8 @@ impl<'a> Writer<'a> {
             self.scatter(node, &op.taps);
             return;
         }
-        self.text.line(format!(
-            "{} {}{};",
-            self.element(result),
-            self.name(result),
-            self.extent(result)
-        ));
+        let (name, extent) = (self.name(result), self.extent(result));
+        self.declare(result, self.element(result), &name, &extent);
         match &node.op {
             Op::CausalConv(op) => self.conv(node, &op.taps, false),
             Op::GatherSum(_) => self.gather(node),

@@ -45,7 +45,8 @@ impl Writer<'_> {
     pub(super) fn declare_pairs(&mut self, value: ValueId) -> String {
         let smalls: String = self.layout.smalls(value).iter().map(|n| format!("[{n}]")).collect();
         let pairs = format!("pairs_{}", self.name(value));
-        self.text.line(format!("unsigned {pairs}{smalls}[{}];", self.shape.vector / 2));
+        let extent = format!("{smalls}[{}]", self.shape.vector / 2);
+        self.declare(value, "unsigned", &pairs, &extent);
         let _ = self.pairs.insert(value, pairs.clone());
         pairs
     }
@@ -138,7 +139,8 @@ impl Writer<'_> {
         let is_kept = self.phases.kept.contains(&value)
             || (self.phases.hoisted.contains(&value) && self.is_put_by(value));
         let packed = self.packed(value) && self.access(value).is_vector();
-        self.text.line(format!("{} {name}{};", self.element(value), self.extent(value)));
+        let extent = self.extent(value);
+        self.declare(value, self.element(value), &name, &extent);
         for leaf in self.layout.leaves(value).to_vec() {
             if let Role::Row(_) = leaf.role {
                 self.need_sizes(&leaf.stride);

@@ -44,6 +44,10 @@
 //! many rows as it takes to have 32 KB of a multiprocessor on their way beside the row that it computes. What cannot be copied so
 //! is begun to be read a row before, into registers.
 //!
+//! **Two rows at a time** (`twos`). Where rows that follow each other have sums over neighbouring threads, a row is mostly
+//! waiting for exchanges. There the text has two rows beside each other, cut into parts at the sums, whose exchanges are
+//! those of both rows together.
+//!
 //! **Shapes** (`shape`). A thread reads 16 bytes at once where it can. Where no sum runs over the whole
 //! lane, blocks beside each other share it; each has one index of the outer parts where it sums over the innermost. The blocks along the rows are a function of the number of
 //! rows alone, and sums over rows are partial sums of blocks that a second kernel adds in order: the bits
@@ -79,6 +83,7 @@ mod shape;
 mod steps;
 mod sums;
 mod text;
+mod twos;
 
 pub(crate) use cuda::Kernel;
 pub use elements::{Number, element_function};

@@ -67,10 +67,10 @@ INLINE uint4 read_here(const uint4* from) {
     return four;
 }
 // N words, 1, 2 or 4, on their way to shared memory if they are `there`, for this thread alone: it has them once it has waited
-// for the group that it commits them to.
-template <int N, int AT> INLINE void copy_words(unsigned char* own, const void* from, bool there) {
-    asm volatile("{\n.reg .pred there;\nsetp.ne.s32 there, %2, 0;\n@there cp.async.ca.shared.global [%0 + %3], [%1], %4;\n}"
-                 ::"r"((unsigned)__cvta_generic_to_shared(own)), "l"(from), "r"((int)there), "n"(AT), "n"(N * 4) : "memory");
+// for the group that it commits them to. AT and FROM are bytes from where the addresses are.
+template <int N, int AT, int FROM = 0> INLINE void copy_words(unsigned char* own, const void* from, bool there) {
+    asm volatile("{\n.reg .pred there;\nsetp.ne.s32 there, %2, 0;\n@there cp.async.ca.shared.global [%0 + %3], [%1 + %5], %4;\n}"
+                 ::"r"((unsigned)__cvta_generic_to_shared(own)), "l"(from), "r"((int)there), "n"(AT), "n"(N * 4), "n"(FROM) : "memory");
 }
 INLINE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Until at most N groups of this thread's copies are under way.
@@ -323,6 +323,45 @@ template <int WIDTH> INLINE float segment_sum(float x) {
     UNROLL
     for (int step = WIDTH / 2; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
     return x;
+}
+// Sums of N numbers over WIDTH neighbouring threads, with the bits of `segment_sum`. Of two numbers, those threads go on with the
+// second that would have the same sum of the first as others: half of the exchanges are left after each step, until one number
+// is. Last, each thread has all sums from where they are.
+template <int WIDTH, int N> INLINE void segment_sums(float (&x)[N]) {
+    int left = N, steps = 0;
+    UNROLL
+    for (int step = WIDTH / 2; step > 0; step /= 2) {
+        const bool second = (threadIdx.x & step) != 0;
+        UNROLL
+        for (int n = 0; n < (N + 1) / 2; ++n) {
+            if (2 * n + 1 < left) {
+                const float own = second ? x[2 * n + 1] : x[2 * n], other = second ? x[2 * n] : x[2 * n + 1];
+                x[n] = own + __shfl_xor_sync(0xffffffffu, other, step);
+            } else if (2 * n < left) {
+                x[n] = x[2 * n] + __shfl_xor_sync(0xffffffffu, x[2 * n], step);
+            }
+        }
+        left = (left + 1) / 2, ++steps;
+    }
+    if (N == 1) return;
+    float sums[N];
+    UNROLL
+    for (int n = 0; n < N; ++n) {
+        int from = 0;
+        UNROLL
+        for (int step = 0; step < steps; ++step) from += (n >> step & 1) * (WIDTH / 2 >> step);
+        sums[n] = __shfl_sync(0xffffffffu, x[n >> steps], from, WIDTH);
+    }
+    copy(x, sums);
+}
+// The same for two rows beside each other.
+template <int WIDTH, int N> INLINE void segment_sums(float (&x)[N], float (&y)[N]) {
+    float both[2 * N];
+    UNROLL
+    for (int n = 0; n < N; ++n) both[n] = x[n], both[N + n] = y[n];
+    segment_sums<WIDTH>(both);
+    UNROLL
+    for (int n = 0; n < N; ++n) x[n] = both[n], y[n] = both[N + n];
 }
 // Sum over the threads of a warp that are at the same place in a row of WIDTH threads.
 template <int WIDTH> INLINE float across_sum(float x) {

@@ -19,9 +19,17 @@ const WANTED: i64 = 32 << 10;
 /// without being asked, 48 KB.
 const MOST: i64 = 40 << 10;
 
+/// The same where the text has two rows beside each other: sums of a block are not among theirs.
+const MOST_IN_TWOS: i64 = 48 << 10;
+
 /// An input of which rows are under way.
 pub(super) struct UnderWay {
-    value: ValueId,
+    /// The parameter of the kernel, and where this thread's are in it for the first row of a run.
+    from: String,
+    offset: String,
+    /// What its elements are in memory, and what a thread's words are read as.
+    stored: &'static str,
+    element: &'static str,
     /// The variable of what the row at hand has of it.
     name: String,
     /// Words of a thread.
@@ -32,6 +40,13 @@ pub(super) struct UnderWay {
     stride: i64,
 }
 
+impl UnderWay {
+    /// Bytes of an element in memory.
+    fn bytes_of_one(&self) -> i64 {
+        if self.stored == "bf16" { 2 } else { 4 }
+    }
+}
+
 /// The text of rows under way.
 #[derive(Default)]
 pub(super) struct Copies {
@@ -39,8 +54,10 @@ pub(super) struct Copies {
     pub(super) any: bool,
     /// Before the rows of a run.
     pub(super) before: Text,
-    /// At the head of a row.
-    pub(super) head: Text,
+    /// Reads what a row has of them.
+    pub(super) takes: Text,
+    /// Rows under way with those at hand.
+    pub(super) depth: i64,
     /// After the rows that the text has in a row, if anything.
     pub(super) round: String,
 }
@@ -52,20 +69,80 @@ impl Writer<'_> {
         let (Some(words), Some(stride)) = (self.words(x), self.access(x).row_stride(time)) else {
             return false;
         };
-        if self.hands_on_sums() {
+        if self.parts.is_none() && self.hands_on_sums() {
             return false;
         }
         let others: i64 = self.under_way.iter().map(|input| input.words).sum();
-        if (others + words) * 4 * self.shape.block * (self.longest() + 1) > MOST {
+        if !self.fits_under_way(others + words) {
             return false;
         }
-        self.under_way.push(UnderWay { value: x, name: name.to_owned(), words, after, stride });
+        self.under_way.push(UnderWay {
+            from: format!("in_{}", x.0),
+            offset: self.access(x).offset(Some((time, &format!("+ {after}")))),
+            stored: self.stored(x),
+            element: if self.dtype(x) == DType::F32 { "float" } else { "unsigned" },
+            name: name.to_owned(),
+            words,
+            after,
+            stride,
+        });
         true
+    }
+
+    /// The same for a table of angles, of which each step of a row part has so many.
+    pub(super) fn begin_angles(
+        &mut self,
+        table: usize,
+        part: usize,
+        width: i64,
+        offset: &str,
+    ) -> bool {
+        let words = self.shape.vector;
+        let goes_on = part + 1 == self.layout.rows.len();
+        if !goes_on || !matches!(words, 1 | 2 | 4) || self.shape.ragged {
+            return false;
+        }
+        let others = self.parts.as_ref().map_or(0, |parts| parts.words_under_way());
+        if !self.fits_under_way(others + words) {
+            return false;
+        }
+        self.under_way.push(UnderWay {
+            from: format!("angles_{table}"),
+            offset: offset.to_owned(),
+            stored: "float",
+            element: "float",
+            name: format!("turn_{table}"),
+            words,
+            after: 0,
+            stride: width,
+        });
+        true
+    }
+
+    /// Whether a ring can have so many words of a thread for a row.
+    pub(super) fn fits_under_way(&self, words: i64) -> bool {
+        if self.parts.is_some() {
+            return self.fits_in_twos(words);
+        }
+        words * 4 * self.shape.block * (self.longest() + 1) <= MOST
+    }
+
+    /// The same where the text has two rows beside each other.
+    pub(super) fn fits_in_twos(&self, words: i64) -> bool {
+        words * 4 * self.shape.block * (self.rows_in_twos() + 1) <= MOST_IN_TWOS
+    }
+
+    /// Words of a row of an input that a thread can have under way.
+    pub(super) fn words_of_copy(&self, x: ValueId) -> Option<i64> {
+        let time = self.layout.rows.len().saturating_sub(1);
+        let _ = self.access(x).row_stride(time)?;
+        self.words(x)
     }
 
     /// Whether rows have sums over lanes and hand on what comes of them. Such a row is a chain of exchanges that takes longer than its bytes:
     /// 0.132 ms for the entrance's gradient of keys on an H200, and 0.153 with rows under way, since a copy and a wait then stand
-    /// between the instructions of two rows, which the compiler has beside each other otherwise.
+    /// between the instructions of two rows, which the compiler has beside each other otherwise. Where the text itself has two rows
+    /// beside each other, there is a wait for both and nothing between them.
     fn hands_on_sums(&self) -> bool {
         let sums = |id: &NodeId| {
             let over = over(self.layout, self.function.node(*id));
@@ -91,8 +168,12 @@ impl Writer<'_> {
     fn depth(&self, rows: i64, bytes: i64) -> i64 {
         let (block, vector, chunks) = (self.shape.block, self.shape.vector, self.shape.chunks);
         let blocks = at_once(self.function, self.group, &self.phases, block, vector, chunks);
-        let most = (MOST / (rows * bytes)).max(1);
-        let enough = |rounds: &i64| (rounds * rows - 1) * bytes * blocks >= WANTED;
+        let (at_hand, most) = match self.parts {
+            Some(_) => (2, (MOST_IN_TWOS - bytes) / (rows * bytes)),
+            None => (1, MOST / (rows * bytes)),
+        };
+        let most = most.max(1);
+        let enough = |rounds: &i64| (rounds * rows - at_hand) * bytes * blocks >= WANTED;
         rows * (1..most).find(enough).unwrap_or(most)
     }
 
@@ -105,8 +186,10 @@ impl Writer<'_> {
         }
         let bytes = words * 4 * self.shape.block;
         let depth = self.depth(rows, bytes);
-        self.shape.shared = depth * bytes;
-        let (mut before, mut head) = (self.text.beside(), self.text.beside());
+        // The first of an odd number of rows has a place of its own where two are at hand.
+        let in_twos = self.parts.is_some();
+        self.shape.shared = (depth + i64::from(in_twos)) * bytes;
+        let (mut before, mut takes) = (self.text.beside(), self.text.beside());
         let (mut turn, mut round) = ("", String::new());
         if depth > rows {
             let (by, all) = (rows * bytes, depth * bytes);
@@ -115,24 +198,35 @@ impl Writer<'_> {
             turn = " + turn";
         }
         self.pointers(&mut before, &inputs);
-        self.copy_row(&mut before, &inputs, bytes, turn);
-        for n in 0..depth {
-            before.line(format!("copy_row(begin + {n}, Place<{n}>());"));
+        let (name, begin, at_once) =
+            if in_twos { ("copy_two", "even", 2) } else { ("copy_row", "begin", 1) };
+        if in_twos {
+            before.line("// The first of an odd number of rows is alone.");
+            before.line("const bool odd = (stop - begin) % 2 != 0;");
+            before.line("const int even = odd ? begin + 1 : begin;");
+            before.open("if (odd)");
+            before.line("const int row = begin;");
+            before.line(format!("const Place<{depth}> place;"));
+            self.copy_rows(&mut before, &inputs, bytes, "", 1);
+            before.close();
         }
-        head.depth_in();
-        head.line(format!("wait_for_copies<{}>();", depth - 1));
+        before.open(format!("const auto {name} = [&](const int row, const auto place) ROW"));
+        self.copy_rows(&mut before, &inputs, bytes, turn, at_once);
+        before.end("};");
+        for n in (0..depth).filter(|n| n % at_once == 0) {
+            before.line(format!("{name}({begin} + {n}, Place<{n}>());"));
+        }
+        takes.depth_in();
         let mut start = 0;
         for input in &inputs {
-            let (name, words) = (&input.name, input.words);
-            let element = if self.dtype(input.value) == DType::F32 { "float" } else { "unsigned" };
-            head.line(format!("{element} copied_{name}[{words}];"));
-            head.line(format!(
+            let (name, words, element) = (&input.name, input.words, input.element);
+            takes.line(format!("{element} copied_{name}[{words}];"));
+            takes.line(format!(
                 "take(copied_{name}, words_{words} + {start} + place.at * {bytes}{turn});"
             ));
             start += words * 4 * self.shape.block;
         }
-        head.line(format!("copy_row(row + {depth}, place);"));
-        Copies { any: true, before, head, round }
+        Copies { any: true, before, takes, depth, round }
     }
 
     /// Where a thread's words are in shared memory, and where the next of each input are read.
@@ -148,42 +242,48 @@ impl Writer<'_> {
             }
         }
         for input in inputs {
-            let stored = self.stored(input.value);
-            text.line(format!("const {stored}* from_{};", input.name));
+            text.line(format!("const {}* from_{};", input.stored, input.name));
         }
         text.open("");
         text.line(format!("const int row = begin, r{time} = row - start;"));
         for input in inputs {
-            let far = format!("+ {}", input.after);
-            let offset = self.access(input.value).offset(Some((time, &far)));
-            text.line(format!("from_{} = in_{} + {offset};", input.name, input.value.0));
+            text.line(format!("from_{} = {} + {};", input.name, input.from, input.offset));
         }
         text.close();
     }
 
-    /// Begins to copy what a row will need, if the run has that row. What would lie behind the end of its sequence is 0.
-    fn copy_row(&self, text: &mut Text, inputs: &[UnderWay], bytes: i64, turn: &str) {
+    /// Begins to copy what so many rows will need, if the run has them. What would lie behind the end of its sequence is 0.
+    fn copy_rows(&self, text: &mut Text, inputs: &[UnderWay], bytes: i64, turn: &str, n_rows: i64) {
         let time = self.layout.rows.len().saturating_sub(1);
         let size = size_text(&self.layout.rows.get(time).cloned().unwrap_or_default());
-        text.open("const auto copy_row = [&](const int row, const auto place) ROW");
         let mut start = 0;
         for input in inputs {
             let (name, words, after) = (&input.name, input.words, input.after);
-            let own = format!("{start} + place.at * {bytes}");
-            let mut there = "row < stop".to_owned();
-            if after > 0 {
-                there += &format!(" && row - start + {after} < {size}");
+            for n in 0..n_rows {
+                let own = match n {
+                    0 => format!("{start} + place.at * {bytes}"),
+                    _ => format!("{start} + (place.at + {n}) * {bytes}"),
+                };
+                // There are two or none.
+                let mut there = "row < stop".to_owned();
+                if after > 0 {
+                    let far = after + n;
+                    text.line(format!(
+                        "if ({there} && row - start + {far} >= {size}) clear_words<{words}>(words_{words} + {own}{turn});"
+                    ));
+                    there += &format!(" && row - start + {far} < {size}");
+                }
+                let far = match n * input.stride * input.bytes_of_one() {
+                    0 => String::new(),
+                    far => format!(", {far}"),
+                };
                 text.line(format!(
-                    "if (row < stop && row - start + {after} >= {size}) clear_words<{words}>(words_{words} + {own}{turn});"
+                    "copy_words<{words}, {own}{far}>(words_{words}{turn}, from_{name}, {there});"
                 ));
             }
-            text.line(format!(
-                "copy_words<{words}, {own}>(words_{words}{turn}, from_{name}, {there});"
-            ));
-            text.line(format!("from_{name} += {};", input.stride));
+            text.line(format!("from_{name} += {};", input.stride * n_rows));
             start += words * 4 * self.shape.block;
         }
         text.line("commit_copies();");
-        text.end("};");
     }
 }

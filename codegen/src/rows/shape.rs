@@ -118,6 +118,10 @@ pub(super) fn at_once(
         // What is held in pairs is widened once where there is room for it, and not in each row.
         needed += hoisted(function, group, phases, vector);
     }
+    if has_sums_of_steps(function, group) {
+        // Where two rows are beside each other there is more of what a thread has of one.
+        needed += read(function, group, vector, chunks);
+    }
     // Beyond what shapes are chosen for, a thread gets the registers of a block less.
     // Half of the threads would be too few to have enough on its way.
     let reads_much = blocks > 2
@@ -162,6 +166,12 @@ fn beside(function: &Function, group: &Group, phases: &Phases, vector: i64) -> i
         seen.insert(x).then_some((taps + 1) * vector / 2)
     });
     hoisted(function, group, phases, vector) + steps.sum::<i64>()
+}
+
+/// Whether rows that go on with the steps of others have sums over neighbouring threads: see `twos`.
+fn has_sums_of_steps(function: &Function, group: &Group) -> bool {
+    let is = |id| over(&group.layout, function.node(id)) == Some(Over::Segment);
+    has_steps(function, group) && group.nodes.iter().any(|id| is(*id))
 }
 
 fn has_row_sums(function: &Function, group: &Group) -> bool {

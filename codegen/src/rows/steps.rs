@@ -3,7 +3,9 @@
 use super::access::size_text;
 use super::cuda::{Angles, Writer, variable};
 use super::layout::Role;
+use super::ring::Copies;
 use super::text::Text;
+use super::twos::Parts;
 use crate::ir::{Node, ValueId};
 use crate::ops::Op;
 
@@ -15,7 +17,20 @@ pub(super) struct Steps {
     turned: Option<i64>,
 }
 
+/// The variable of the steps of an input.
+pub(super) fn steps_name(x: ValueId, ahead: bool) -> String {
+    let side = if ahead { "ahead" } else { "behind" };
+    format!("steps_{side}_{}", x.0)
+}
+
 impl Writer<'_> {
+    /// What a thread holds of a step of an input: of which kind, and how many.
+    pub(super) fn steps_held(&self, x: ValueId) -> (&'static str, i64) {
+        let vector = self.shape.vector;
+        let packed = self.packed(x) && self.access(x).is_vector();
+        if packed { ("unsigned", vector / 2) } else { ("float", vector) }
+    }
+
     /// Taps of a convolution at the steps around this row.
     pub(super) fn conv(&mut self, node: &Node, taps: &str, ahead: bool) {
         let (Some(x), Some(w), Some(y)) =
@@ -115,17 +130,52 @@ impl Writer<'_> {
     pub(super) fn close_runs(&mut self, before: Text) {
         let row = std::mem::replace(&mut self.text, before);
         self.text.append(std::mem::take(&mut self.before_rows));
-        let n_rows = self.longest() + i64::from(self.step_ahead);
-        let copies = self.copies(n_rows);
-        self.text.append(copies.before);
+        let n_rows = self.rows_of_text();
+        let mut copies = self.copies(n_rows);
+        self.text.append(std::mem::take(&mut copies.before));
+        if self.parts.is_some() {
+            self.two_rows(copies, n_rows);
+        } else {
+            self.one_row(copies, n_rows, row);
+        }
+        self.text.append(std::mem::take(&mut self.after_rows));
+        self.text.line("begin = stop;");
+        self.text.close();
+    }
+
+    /// Rows that the text has in a row.
+    fn rows_of_text(&self) -> i64 {
+        match self.parts {
+            Some(_) => self.rows_in_twos(),
+            None => self.longest() + i64::from(self.step_ahead),
+        }
+    }
+
+    /// The same where it has two beside each other: these have the steps of one row and one more, and an even number of places
+    /// for them.
+    pub(super) fn rows_in_twos(&self) -> i64 {
+        (self.longest() + 2) / 2 * 2
+    }
+
+    /// What a row knows of itself.
+    pub(super) fn row_head(&mut self) {
         let time = self.layout.rows.len().saturating_sub(1);
-        let place = if copies.any { ", const auto place" } else { "" };
-        self.text.open(format!("const auto go = [&](const int row{place}) ROW"));
         self.text.line(format!("const int r{time} = row - start;"));
         if self.halo() > 0 {
             self.text.line("const bool live = row < last;");
         }
-        self.text.append(copies.head);
+    }
+
+    /// One row after the other.
+    fn one_row(&mut self, copies: Copies, n_rows: i64, row: Text) {
+        let place = if copies.any { ", const auto place" } else { "" };
+        self.text.open(format!("const auto go = [&](const int row{place}) ROW"));
+        self.row_head();
+        if copies.any {
+            self.text.line(format!("wait_for_copies<{}>();", copies.depth - 1));
+            self.text.append(copies.takes);
+            self.text.line(format!("copy_row(row + {}, place);", copies.depth));
+        }
         self.text.append(row);
         self.text.end("};");
         self.text.open("for (int row = begin;;)");
@@ -137,9 +187,6 @@ impl Writer<'_> {
             }
             self.text.line("if (++row == stop) break;");
         }
-        self.text.close();
-        self.text.append(std::mem::take(&mut self.after_rows));
-        self.text.line("begin = stop;");
         self.text.close();
     }
 
@@ -236,11 +283,9 @@ impl Writer<'_> {
     /// The steps of an input that the taps of a convolution meet. Where a block does one row after
     /// the other, all but one are there from the row before, which has also begun to read that one.
     pub(super) fn steps(&mut self, x: ValueId, n_taps: i64, ahead: bool) -> Steps {
-        let vector = self.shape.vector;
         let packed = self.packed(x) && self.access(x).is_vector();
         let last = n_taps - 1;
-        let side = if ahead { "ahead" } else { "behind" };
-        let name = format!("steps_{side}_{}", x.0);
+        let name = steps_name(x, ahead);
         let steps = Steps { name: name.clone(), packed, turned: ahead.then_some(last) };
         if !self.steps_read.insert((x, ahead)) {
             return steps;
@@ -265,8 +310,7 @@ impl Writer<'_> {
                 format!("r{time} >= {last} - {place}")
             }
         };
-        let element = if packed { "unsigned" } else { "float" };
-        let extent = if packed { vector / 2 } else { vector };
+        let (element, extent) = self.steps_held(x);
         if !self.rolls() {
             self.text.line(format!("{element} {name}[{n_taps}][{extent}];"));
             let n = self.text.loops(&[("place".to_owned(), n_taps)]);
@@ -419,13 +463,17 @@ impl Writer<'_> {
         let place = if last == 0 { "lane".to_owned() } else { format!("l{last}") };
         let turn = format!("turn_{index}");
         if self.turns_read.insert(index) {
-            // Not ahead: the second-level cache has it.
             self.text.line(format!("float {turn}[{vector}];"));
-            let inside = if self.shape.ragged { "inside" } else { "" };
-            let load = format!(
-                "load<{vector}>({turn}, angles_{index} + (long long)r{time} * {width} + {place});"
-            );
-            self.load_if(inside, &load, &turn);
+            let first = self.parts.as_ref().is_some_and(Parts::is_first);
+            let place = format!("(long long)r{time} * {width} + {place}");
+            if first && self.begin_angles(index, time, width, &place) {
+                self.text.line(format!("copy({turn}, copied_{turn});"));
+            } else {
+                // Not ahead: the second-level cache has it.
+                let inside = if self.shape.ragged { "inside" } else { "" };
+                let load = format!("load<{vector}>({turn}, angles_{index} + {place});");
+                self.load_if(inside, &load, &turn);
+            }
         }
         let loops = self.small_loops(y, &[]);
         let n = self.text.loops(&loops);

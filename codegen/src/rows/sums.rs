@@ -60,10 +60,25 @@ impl Writer<'_> {
         self.text.close_all(n);
     }
 
+    /// Threads that have an index of the outer lane parts.
+    pub(super) fn segment_threads(&self) -> i64 {
+        self.layout.slots.last().copied().unwrap_or(1) / self.shape.vector
+    }
+
+    /// What this thread has of a sum over neighbouring threads.
+    pub(super) fn part_of_sum(&mut self, id: NodeId, to: &str) {
+        let described = self.describe(id);
+        self.text.line(described);
+        let (inner, summand) = self.summand(self.function.node(id));
+        self.text.line(format!("{to} = 0.0f;"));
+        let n = self.text.loops(&inner);
+        self.text.line(format!("{to} += {summand};"));
+        self.text.close_all(n);
+    }
+
     /// Adds up what the threads of a segment have as `sum`.
     fn segment_end(&mut self) {
-        let inner = self.layout.slots.last().copied().unwrap_or(1);
-        let threads = inner / self.shape.vector;
+        let threads = self.segment_threads();
         if threads <= 32 {
             self.text.line(format!("sum = segment_sum<{threads}>(sum);"));
             return;
