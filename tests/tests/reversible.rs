@@ -262,16 +262,27 @@ fn one_flipped_bit_is_found() {
     let example = Example::new(half, seed);
     let of = of_half;
     assert_eq!(outcome(half, &example, of, |_| ()), None);
-    for (layer, byte) in [(1, 0), (4, 77), (7, (ELEMENTS / 8 - 1) as i64)] {
+    let found_in = |layer: usize, byte: i64| {
         let flip = |kept: &mut Kept| kept.flip_kept_bit(layer, byte).expect("a kept bit");
         let found = outcome(half, &example, of, flip);
-        assert_eq!(found.as_deref(), Some("E1121"), "layer {layer}, byte {byte}");
         // The state itself is another, whatever is done about it.
         let states = take_states();
         let stored = ran(half, &example, STORE);
         let differs = states.iter().zip(&stored.visited).position(|(a, b)| !a.equal(b));
         assert_eq!(differs, Some(8 - (layer - 1)), "layer {layer}, byte {byte}");
+        found
+    };
+    let last = (ELEMENTS / 8 - 1) as i64;
+    for (layer, byte) in [(4, 77), (7, last)] {
+        assert_eq!(found_in(layer, byte).as_deref(), Some("E1121"), "layer {layer}, byte {byte}");
     }
+    // One element of the state before the first step is a unit off. What the first layer then gives can take that unit back when
+    // it is rounded, by chance once in some seventy draws; then the step is what it was, and there is nothing for the check.
+    let found = [0, 1, last / 3, last / 2, last].map(|byte| found_in(1, byte));
+    let seen = found.iter().filter(|found| found.as_deref() == Some("E1121")).count();
+    let taken_back = Some("state 8 from the end");
+    let others = found.iter().filter(|found| found.as_deref() == taken_back).count();
+    assert!(seen >= 3 && seen + others == found.len(), "{found:?}");
     let example = Example::new(mixed, seed);
     let of = of_mixed;
     assert_eq!(outcome(mixed, &example, of, |_| ()), None);

@@ -7,7 +7,8 @@
 //!
 //! Solving is in whole numbers ([`lightc_numerics::fixed`]) and so without error, as long as the
 //! layer gives the same bits twice. That it did is checked at layer 0: its step, done again, must
-//! give the state that it gave before.
+//! give the state that it gave before. A first state that is a unit off in one element can pass, where what layer 0 gives
+//! changes by that unit too; more of a difference cannot but by chance in every element.
 //!
 //! A layer whose last kernel can make the step is handed an [`End`]; the stack then never sees what the
 //! layer gave, but for a run that stores everything.
