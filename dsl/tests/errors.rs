@@ -849,6 +849,73 @@ fn color_changes_nothing_but_color() {
     assert_eq!(stripped, plain);
 }
 
+/// The source, then the bindings of it that nothing reads.
+fn check_unread(source: &str) -> String {
+    let loader = MapLoader::default().with("norm.llm", NORM);
+    let (program, sources, diags) = load_program("main.llm", source, &loader);
+    assert!(diags.is_empty(), "{diags:?}");
+    let unread = program.unread_bindings();
+    format!("{}\n{}\n{}", source.trim_end(), "=".repeat(80), diag::render(&unread, &sources, false))
+}
+
+/// A name that is written otherwise, one of a stage that extends another, and a misspelt `model`.
+#[test]
+fn bindings_that_nothing_reads() {
+    insta::assert_snapshot!(check_unread(
+        "\
+import \"norm.llm\"
+
+stage base {
+    d     = 4
+    epss  = 1e-5
+    model = Norm()
+}
+
+stage wide extends base {
+    dd = 8
+}
+
+stage lost {
+    d     = 4
+    modle = Norm()
+}
+"
+    ));
+}
+
+/// What another binding uses, also of another stage, a formal of any block, a probe and the sizes of a map are read.
+#[test]
+fn bindings_that_something_reads() {
+    let source = "\
+import \"norm.llm\"
+
+stage base {
+    n     = 4
+    d     = 2 * n
+    eps   = 1e-5
+    model = Norm()
+    probe {
+        n = half
+    }
+    half  = 3
+}
+
+stage wide extends base {
+    n     = 8
+    extra = 2
+}
+
+grow widen: base -> wide {
+    changes \"widened\"
+    weight = concat(src.weight, extra * ones, over d)
+}
+";
+    let (program, sources, diags) =
+        load_program("main.llm", source, &MapLoader::default().with("norm.llm", NORM));
+    assert!(diags.is_empty(), "{}", diag::render(&diags, &sources, false));
+    assert_eq!(program.unread_bindings(), []);
+}
+
 /// The examples of a page show its error and its repair.
 #[test]
 fn pages_hold_what_they_say() {
@@ -868,6 +935,7 @@ fn pages_hold_what_they_say() {
             for block in program.block_names() {
                 diags.extend(program.resolve_block(block).err().unwrap_or_default());
             }
+            diags.extend(program.unread_bindings());
             diags.iter().map(|d| d.code).collect::<Vec<_>>()
         };
         let own = is_own(page.code);
