@@ -858,6 +858,26 @@ fn check_unread(source: &str) -> String {
     format!("{}\n{}\n{}", source.trim_end(), "=".repeat(80), diag::render(&unread, &sources, false))
 }
 
+/// A file that no person has written is left where that is clear, and not reported to its end.
+#[test]
+fn hostile_nesting_and_braces_end_soon() {
+    let last = |source: String| {
+        let (_, diags) = diagnose(&source);
+        let deepest = diags.iter().max_by_key(|d| d.primary.span.start).unwrap();
+        (diags.len(), deepest.code, deepest.message.clone())
+    };
+    let deep = "bodies are nested more than 16 deep".to_owned();
+    let (n, code, message) = last("block A(d) { ".repeat(20_000));
+    assert!(n < 40 && code == codes::TOO_DEEP && message == deep, "{n} {message}");
+    let (n, code, message) = last("{".repeat(50_000));
+    assert!(n < 60 && code == codes::TOO_DEEP && message == deep, "{n} {message}");
+    let many = "brackets and braces do not match in 100 places".to_owned();
+    for source in ["}", "{ }", "}\n"] {
+        let (n, code, message) = last(source.repeat(20_000));
+        assert!(n < 320 && code == codes::TOO_LARGE && message == many, "{source} {n} {message}");
+    }
+}
+
 /// A name that is written otherwise, one of a stage that extends another, and a misspelt `model`.
 #[test]
 fn bindings_that_nothing_reads() {
