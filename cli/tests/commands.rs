@@ -515,6 +515,32 @@ fn the_schedule_of_a_gpu_lists_row_kernels_with_their_bound() {
 }
 
 #[test]
+fn the_schedule_of_a_gpu_says_what_its_sum_is_without() {
+    let place = Place::new();
+    let arguments = ["inspect", LIGHTNING, "--stage", "lightning_2b", "--emit", "schedule"];
+    let arguments = [&arguments[..], &["--target", "sm_90a", "--micro-batch", "1000000"]].concat();
+    let value = json(&place.stdout(&[&arguments[..], &["--format", "json"]].concat()));
+    let uncounted = value["uncounted"].as_u64().unwrap();
+    assert!(uncounted > 0, "{value}");
+    let text = place.stdout(&arguments);
+    assert!(text.contains(&format!(" ms without the {uncounted} rows of `-`")), "{text}");
+    assert!(!text.contains("-0.0"), "{text}");
+}
+
+#[test]
+fn a_binding_that_nothing_reads_is_warned_of() {
+    let place = Place::new();
+    let source =
+        format!("import \"{TINY}\"\n\nstage mine extends tiny_2b {{\n    vocb = 4096\n}}\n");
+    place.write("mine.llm", &source);
+    let output = place.run(&["check", "mine.llm"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("warning[E0215]: nothing reads `vocb`"), "{said}");
+    assert!(said.contains("`vocab` exists"), "{said}");
+}
+
+#[test]
 fn the_schedule_of_a_gpu_says_how_attention_runs() {
     let place = Place::new();
     for (seq, form) in [("8192", "tiles"), ("65536", "gather")] {

@@ -18,6 +18,10 @@ const MAX_BRACKETS: usize = 48;
 const MAX_BODIES: usize = 2;
 /// No hand-written file comes near; it bounds the time that one check can take.
 const MAX_BYTES: usize = 4 << 20;
+/// Bodies within each other from which on the rest of a file is left; what the language has is below that.
+const DEEPEST_BODY: usize = 16;
+/// Errors of brackets, braces and quotes of one file that are reported.
+const MOST_ERRORS: usize = 100;
 
 /// The shape of one file.
 #[derive(Debug)]
@@ -146,6 +150,9 @@ pub(crate) fn span(source: SourceId, range: Range<usize>) -> Span {
 impl Scanner<'_> {
     fn run(&mut self) {
         while let Some(byte) = self.peek(0) {
+            if self.gives_up() {
+                return;
+            }
             if self.starts_item() && !(self.heads.is_empty() && self.brackets.is_empty()) {
                 self.recover();
             }
@@ -161,6 +168,24 @@ impl Scanner<'_> {
                 _ => self.extend(1),
             }
         }
+    }
+
+    /// Whether the rest of the file is left: no person has written it, and to report all of it would take a time that grows
+    /// with the square of its length.
+    fn gives_up(&mut self) -> bool {
+        let (too_deep, too_many) =
+            (self.heads.len() > DEEPEST_BODY, self.diags.len() >= MOST_ERRORS);
+        if !too_deep && !too_many {
+            return false;
+        }
+        let place = span(self.source, self.at..self.at + 1);
+        let (code, message) = if too_deep {
+            (codes::TOO_DEEP, format!("bodies are nested more than {DEEPEST_BODY} deep"))
+        } else {
+            (codes::TOO_LARGE, format!("brackets and braces do not match in {MOST_ERRORS} places"))
+        };
+        self.diags.push(Diag::error(code, message, place, "from here on the file is not read"));
+        true
     }
 
     fn finish(mut self) -> Layout {

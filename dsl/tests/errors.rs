@@ -849,6 +849,93 @@ fn color_changes_nothing_but_color() {
     assert_eq!(stripped, plain);
 }
 
+/// The source, then the bindings of it that nothing reads.
+fn check_unread(source: &str) -> String {
+    let loader = MapLoader::default().with("norm.llm", NORM);
+    let (program, sources, diags) = load_program("main.llm", source, &loader);
+    assert!(diags.is_empty(), "{diags:?}");
+    let unread = program.unread_bindings();
+    format!("{}\n{}\n{}", source.trim_end(), "=".repeat(80), diag::render(&unread, &sources, false))
+}
+
+/// A file that no person has written is left where that is clear, and not reported to its end.
+#[test]
+fn hostile_nesting_and_braces_end_soon() {
+    let last = |source: String| {
+        let (_, diags) = diagnose(&source);
+        let deepest = diags.iter().max_by_key(|d| d.primary.span.start).unwrap();
+        (diags.len(), deepest.code, deepest.message.clone())
+    };
+    let deep = "bodies are nested more than 16 deep".to_owned();
+    let (n, code, message) = last("block A(d) { ".repeat(20_000));
+    assert!(n < 40 && code == codes::TOO_DEEP && message == deep, "{n} {message}");
+    let (n, code, message) = last("{".repeat(50_000));
+    assert!(n < 60 && code == codes::TOO_DEEP && message == deep, "{n} {message}");
+    let many = "brackets and braces do not match in 100 places".to_owned();
+    for source in ["}", "{ }", "}\n"] {
+        let (n, code, message) = last(source.repeat(20_000));
+        assert!(n < 320 && code == codes::TOO_LARGE && message == many, "{source} {n} {message}");
+    }
+}
+
+/// A name that is written otherwise, one of a stage that extends another, and a misspelt `model`.
+#[test]
+fn bindings_that_nothing_reads() {
+    insta::assert_snapshot!(check_unread(
+        "\
+import \"norm.llm\"
+
+stage base {
+    d     = 4
+    epss  = 1e-5
+    model = Norm()
+}
+
+stage wide extends base {
+    dd = 8
+}
+
+stage lost {
+    d     = 4
+    modle = Norm()
+}
+"
+    ));
+}
+
+/// What another binding uses, also of another stage, a formal of any block, a probe and the sizes of a map are read.
+#[test]
+fn bindings_that_something_reads() {
+    let source = "\
+import \"norm.llm\"
+
+stage base {
+    n     = 4
+    d     = 2 * n
+    eps   = 1e-5
+    model = Norm()
+    probe {
+        n = half
+    }
+    half  = 3
+}
+
+stage wide extends base {
+    n     = 8
+    extra = 2
+}
+
+grow widen: base -> wide {
+    changes \"widened\"
+    weight = concat(src.weight, extra * ones, over d)
+}
+";
+    let (program, sources, diags) =
+        load_program("main.llm", source, &MapLoader::default().with("norm.llm", NORM));
+    assert!(diags.is_empty(), "{}", diag::render(&diags, &sources, false));
+    assert_eq!(program.unread_bindings(), []);
+}
+
 /// The examples of a page show its error and its repair.
 #[test]
 fn pages_hold_what_they_say() {
@@ -868,6 +955,7 @@ fn pages_hold_what_they_say() {
             for block in program.block_names() {
                 diags.extend(program.resolve_block(block).err().unwrap_or_default());
             }
+            diags.extend(program.unread_bindings());
             diags.iter().map(|d| d.code).collect::<Vec<_>>()
         };
         let own = is_own(page.code);

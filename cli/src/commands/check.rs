@@ -92,6 +92,10 @@ fn check(loaded: &Loaded) -> (Vec<Summary>, Vec<Diag>) {
             Err(found) => diags.extend(found),
         }
     }
+    // Beside errors it is not known what would read a binding.
+    if !has_errors(&diags) {
+        diags.extend(loaded.program.unread_bindings());
+    }
     diag::normalize(&mut diags);
     (summaries, diags)
 }

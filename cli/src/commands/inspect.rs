@@ -240,18 +240,23 @@ fn device_schedule(arguments: &Arguments, module: &Module) -> Result<String, Fai
     let works = [Work::Row, Work::Product, Work::Tile, Work::Library];
     let totals = works.map(|work| (work, schedule.milliseconds(work)));
     let whole: f64 = totals.iter().map(|(_, ms)| ms).sum();
+    let uncounted = schedule.steps.iter().filter(|step| step.microseconds.is_none()).count();
     if arguments.format == Format::Json {
         let totals = totals.map(|(work, ms)| json!({ "work": work, "milliseconds": ms }));
         return line(&json!({
             "stage": module.name, "machine": schedule.machine, "kernels": schedule.steps,
-            "totals": totals, "milliseconds": whole,
+            "totals": totals, "milliseconds": whole, "uncounted": uncounted,
         }));
     }
     let (b, seq) = (arguments.micro_batch, arguments.seq);
     let totals = totals.map(|(work, ms)| format!("{} {ms:.1}", work.word()));
+    let without = match uncounted {
+        0 => String::new(),
+        n => format!(" without the {n} rows of `-`, whose sizes are open or above 2^63"),
+    };
     Ok(format!(
         "stage {}, target sm_90a: forward and backward of {b} x {seq} tokens, predicted for an {}\n\n{}\n\
-         in all {whole:.1} ms: {}\n{}",
+         in all {whole:.1} ms{without}: {}\n{}",
         module.name,
         schedule.machine.name,
         steps_table(&schedule.steps).text(),

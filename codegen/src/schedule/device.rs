@@ -106,7 +106,9 @@ impl DeviceSchedule {
     pub fn milliseconds(&self, work: Work) -> f64 {
         let steps = self.steps.iter().filter(|step| step.work == work);
         #[allow(clippy::cast_precision_loss)] // counts of calls
-        steps.map(|step| step.calls as f64 * step.microseconds.unwrap_or(0.0) / 1e3).sum()
+        let each = steps.map(|step| step.calls as f64 * step.microseconds.unwrap_or(0.0) / 1e3);
+        // The sum of none is -0.
+        each.sum::<f64>() + 0.0
     }
 }
 

@@ -43,6 +43,8 @@ pub const NO_MODEL: &str = "E0212";
 pub const NO_FORWARD: &str = "E0213";
 /// A block with two.
 pub const DOUBLED_FORWARD: &str = "E0214";
+/// A binding that nothing reads.
+pub const UNREAD_BINDING: &str = "E0215";
 
 /// A `require` that an instance does not meet.
 pub const REQUIREMENT: &str = "E0240";
@@ -139,7 +141,7 @@ macro_rules! pages {
 pub const PAGES: &[Page] = pages! {
     "E0101" "E0102" "E0103" "E0104" "E0105"
     "E0201" "E0202" "E0203" "E0204" "E0205" "E0206" "E0207" "E0208" "E0209" "E0210" "E0211"
-    "E0212" "E0213" "E0214"
+    "E0212" "E0213" "E0214" "E0215"
     "E0240" "E0241" "E0242" "E0243" "E0244" "E0245"
     "E0260" "E0261" "E0262" "E0263" "E0264"
     "E0301" "E0302" "E0303" "E0304" "E0305" "E0306" "E0307" "E0308" "E0309" "E0310"

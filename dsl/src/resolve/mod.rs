@@ -8,6 +8,7 @@
 //! | `eval` | sizes, numbers, blocks and lists of blocks |
 //! | `integrate` | lists of numbers, integrators of stacks |
 //! | `instantiate` | a block with its formals bound, and all blocks below it |
+//! | `unread` | bindings of stages that nothing reads |
 //!
 //! Errors that hold for a definition whatever uses it come from [`load_program`]; errors that
 //! depend on bindings come from [`Program::resolve_stage`] and [`Program::resolve_block`].
@@ -25,6 +26,7 @@ mod imports;
 mod instantiate;
 mod integrate;
 mod scope;
+mod unread;
 
 pub use imports::load_program;
 
