@@ -11,8 +11,11 @@ impl Table {
         Table { header: header.to_vec(), rows: Vec::new() }
     }
 
+    /// Adds a row. Control characters, which names in a checkpoint can have, are written as Rust writes them: they would move
+    /// columns and colour the terminal.
     pub(crate) fn row(&mut self, cells: Vec<String>) {
-        self.rows.push(cells);
+        let visible = |cell: String| cell.chars().map(visible).collect::<String>();
+        self.rows.push(cells.into_iter().map(visible).collect());
     }
 
     pub(crate) fn text(&self) -> String {
@@ -38,6 +41,10 @@ impl Table {
         }
         text
     }
+}
+
+fn visible(c: char) -> String {
+    if c.is_control() { c.escape_default().to_string() } else { c.to_string() }
 }
 
 /// `1653102772` as `1,653,102,772`.
@@ -73,6 +80,13 @@ mod tests {
         ] {
             assert_eq!(grouped(number), text);
         }
+    }
+
+    #[test]
+    fn control_characters_are_written_out() {
+        let mut table = Table::new(&["name"]);
+        table.row(vec!["x\u{1b}[31mred\n\u{9b}é".to_owned()]);
+        assert_eq!(table.text(), "name\nx\\u{1b}[31mred\\n\\u{9b}é\n");
     }
 
     #[test]

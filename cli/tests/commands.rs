@@ -528,6 +528,31 @@ fn the_schedule_of_a_gpu_says_what_its_sum_is_without() {
 }
 
 #[test]
+fn a_ledger_of_one_gpu_has_no_number_of_gpus() {
+    let place = Place::new();
+    let arguments =
+        ["memory", LIGHTNING, "--stage", "lightning_2b", "--seq", "4096", "--gpus", "8"];
+    for more in [["--target", "sm_90a"], ["--share", "1/8"]] {
+        let output = place.run(&[&arguments[..], &more].concat());
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(said.contains("`--gpus` does not go with"), "{said}");
+    }
+    assert!(place.stdout(&arguments).contains("8 GPUs, 1 x 4096 tokens"));
+}
+
+/// What some editors write at the start of a file.
+#[test]
+fn a_byte_order_mark_is_read_over_and_left_out_by_fmt() {
+    let place = Place::new();
+    let source = place.read("models/std/norm.llm");
+    place.write("marked.llm", format!("\u{feff}{source}"));
+    let _ = place.stdout(&["check", "marked.llm"]);
+    let _ = place.stdout(&["fmt", "marked.llm"]);
+    assert_eq!(place.read("marked.llm"), source);
+}
+
+#[test]
 fn a_binding_that_nothing_reads_is_warned_of() {
     let place = Place::new();
     let source =

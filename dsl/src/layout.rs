@@ -149,6 +149,7 @@ pub(crate) fn span(source: SourceId, range: Range<usize>) -> Span {
 
 impl Scanner<'_> {
     fn run(&mut self) {
+        self.byte_order_mark();
         while let Some(byte) = self.peek(0) {
             if self.gives_up() {
                 return;
@@ -167,6 +168,15 @@ impl Scanner<'_> {
                 b'}' => self.close_body(),
                 _ => self.extend(1),
             }
+        }
+    }
+
+    /// Makes the mark that some editors write at the start of a file blank, as comments are.
+    fn byte_order_mark(&mut self) {
+        let mark = "\u{feff}".as_bytes();
+        if self.bytes.starts_with(mark) {
+            self.at = mark.len();
+            self.text.iter_mut().take(mark.len()).for_each(|byte| *byte = b' ');
         }
     }
 

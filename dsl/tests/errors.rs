@@ -38,6 +38,8 @@ macro_rules! errors {
 }
 
 errors! {
+    /// Whole, but more than a float counts one by one.
+    a_size_beyond_the_floats: "block Id(d) {\n    forward(x[.., d]) -> [.., d] {\n        x\n    }\n}\n\nstage s {\n    d     = 9223372036854775807\n    model = Id()\n}\n";
     unknown_integrator: "block Turn(d) {
     param w[d] ~ ones
     forward(x[.., d]) -> [.., d] {

@@ -2,7 +2,7 @@
 
 use crate::failure::Failure;
 use crate::source::Loaded;
-use crate::table::Table;
+use crate::table::{Table, counted};
 use crate::target::Target;
 use crate::terminal::{self, Format};
 use lightc_codegen::analysis::{Ledger, MemorySetup, States, memory, memory_of_run};
@@ -48,6 +48,12 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let one_gpu = arguments.target == Some(Target::Sm90a) || arguments.share.is_some();
+    if arguments.gpus > 1 && one_gpu {
+        let message =
+            "`--gpus` does not go with `--target sm_90a` or `--share`: they count one GPU\n";
+        clap::Error::raw(clap::error::ErrorKind::ArgumentConflict, message).exit();
+    }
     let (loaded, model) = Loaded::read_stage(&arguments.file, &arguments.stage)?;
     let setup = MemorySetup {
         gpus: arguments.gpus,
@@ -118,9 +124,9 @@ fn text(ledger: &Ledger) -> String {
         States::Stored => ", states of reversible stacks stored",
     };
     format!(
-        "stage {}: {} GPUs, {} x {} tokens per GPU and step, bf16 with fp32 optimizer{stored}\n\n{}",
+        "stage {}: {}, {} x {} tokens per GPU and step, bf16 with fp32 optimizer{stored}\n\n{}",
         ledger.stage,
-        setup.gpus,
+        counted(setup.gpus as usize, "GPU"),
         setup.micro_batch,
         setup.seq,
         table.text()

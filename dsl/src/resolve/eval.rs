@@ -260,6 +260,12 @@ impl<'p> Resolver<'p> {
         if value.fract() == 0.0 && value.abs() <= 9_007_199_254_740_992.0 {
             return Some(Size::constant(value as i64));
         }
+        if value.fract() == 0.0 {
+            let message = format!("the size {value} is over the limit of 2^53");
+            let help = "a size counts elements; beyond 2^53 not every number can be written";
+            self.report(Diag::error(codes::OVER_LIMIT, message, span, "too large").with_help(help));
+            return None;
+        }
         self.report(
             Diag::error(
                 codes::NOT_WHOLE,
