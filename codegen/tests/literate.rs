@@ -78,6 +78,9 @@ fn check(text: &str, library: &MapLoader, steps: Steps) -> (Vec<Diag>, Sources) 
     let is_stage = !program.stage_names().is_empty();
     let (models, found) = program.check();
     diags.extend(found);
+    if diags.is_empty() {
+        diags.extend(program.unread_bindings());
+    }
     for model in &models {
         let found = passes(model, is_stage, steps);
         diags.extend(found.unwrap_or_else(|errors| errors));
@@ -202,7 +205,8 @@ fn every_error_page_shows_what_it_says() {
         };
         let errors = |fence: &Fence| {
             let (mut diags, sources) = check(&fence.text, &library, steps);
-            diags.retain(|d| d.severity == Severity::Error);
+            // The page of a warning shows that.
+            diags.retain(|d| d.severity == Severity::Error || d.code == code);
             (diags, sources)
         };
         let (diags, sources) = errors(bad);
